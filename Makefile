@@ -1,0 +1,30 @@
+# Everything needs only python3 (3.10 or newer); the first call makes a virtual environment in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: help setup train test lint smoke
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: .venv/ready ## virtual environment with pinned packages
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), "Python 3.10 or newer is needed: make PYTHON=python3.11"'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+train: setup ## train the default captioner, score it, show captions; e.g. make train ARGS="fusion=clipcap seed=1"
+	$(BIN)/python -m src.train $(ARGS)
+
+test: setup ## all tests
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+lint: setup ## style and imports
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+smoke: setup ## every fusion, a few steps each, end to end
+	$(BIN)/python -m src.train -m 'fusion=glob(*)' debug=smoke

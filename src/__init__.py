@@ -1,0 +1,1 @@
+"""Compare vision-language fusion mechanisms under one captioner."""

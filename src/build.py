@@ -1,0 +1,212 @@
+"""The only file that turns a configuration into objects: tokenizer, language, vision -> fusion -> captioner, and data."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from src.captioner import PARTS, Captioner, check_frozen
+from src.contracts import Language, Source, Tokenizer
+from src.data.features import FeatureCache
+from src.data.module import CaptionData
+from src.errors import UserError
+from src.records import checkpoint_path, run_config
+from src.text.tokenizers import load_tokenizer
+from src.vision.base import Vision
+
+TOKENIZER_EXAMPLES = 20_000  # pictures whose captions train a tokenizer; enough for any vocabulary used here
+
+
+@dataclass
+class Parts:
+    """Everything that a verb needs."""
+
+    captioner: Captioner
+    data: CaptionData
+    source: Source
+
+
+def build(cfg: DictConfig, tokenizer_folder: Path | None = None) -> Parts:
+    """Build all parts. ``tokenizer_folder``: restore a run's tokenizer instead of making one."""
+    source = build_source(cfg)
+    tokenizer = build_tokenizer(cfg, source, tokenizer_folder)
+    language = build_language(cfg, tokenizer)
+    vision = build_vision(cfg) if source.has_images else None
+    captioner = build_captioner(cfg, vision, language, tokenizer)
+    return Parts(captioner, build_data(cfg, source, captioner), source)
+
+
+def build_source(cfg: DictConfig) -> Source:
+    return _make(cfg.data.source)
+
+
+def build_tokenizer(cfg: DictConfig, source: Source, folder: Path | None) -> Tokenizer:
+    """From ``folder``, from the run named by language.weights, or made anew from the training captions."""
+    folder = folder or (Path(cfg.language.weights) / "tokenizer" if cfg.language.weights else None)
+    if folder is not None:
+        return load_tokenizer(folder)
+    made = _make(cfg.language.tokenizer)
+    if not callable(made):
+        return made
+    examples = itertools.islice(iter(source.examples("train")), TOKENIZER_EXAMPLES)
+    return made([caption for example in examples for caption in example.captions])
+
+
+def build_language(cfg: DictConfig, tokenizer: Tokenizer) -> Language:
+    with own_randomness(cfg.seed, "language"):
+        language = _make(cfg.language.model)(tokenizer)
+    if cfg.language.weights:
+        language.load_state_dict(previous_language(Path(cfg.language.weights)))
+    return language
+
+
+def previous_language(run: Path) -> dict[str, torch.Tensor]:
+    """Language weights of a run; a run that kept its language frozen points on to the run it took it from."""
+    state = load_checkpoint(run)["state_dict"]
+    weights = {name.removeprefix("language."): x for name, x in state.items() if name.startswith("language.")}
+    if weights:
+        return weights
+    earlier = run_config(run).language.weights
+    if earlier is None:
+        raise UserError(f"{run} holds no trained language model; give a run that trained one (regime=finetune_lm).")
+    return previous_language(Path(earlier))
+
+
+def build_vision(cfg: DictConfig) -> Vision:
+    with own_randomness(cfg.seed, "vision"):
+        return _make(cfg.vision)
+
+
+def build_captioner(cfg: DictConfig, vision: Vision | None, language: Language, tokenizer: Tokenizer) -> Captioner:
+    """Widths are agreed here: the fusion learns them from the specs of both sides."""
+    with own_randomness(cfg.seed, "fusion"):
+        fusion = _make(cfg.fusion)(vision.spec if vision else None, language.spec)
+        fusion.init_from(language)
+    if fusion.sees and vision is None:
+        raise UserError("This fusion reads pictures and the data has none; use fusion=blind or data with pictures.")
+    regime = OmegaConf.to_container(cfg.regime, resolve=True)
+    if regime["train_vision"] == "auto":
+        regime["train_vision"] = vision is not None and not vision.pretrained
+    if vision is None or not fusion.sees:
+        vision, regime["train_vision"] = None, False  # what is not read is neither trained nor counted
+    if not regime["train_language"] and not (cfg.language.weights or language.pretrained):
+        raise UserError(
+            "regime=frozen_lm would freeze a language model with random weights; "
+            "give language.weights=<run folder>, or use regime=finetune_lm."
+        )
+    optim = {**OmegaConf.to_container(cfg.optim, resolve=True), "precision": precision(cfg.trainer.precision)}
+    return Captioner(vision, fusion, language, tokenizer, regime, optim, _make(cfg.decode))
+
+
+def build_data(cfg: DictConfig, source: Source, captioner: Captioner) -> CaptionData:
+    """The data module; with a frozen encoder it reads features that are computed once and kept on disk."""
+    vision, options = captioner.vision, cfg.data
+    if vision is not None and hasattr(source, "prepare"):
+        source.prepare(vision.preprocessing)
+    data = CaptionData(
+        source,
+        captioner.tokenizer,
+        image_size=vision.spec.image_size if vision else None,
+        batch_size=options.batch_size,
+        captions_per_image=options.captions_per_image,
+        train_fraction=options.train_fraction,
+        seed=cfg.seed,
+        max_tokens=options.max_tokens,
+        workers=options.workers,
+    )
+    if vision is not None and not captioner.trains("vision"):
+        data.features = {
+            split: FeatureCache.open_or_build(
+                Path(options.cache_dir), vision, source, data.examples(split), captioner.fusion.needs_levels
+            )
+            for split in source.splits()
+        }
+    return data
+
+
+def restore(run: Path, overrides: DictConfig | None = None) -> Parts:
+    """The parts of a run with its trained weights. ``overrides`` are merged over the run's configuration."""
+    cfg = run_config(run)
+    if overrides is not None:
+        cfg = OmegaConf.merge(cfg, overrides)
+    parts = build(cfg, run / "tokenizer")
+    load_weights(parts.captioner, checkpoint_path(run))
+    return parts
+
+
+def restore_captioner(run: Path, overrides: DictConfig) -> Captioner:
+    """The captioner of a run with its best weights, without its data (which need not be here)."""
+    cfg = OmegaConf.merge(run_config(run), overrides)
+    checkpoint = load_checkpoint(run)
+    tokenizer = load_tokenizer(run / "tokenizer")
+    saw = "vision" in checkpoint["frozen"] or any(name.startswith("vision.") for name in checkpoint["state_dict"])
+    vision = build_vision(cfg) if saw else None
+    captioner = build_captioner(cfg, vision, build_language(cfg, tokenizer), tokenizer)
+    check_frozen(checkpoint["frozen"], captioner.frozen_hashes())
+    captioner.load_state_dict(checkpoint["state_dict"])
+    return captioner
+
+
+def load_weights(captioner: Captioner, path: Path) -> None:
+    """Trained tensors of a checkpoint into ``captioner``, after checking that the frozen parts are the same."""
+    checkpoint = _load(path)
+    check_frozen(checkpoint["frozen"], captioner.frozen_hashes())
+    captioner.load_state_dict(checkpoint["state_dict"])
+
+
+def load_checkpoint(run: Path) -> dict:
+    return _load(checkpoint_path(run))
+
+
+def precision(wanted: str) -> str:
+    """Resolve "auto": bf16-mixed where the hardware multiplies bf16 natively, else 32-true."""
+    if wanted != "auto":
+        return wanted
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else _cpu_has_amx()
+    return "bf16-mixed" if native else "32-true"
+
+
+def _cpu_has_amx() -> bool:
+    return torch.cpu._is_amx_tile_supported()
+
+
+def _load(path: Path) -> dict:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}).") from error
+
+
+@contextmanager
+def own_randomness(seed: int, part: str):
+    """A generator of its own for each part, so that two arms start alike wherever they are alike."""
+    number = int.from_bytes(hashlib.sha256(f"{seed}/{part}".encode()).digest()[:7], "big")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(number)
+        yield
+
+
+def _make(node: DictConfig):
+    from src.config import instantiate_plainly
+
+    return instantiate_plainly(node, instantiate)
+
+
+def parameter_counts(captioner: Captioner) -> dict[str, int]:
+    """Trainable and total parameters, and those of each part."""
+    counts = {"trainable": 0, "total": 0}
+    for part in PARTS:
+        module = getattr(captioner, part)
+        if module is None:
+            continue
+        counts[part] = sum(p.numel() for p in module.parameters())
+        counts["total"] += counts[part]
+        counts["trainable"] += sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return counts

@@ -1,0 +1,233 @@
+"""The LightningModule shared by all mechanisms: batch -> loss, pictures -> captions, optimiser groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.contracts import Batch, Language, Memory, Text, Tokenizer, UserError, Visual
+from src.fusion.base import Fusion
+from src.hashing import tensor_hash
+from src.layers.cache import Cache
+
+PARTS = ("vision", "fusion", "language")
+
+
+class Captioner(lightning.LightningModule):
+    """One language model, one vision encoder (None for text without pictures), one fusion.
+
+    ``regime`` says which parts train and at which learning rate; ``optim`` holds the AdamW and schedule settings.
+    Frozen parts have ``requires_grad`` False, stay in eval mode, and are left out of checkpoints (their hash is kept).
+    """
+
+    def __init__(
+        self,
+        vision: nn.Module | None,
+        fusion: Fusion,
+        language: Language,
+        tokenizer: Tokenizer,
+        regime: dict,
+        optim: dict,
+        decoder,
+    ):
+        super().__init__()
+        self.vision, self.fusion, self.language = vision, fusion, language
+        self.tokenizer, self.regime, self.optim, self.decoder = tokenizer, regime, optim, decoder
+        self.strict_loading = False  # frozen parts are absent from checkpoints; load_state_dict checks the rest
+        for part in self.frozen_parts():
+            part.requires_grad_(False)
+            part.eval()
+
+    # ------------------------------------------------------------------------------------------------- what trains
+    def trains(self, part: str) -> bool:
+        """Whether "vision", "fusion" or "language" trains."""
+        return part == "fusion" or bool(self.regime[f"train_{part}"])
+
+    def frozen_parts(self) -> list[nn.Module]:
+        return [getattr(self, part) for part in PARTS if getattr(self, part) is not None and not self.trains(part)]
+
+    def train(self, mode: bool = True) -> Captioner:
+        super().train(mode)
+        for part in self.frozen_parts():
+            part.eval()  # no dropout in what does not learn
+        return self
+
+    # ------------------------------------------------------------------------------------------------- loss
+    def memory(self, batch: Batch) -> Memory:
+        """What the fusion keeps of the batch's pictures."""
+        return self.fusion.encode(self.language, self._visual(batch))
+
+    def _visual(self, batch: Batch) -> Visual | None:
+        if not self.fusion.sees:
+            return None
+        if batch.visual is not None:
+            return _float(batch.visual)
+        if batch.pixels_IM3hw is None:
+            raise UserError("This fusion reads pictures and the data has none; use fusion=blind or data with pictures.")
+        return self.vision(batch.pixels_IM3hw, levels=self.fusion.needs_levels)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean negative log-likelihood in nats per target token, and the number of target tokens.
+
+        The label shift happens here and nowhere else: column t predicts column t + 1, and only valid columns are
+        targets. Logits are made at the targets alone.
+        """
+        hidden_BTD = self.fusion.decode(self.language, self.memory(batch), batch.text.columns(None, -1))
+        target_BT = batch.text.valid_BT[:, 1:]
+        logits_XV = self.fusion.readout(self.language, hidden_BTD[target_BT])
+        return F.cross_entropy(logits_XV.float(), batch.text.ids_BT[:, 1:][target_BT]), target_BT.sum()
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        loss, _ = self.loss(batch)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"The training loss is {loss.item()} at step {self.global_step}; lower the learning rates "
+                f"(regime.lr_*) or use trainer.precision=32-true. The last checkpoint is kept."
+            )
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids))
+        return loss
+
+    def validation_step(self, batch: Batch, index: int) -> None:
+        loss, targets = self.loss(batch)
+        self.log("val/loss", loss, prog_bar=True, batch_size=int(targets), sync_dist=True)
+
+    # ------------------------------------------------------------------------------------------------- captions
+    def start(self, contexts: int, device: torch.device) -> Text:
+        """The prompt of plain captioning: one start token per picture."""
+        ids_I1 = torch.full((contexts, 1), self.tokenizer.bos, device=device)
+        ones_I1 = torch.ones_like(ids_I1)
+        return Text(ids_I1, ones_I1.bool(), ones_I1)
+
+    # no_grad rather than inference_mode: under autocast the latter casts every weight again at every step.
+    @torch.no_grad()
+    def generate(self, batch: Batch, decoder=None) -> list[list[int]]:
+        """Token ids for every picture of ``batch``; the pictures are encoded once."""
+        memory = self.memory(batch)
+        prompt = self.start(len(batch.ids), self.device)
+        decode = decoder or self.decoder
+        return decode(self.step, memory, prompt, self.tokenizer.eos, self.fusion.extra_positions)
+
+    def step(self, memory: Memory, text: Text, cache: Cache) -> Tensor:
+        """Logits (B, V) of the last column."""
+        hidden_BTD = self.fusion.decode(self.language, memory, text, cache)
+        return self.fusion.readout(self.language, hidden_BTD[:, -1])
+
+    def caption(self, batches: Iterable[Batch], decoder=None) -> dict[str, str]:
+        """Captions by picture id; the module is put into eval mode for it and back."""
+        was_training = self.training
+        self.eval()
+        captions = {}
+        for batch in batches:
+            batch = self.transfer_batch_to_device(batch, self.device, 0)
+            with self.autocast():
+                ids = self.generate(batch, decoder)
+            captions.update({id: self.tokenizer.decode(row) for id, row in zip(batch.ids, ids, strict=True)})
+        self.train(was_training)
+        return captions
+
+    def autocast(self):
+        """The precision of training, for captioning outside the Trainer."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.optim.get("precision") == "bf16-mixed")
+
+    # ------------------------------------------------------------------------------------------------- optimiser
+    def parameter_groups(self) -> list[dict]:
+        """Disjoint groups covering every trainable parameter: per part, with and without weight decay.
+
+        Norms, biases, gates (all parameters with fewer than two axes) and learnt constants are not decayed.
+        """
+        groups = []
+        for part in PARTS:
+            module = getattr(self, part)
+            if module is None or not self.trains(part):
+                continue
+            constants = set(getattr(module, "undecayed", ()))
+            split: dict[bool, list] = {True: [], False: []}
+            for name, parameter in module.named_parameters():
+                split[parameter.ndim >= 2 and name not in constants].append(parameter)
+            for decayed, parameters in split.items():
+                if parameters:
+                    decay = self.optim["weight_decay"] if decayed else 0.0
+                    lr = self.regime[f"lr_{part}"]
+                    name = part if decayed else f"{part}/no_decay"
+                    groups.append({"name": name, "params": parameters, "lr": lr, "weight_decay": decay})
+        return groups
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.parameter_groups(), betas=tuple(self.optim["betas"]), fused=True)
+        total = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, total, self.optim["warmup"], self.optim["floor"])
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # ------------------------------------------------------------------------------------------------- checkpoints
+    def state_dict(self, *args, **kwargs) -> dict:
+        """Only what trains, and nothing that the frozen parts can give again."""
+        frozen = tuple(f"{part}." for part in PARTS if not self.trains(part))
+        state = super().state_dict(*args, **kwargs)
+        return {name: tensor for name, tensor in state.items() if not name.startswith(frozen or ("\0",))}
+
+    def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
+        """Load trained tensors; what is missing must be exactly what is frozen. Raises UserError otherwise."""
+        expected = set(self.state_dict())
+        missing, extra = sorted(expected - set(state_dict)), sorted(set(state_dict) - expected)
+        if missing or extra:
+            raise UserError(
+                f"The checkpoint does not fit this model: {len(missing)} tensors missing, {len(extra)} unknown "
+                f"(for example {(missing + extra)[0]}); use the config that it was trained with."
+            )
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+    def frozen_hashes(self) -> dict[str, str]:
+        """sha256 of every frozen part."""
+        return {
+            part: tensor_hash(getattr(self, part).state_dict())
+            for part in PARTS
+            if getattr(self, part) is not None and not self.trains(part)
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        checkpoint["frozen"] = self.frozen_hashes()
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        check_frozen(checkpoint.get("frozen", {}), self.frozen_hashes())
+
+
+def check_frozen(saved: dict[str, str], here: dict[str, str]) -> None:
+    """Raises UserError when a frozen part is not the one that the checkpoint was trained with."""
+    for part in sorted(set(saved) | set(here)):
+        if saved.get(part) != here.get(part):
+            raise UserError(
+                f"The frozen {part} differs from the one that this checkpoint was trained with; "
+                f"give the same {part} weights as in the run's config.yaml."
+            )
+
+
+def _float(visual: Visual) -> Visual:
+    """Cached features are stored in half precision; the model computes in its own."""
+    dtype = torch.get_default_dtype()
+    levels = visual.levels_IMKNC
+    return replace(
+        visual,
+        tokens_IMNC=visual.tokens_IMNC.to(dtype),
+        pooled_IMC=visual.pooled_IMC.to(dtype),
+        levels_IMKNC=None if levels is None else levels.to(dtype),
+    )
+
+
+def warmup_cosine(step: int, total: int, warmup: float, floor: float) -> float:
+    """Learning-rate factor: linear over the first ``warmup`` share of ``total`` steps, then a cosine down to ``floor``.
+
+    Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts.
+    """
+    rising = max(1, round(warmup * total))
+    if step < rising:
+        return (step + 1) / rising
+    progress = min(1.0, (step - rising) / max(1, total - rising))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))

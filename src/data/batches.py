@@ -1,0 +1,232 @@
+"""From examples to batches: which pictures and captions, in which order, and how they become tensors.
+
+Everything drawn here is a function of (seed, epoch, index) alone. Models of different size move the global random
+generator by different amounts; batches that came from it would differ between the arms of a comparison.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from src.contracts import Batch, Example, Source, Text, Tokenizer, Visual
+from src.data.base import stable_number
+from src.errors import UserError
+from src.text.normalise import normalise_caption
+
+Pick = tuple[int | None, list[int]]  # epoch (None: not training), and the positions of a batch's examples
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# order
+# --------------------------------------------------------------------------------------------------------------------
+class EpochBatchSampler(Sampler[Pick]):
+    """Batches of ``n`` examples in an order that depends on (seed, epoch) alone; rank ``rank`` of ``world`` gets its share.
+
+    A last batch that would be smaller is left out, unless it is the only one. Every rank has equally many batches of
+    equal size: where ``n`` is smaller than one step of all ranks, examples are repeated up to a multiple of ``world``.
+    Iteration starts at batch ``start`` of epoch ``epoch``.
+    """
+
+    def __init__(self, n: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+        self.n, self.batch_size, self.seed, self.rank, self.world = n, batch_size, seed, rank, world
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        return max(1, self.n // (self.batch_size * self.world))
+
+    def batches(self, epoch: int) -> list[list[int]]:
+        """This rank's batches of an epoch."""
+        generator = torch.Generator().manual_seed(stable_number(self.seed, "order", epoch))
+        order = torch.randperm(self.n, generator=generator).tolist()
+        step = self.batch_size * self.world
+        if self.n < step:
+            order = _fill(order, self.world)
+        return [order[i * step : (i + 1) * step][self.rank :: self.world] for i in range(len(self))]
+
+    def __iter__(self) -> Iterator[Pick]:
+        epoch, start = self.epoch, self.start
+        yield from ((epoch, batch) for batch in self.batches(epoch)[start:])
+
+    def identity(self) -> dict[str, int]:
+        """What a position in an epoch means nothing without."""
+        return {"examples": self.n, "batch_size": self.batch_size, "seed": self.seed, "processes": self.world}
+
+
+class InOrder(Sampler[Pick]):
+    """All examples in order, in batches; with several ranks each gets every ``world``-th.
+
+    Ranks get equally many: the first examples are repeated at the end, so count per id and not per row.
+    """
+
+    def __init__(self, n: int, batch_size: int, rank: int = 0, world: int = 1):
+        self.batch_size = batch_size
+        self.mine = _fill(range(n), world)[rank::world]
+
+    def __len__(self) -> int:
+        return -(-len(self.mine) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Pick]:
+        for first in range(0, len(self.mine), self.batch_size):
+            yield None, self.mine[first : first + self.batch_size]
+
+
+def _fill(order: Sequence[int], multiple: int) -> list[int]:
+    """``order``, begun again until its length is a multiple of ``multiple``."""
+    return list(islice(cycle(order), -(-len(order) // multiple) * multiple))
+
+
+def draw_captions(seed: int, epoch: int, index: int, available: int, wanted: int) -> list[int]:
+    """Which of an example's captions an epoch uses: without repetition until all were used, then again from the first."""
+    chance = random.Random(stable_number(seed, "captions", epoch, index))
+    # random() is promised to be the same in every Python version; sample() is not.
+    order = sorted(range(available), key=lambda _: chance.random())
+    return list(islice(cycle(order), wanted))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# tensors
+# --------------------------------------------------------------------------------------------------------------------
+def token_row(caption: list[int], tokenizer: Tokenizer, max_tokens: int) -> list[int]:
+    """[bos] + caption + [eos]. A caption that is too long for ``max_tokens`` is cut and gets no eos.
+
+    An eos after a cut would teach the model to stop in the middle of a sentence.
+    """
+    row = [tokenizer.bos, *caption, tokenizer.eos]
+    return row if len(row) <= max_tokens else row[:max_tokens]
+
+
+def pad_rows(rows: Sequence[list[int]], pad: int, picture: int) -> Text:
+    """Rows to the length of the longest, padded on the right; ``picture``: what all real tokens look at (0 = none)."""
+    length = max(map(len, rows))
+    ids_BT = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
+    valid_BT = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
+    return Text(ids_BT, valid_BT, valid_BT.long() * picture)
+
+
+class PinnableBatch(Batch):
+    """A Batch that the loader can put into page-locked memory, from which it is copied to a GPU beside other work."""
+
+    def pin_memory(self) -> PinnableBatch:
+        return apply_to_collection(self, Tensor, Tensor.pin_memory)
+
+
+class CaptionBatches(Dataset):
+    """Whole batches by ``Pick``: the rows of one picture are neighbours.
+
+    Pixels come from ``source`` at ``image_size`` (None: no pictures), or encoded pictures from ``features`` by position
+    in ``examples``. Outside training, the first captions are used.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        source: Source,
+        tokenizer: Tokenizer,
+        captions_per_image: int,
+        max_tokens: int,
+        seed: int,
+        image_size: int | None,
+        features,
+    ):
+        self.examples, self.source, self.tokenizer = examples, source, tokenizer
+        self.captions_per_image, self.max_tokens, self.seed = captions_per_image, max_tokens, seed
+        self.image_size, self.features = image_size, features
+
+    def __getitem__(self, pick: Pick) -> PinnableBatch | UserError:
+        # Raised in a worker, an error would reach the user wrapped in the worker's traceback; the loader raises it.
+        try:
+            return self._batch(*pick)
+        except UserError as error:
+            return error
+
+    def _batch(self, epoch: int | None, indices: list[int]) -> PinnableBatch:
+        examples = [self.examples[i] for i in indices]
+        captions = [c for i, e in zip(indices, examples, strict=True) for c in self._captions(epoch, i, e)]
+        found = self.tokenizer.encode([normalise_caption(caption) for caption in captions])
+        rows = [token_row(caption, self.tokenizer, self.max_tokens) for caption in found]
+        text = pad_rows(rows, self.tokenizer.pad, picture=int(self.source.has_images))
+        return PinnableBatch([e.id for e in examples], text, self._pixels(examples), self._visual(indices))
+
+    def _captions(self, epoch: int | None, index: int, example: Example) -> list[str]:
+        """G captions of one example."""
+        if epoch is None:
+            return list(islice(cycle(example.captions), self.captions_per_image))
+        chosen = draw_captions(self.seed, epoch, index, len(example.captions), self.captions_per_image)
+        return [example.captions[k] for k in chosen]
+
+    def _pixels(self, examples: list[Example]) -> Tensor | None:
+        if not self.source.has_images or self.image_size is None or self.features is not None:
+            return None
+        return torch.stack([self.source.pixels(e, self.image_size) for e in examples])[:, None]
+
+    def _visual(self, indices: list[int]) -> Visual | None:
+        return None if self.features is None else self.features.visual(indices)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# loaders
+# --------------------------------------------------------------------------------------------------------------------
+class Loader:
+    """Iterates over Batches. It holds a DataLoader instead of being one, so that Lightning does not rebuild it with a
+    sampler of its own."""
+
+    def __init__(self, batches: CaptionBatches, order: Sampler[Pick], workers: int):
+        self.order = order
+        self._loader = DataLoader(
+            batches,
+            sampler=order,
+            batch_size=None,  # one pick is one batch
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # its own: otherwise every start would draw from the global generator
+        )
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+class TrainLoader(Loader):
+    """Training batches, epoch after epoch, resumable after any batch.
+
+    It counts its epochs itself: an iteration that was left early is taken up where it stopped by the next one. Its
+    state is written before a batch is handed out, so that it is right whenever that batch has been trained on.
+    """
+
+    def __init__(self, batches: CaptionBatches, order: EpochBatchSampler, workers: int):
+        super().__init__(batches, order, workers)
+        self.epoch = self.done = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.order.epoch, self.order.start = self.epoch, self.done
+        for batch in super().__iter__():
+            self.done += 1
+            if self.done == len(self):  # the end of an epoch is the start of the next
+                self.epoch, self.done = self.epoch + 1, 0
+            yield batch
+
+    def state_dict(self) -> dict:
+        return {"epoch": self.epoch, "done": self.done, **self.order.identity()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Raises UserError when the position belongs to other batches than these."""
+        for name, here in self.order.identity().items():
+            if state[name] != here:
+                raise UserError(
+                    f"The run to resume had {name} = {state[name]} and this one has {here}; resume with the same "
+                    "data, batch size, seed and number of processes."
+                )
+        self.epoch, self.done = state["epoch"], state["done"]

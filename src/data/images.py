@@ -1,0 +1,100 @@
+"""One picture file -> square RGB pixels."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from src.errors import UserError
+
+MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs; a 100-megapixel camera still passes
+ORIENTATION = 0x0112  # EXIF tag: how the camera was held
+# What decoders raise for files that are empty, cut off, or not pictures.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, Image.DecompressionBombError)
+
+
+def load_picture(path: str | Path, preprocessing: Mapping) -> Tensor:
+    """uint8 RGB tensor (3, size, size) of the picture at ``path``, upright as its EXIF tag says.
+
+    ``preprocessing`` names the side length "size" in pixels, "resize" and "interpolation" ("bilinear" or "bicubic",
+    both antialiased). "squash" scales to the square without keeping the aspect ratio; "crop" scales the shorter side
+    and takes the middle, as torchvision's Resize and CenterCrop do. Transparent parts show white; 16-bit grey values
+    keep their upper 8 bits. Raises UserError naming the file when it cannot be decoded.
+    """
+    try:
+        pixels_3hw = _decode(Path(path).read_bytes(), preprocessing["size"])
+    except UserError as error:
+        raise UserError(f"The picture {path} {error}") from error
+    except FileNotFoundError as error:
+        raise UserError(f"The picture {path} does not exist.") from error
+    except BROKEN as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"The picture {path} cannot be read: it is damaged or no picture ({reason}).") from error
+    return _fit(pixels_3hw, **{name: preprocessing[name] for name in ("size", "resize", "interpolation")})
+
+
+def _decode(content: bytes, size: int) -> Tensor:
+    """uint8 RGB (3, h, w); a JPEG much larger than ``size`` is decoded at a half, quarter or eighth of its size."""
+    with Image.open(io.BytesIO(content)) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise UserError(f"has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read.")
+        full = image.size
+        # The JPEG decoder scales for free; twice the wanted size is left to the antialiasing resize.
+        image.draft(image.mode, (2 * size, 2 * size))
+        upright = image.getexif().get(ORIENTATION, 1) == 1
+        if image.format == "JPEG" and image.mode == "RGB" and image.size == full and upright:
+            # The same library and the same pixels as below, but half the time: no intermediate copies.
+            return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        rgb = _to_rgb(ImageOps.exif_transpose(image))
+        return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise UserError("holds floating-point values, whose range is unknown; save it as an 8-bit picture.")
+    if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips at 255 instead of scaling
+        return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _fit(pixels_3hw: Tensor, size: int, resize: str, interpolation: str) -> Tensor:
+    """Scale to a square of ``size``."""
+    if interpolation not in ("bilinear", "bicubic"):
+        raise UserError(f"interpolation is 'bilinear' or 'bicubic', not {interpolation!r}.")
+    if resize == "squash":
+        return _scale(pixels_3hw, size, size, interpolation)
+    if resize != "crop":
+        raise UserError(f"resize is 'squash' or 'crop', not {resize!r}.")
+    height, width = pixels_3hw.shape[1:]
+    short = min(height, width)
+    # Very long pictures are cut first, or their scaled long side would not fit into memory; 4:1 keeps every photograph.
+    height, width = min(height, 4 * short), min(width, 4 * short)
+    pixels_3hw = _middle(pixels_3hw, height, width)
+    pixels_3hw = _scale(pixels_3hw, size * height // short, size * width // short, interpolation)
+    return _middle(pixels_3hw, size, size).contiguous()
+
+
+def _scale(pixels_3hw: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    if pixels_3hw.shape[1:] == (height, width):
+        return pixels_3hw.contiguous()
+    scaled_13hw = F.interpolate(pixels_3hw[None], (height, width), mode=interpolation, antialias=True)
+    return scaled_13hw[0].contiguous()
+
+
+def _middle(pixels_3hw: Tensor, height: int, width: int) -> Tensor:
+    """The central window; rounding as in torchvision's CenterCrop."""
+    top = round((pixels_3hw.shape[1] - height) / 2)
+    left = round((pixels_3hw.shape[2] - width) / 2)
+    return pixels_3hw[:, top : top + height, left : left + width]

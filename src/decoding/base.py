@@ -1,0 +1,57 @@
+"""What decoders share: the step they are given, and the loop of those that keep one row per picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from src.contracts import Memory, Text, UserError
+from src.layers.cache import Cache
+
+
+class Step(Protocol):
+    """One walk: reads the columns of ``text`` (appending them to ``cache``), gives logits (B, V) of the last column."""
+
+    def __call__(self, memory: Memory, text: Text, cache: Cache) -> Tensor: ...
+
+
+def check_length(max_tokens: int) -> None:
+    if max_tokens < 1:
+        raise UserError(f"decode.max_tokens must be at least 1; got {max_tokens}.")
+
+
+def next_column(ids_B: Tensor, phi_B: Tensor) -> Text:
+    """One new token per row; it looks at the picture that the row looked at last."""
+    return Text(ids_B[:, None], torch.ones_like(ids_B, dtype=torch.bool)[:, None], phi_B[:, None])
+
+
+def roll_out(
+    step: Step, memory: Memory, prompt: Text, extra: int, max_tokens: int, eos: int, choose: Callable[[Tensor], Tensor]
+) -> list[list[int]]:
+    """Extend every row of ``prompt`` (I, T) with ``choose(logits_BV) -> ids_B`` until ``eos`` or ``max_tokens``.
+
+    ``extra``: cache columns that the fusion needs besides the tokens. Finished rows leave the batch, so late steps are
+    cheap. Returns the new ids of each row, without ``eos``.
+    """
+    rows = len(prompt.ids_BT)
+    found: list[list[int]] = [[] for _ in range(rows)]
+    cache = Cache(rows, prompt.ids_BT.shape[1] + extra + max_tokens)
+    active_B = torch.arange(rows, device=prompt.ids_BT.device)
+    phi_B, text = prompt.phi_BT[:, -1], prompt
+    for _ in range(max_tokens):
+        ids_B = choose(step(memory, text, cache))
+        going_B = ids_B != eos
+        for row, token in zip(active_B[going_B].tolist(), ids_B[going_B].tolist(), strict=True):
+            found[row].append(token)
+        if not going_B.all():
+            keep_B = going_B.nonzero()[:, 0]
+            if not len(keep_B):
+                break
+            active_B, ids_B, phi_B = active_B[keep_B], ids_B[keep_B], phi_B[keep_B]
+            memory = memory.select(keep_B)
+            cache.select(keep_B)
+        text = next_column(ids_B, phi_B)
+    return found

@@ -1,0 +1,126 @@
+"""Beam search over sums of log-probabilities, with an optional length penalty.
+
+    score(y) = log p(y) / |y|^length_penalty         |y| counts the end token; 0 = plain log-probability
+
+The search of a picture ends exactly when no unfinished beam can still beat its best finished caption.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.contracts import Memory, Text, UserError
+from src.decoding.base import Step, check_length, next_column
+from src.layers.cache import Cache
+
+
+class BeamSearch:
+    """``beams``: width of the search; ``max_tokens``: longest caption, in tokens."""
+
+    def __init__(self, max_tokens: int, beams: int, length_penalty: float):
+        check_length(max_tokens)
+        if beams < 1:
+            raise UserError(f"decode.beams must be at least 1; got {beams}.")
+        if length_penalty < 0:
+            raise UserError(f"decode.length_penalty must be at least 0; got {length_penalty}.")
+        self.max_tokens, self.beams, self.length_penalty = max_tokens, beams, length_penalty
+
+    def __call__(self, step: Step, memory: Memory, prompt: Text, eos: int, extra: int = 0) -> list[list[int]]:
+        search = _Search(self, prompt, eos, extra)
+        search.start(step(memory, prompt, search.cache))
+        for length in range(2, self.max_tokens + 1):
+            kept_I = search.drop_finished()
+            if not len(search.pictures_I):
+                break
+            if kept_I is not None:
+                memory = memory.select(kept_I)
+            search.extend(step(memory, search.column(), search.cache), length)
+        return search.best()
+
+
+class _Search:
+    """State of one call. K = beams; row i*K + k of the batch is beam k of the i-th picture still searched."""
+
+    def __init__(self, options: BeamSearch, prompt: Text, eos: int, extra: int):
+        self.K, self.alpha, self.max_tokens, self.eos = options.beams, options.length_penalty, options.max_tokens, eos
+        rows = len(prompt.ids_BT)
+        self.cache = Cache(rows, prompt.ids_BT.shape[1] + extra + options.max_tokens)
+        self.pictures_I = torch.arange(rows, device=prompt.ids_BT.device)  # which picture each remaining row group is
+        self.phi_I = prompt.phi_BT[:, -1]
+        self.best_score = [-float("inf")] * rows
+        self.best_ids: list[list[int]] = [[] for _ in range(rows)]
+
+    def start(self, logits_IV: Tensor) -> None:
+        """First tokens: the K best continuations of each prompt."""
+        score_IV = logits_IV.float().log_softmax(-1)
+        I, V = score_IV.shape
+        width = min(2 * self.K, V)
+        score_IW, token_IW = score_IV.topk(width)
+        self.ids_IKt = score_IW.new_zeros(I, self.K, 0, dtype=torch.long)
+        self.cache.repeat(self.K)
+        self._advance(score_IW, torch.zeros_like(token_IW), token_IW, length=1)
+
+    def extend(self, logits_BV: Tensor, length: int) -> None:
+        """One more token on every beam."""
+        logp_IKV = logits_BV.float().log_softmax(-1).unflatten(0, (-1, self.K))
+        V = logp_IKV.shape[-1]
+        total_IX = (self.score_IK[:, :, None] + logp_IKV).flatten(1)  # X = K * V
+        # Every beam can end at most once, so 2K candidates hold at least K that go on.
+        score_IW, flat_IW = total_IX.topk(min(2 * self.K, total_IX.shape[1]))
+        self._advance(score_IW, flat_IW // V, flat_IW % V, length)
+
+    def _advance(self, score_IW: Tensor, beam_IW: Tensor, token_IW: Tensor, length: int) -> None:
+        """Note finished candidates, keep the K best unfinished ones as the new beams."""
+        ended_IW = token_IW == self.eos
+        self._note_ended(score_IW, beam_IW, ended_IW, length)
+        live_IW = score_IW.masked_fill(ended_IW, -torch.inf)
+        if live_IW.shape[1] < self.K:  # a vocabulary smaller than the beam
+            pad = self.K - live_IW.shape[1]
+            live_IW = torch.nn.functional.pad(live_IW, (0, pad), value=-torch.inf)
+            beam_IW, token_IW = (torch.nn.functional.pad(x, (0, pad)) for x in (beam_IW, token_IW))
+        self.score_IK, pick_IK = live_IW.topk(self.K)
+        beam_IK, token_IK = beam_IW.gather(1, pick_IK), token_IW.gather(1, pick_IK)
+        old_IKt = self.ids_IKt.gather(1, beam_IK[:, :, None].expand(-1, -1, self.ids_IKt.shape[2]))
+        self.ids_IKt = torch.cat([old_IKt, token_IK[:, :, None]], dim=2)
+        self.length = length
+        if length == self.max_tokens:
+            self._note_unfinished()
+        first_I1 = torch.arange(len(beam_IK), device=beam_IK.device)[:, None] * self.K
+        self.cache.select((first_I1 + beam_IK).flatten())
+
+    def _note_ended(self, score_IW: Tensor, beam_IW: Tensor, ended_IW: Tensor, length: int) -> None:
+        for i, w in ended_IW.nonzero().tolist():
+            self._offer(int(self.pictures_I[i]), score_IW[i, w].item(), length, self.ids_IKt[i, beam_IW[i, w]])
+
+    def _note_unfinished(self) -> None:
+        """At the longest length, a beam that never ended counts as it stands, but only if none of the picture ended."""
+        for i, picture in enumerate(self.pictures_I.tolist()):
+            if self.best_score[picture] == -float("inf"):
+                self._offer(picture, self.score_IK[i, 0].item(), self.length, self.ids_IKt[i, 0])
+
+    def _offer(self, picture: int, logp: float, length: int, ids_t: Tensor) -> None:
+        score = logp / length**self.alpha
+        if score > self.best_score[picture]:
+            self.best_score[picture], self.best_ids[picture] = score, ids_t.tolist()
+
+    def drop_finished(self) -> Tensor | None:
+        """Remove pictures whose best finished caption can't be beaten; returns the kept row groups if any left."""
+        # Log-probabilities only fall, and a longer caption divides by at most max_tokens^alpha.
+        reachable_I = self.score_IK[:, 0] / self.max_tokens**self.alpha
+        best_I = torch.tensor([self.best_score[p] for p in self.pictures_I.tolist()], device=reachable_I.device)
+        kept_I = (reachable_I > best_I).nonzero()[:, 0]
+        if len(kept_I) == len(self.pictures_I):
+            return None
+        self.pictures_I, self.phi_I = self.pictures_I[kept_I], self.phi_I[kept_I]
+        self.score_IK, self.ids_IKt = self.score_IK[kept_I], self.ids_IKt[kept_I]
+        rows_IK = kept_I[:, None] * self.K + torch.arange(self.K, device=kept_I.device)
+        self.cache.select(rows_IK.flatten())
+        return kept_I
+
+    def column(self) -> Text:
+        """The newest token of every beam, as the next input."""
+        return next_column(self.ids_IKt[:, :, -1].flatten(), self.phi_I.repeat_interleave(self.K))
+
+    def best(self) -> list[list[int]]:
+        return self.best_ids

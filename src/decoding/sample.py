@@ -1,0 +1,45 @@
+"""Sampling with temperature, top-k and top-p (nucleus; Holtzman et al. 2020, arXiv 1904.09751)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.contracts import Memory, Text, UserError
+from src.decoding.base import Step, check_length, roll_out
+
+
+class Sample:
+    """``top_k`` 0 and ``top_p`` 1.0 switch those filters off; ``seed`` makes the captions repeatable."""
+
+    def __init__(self, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int):
+        check_length(max_tokens)
+        if temperature <= 0:
+            raise UserError(f"decode.temperature must be above 0 (use decode=greedy for 0); got {temperature}.")
+        if top_k < 0:
+            raise UserError(f"decode.top_k must be 0 (off) or more; got {top_k}.")
+        if not 0 < top_p <= 1:
+            raise UserError(f"decode.top_p must be above 0 and at most 1; got {top_p}.")
+        self.max_tokens, self.temperature, self.top_k, self.top_p, self.seed = max_tokens, temperature, top_k, top_p, seed
+
+    def __call__(self, step: Step, memory: Memory, prompt: Text, eos: int, extra: int = 0) -> list[list[int]]:
+        generator = torch.Generator(prompt.ids_BT.device).manual_seed(self.seed)
+
+        def draw(logits_BV: Tensor) -> Tensor:
+            probability_BV = self.filter(logits_BV / self.temperature).softmax(-1)
+            return torch.multinomial(probability_BV, 1, generator=generator)[:, 0]
+
+        return roll_out(step, memory, prompt, extra, self.max_tokens, eos, draw)
+
+    def filter(self, logits_BV: Tensor) -> Tensor:
+        """Logits with everything outside top-k and outside the nucleus set to -inf; the best token always stays."""
+        if self.top_k:
+            kth_B1 = logits_BV.topk(min(self.top_k, logits_BV.shape[-1])).values[:, -1:]
+            logits_BV = logits_BV.masked_fill(logits_BV < kth_B1, -torch.inf)
+        if self.top_p < 1:
+            sorted_BV, order_BV = logits_BV.sort(descending=True)
+            probability_BV = sorted_BV.softmax(-1)
+            before_BV = probability_BV.cumsum(-1) - probability_BV  # mass of the better tokens
+            outside_BV = (before_BV >= self.top_p).scatter(-1, order_BV, before_BV >= self.top_p)
+            logits_BV = logits_BV.masked_fill(outside_BV, -torch.inf)
+        return logits_BV

@@ -1,0 +1,63 @@
+"""What every fusion promises: it owns the walk through the language model.
+
+    encode(lm, visual) -> memory                         once per picture: all work that does not depend on text
+    decode(lm, memory, text, cache, aux) -> hidden_BTD   the whole walk; hidden[:, t] decides token t + 1
+    readout(lm, hidden_XD) -> logits_XV                  only at the positions where logits are wanted
+
+Where the mechanisms enter a pre-norm block stack (slot letters used in headers and reports):
+
+    E  input embeddings      P_l  before block l      A_l  after the self-attention residual of block l
+    Q_l  after block l       F    final hidden state  G    logits
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
+from src.layers.cache import Cache
+
+
+class Fusion(nn.Module, ABC):
+    """Base of all mechanisms. Subclasses are built as ``Mechanism(vision_spec, language_spec, **options)``."""
+
+    where: str = ""  # slot letters, for reports
+    sees: bool = True  # False for the control that ignores the picture
+    needs_levels: int = 0  # how many levels of the vision encoder ``encode`` reads
+    extra_positions: int = 0  # text positions taken before the first token (prefixes)
+    preserves_lm_at_init: bool = False  # logits equal the plain language model before training
+    undecayed: tuple[str, ...] = ()  # learnt constants (latents, prefixes): no weight decay, like norms and biases
+
+    def __init__(self, vision: VisionSpec | None, language: LanguageSpec):
+        super().__init__()
+
+    def init_from(self, lm: Language) -> None:
+        """Called once after construction, for parameters that start as a function of the language model's."""
+
+    @abstractmethod
+    def encode(self, lm: Language, visual: Visual | None) -> Memory:
+        """Everything about the pictures that text will read; leading axis I."""
+
+    @abstractmethod
+    def decode(
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+    ) -> Tensor:
+        """Hidden states (B, T, width) for the T columns of ``text``; any prefix is removed again here.
+
+        ``aux`` collects named intermediates (gates, attention weights, prefixes) and costs nothing when None.
+        """
+
+    def readout(self, lm: Language, hidden_XD: Tensor) -> Tensor:
+        """Logits (..., V) of hidden states returned by ``decode``."""
+        return lm.unembed(hidden_XD)
+
+
+def gpt2_init(module: nn.Module, std: float = 0.02) -> None:
+    """GPT-2's start for new layers: normal weights, zero biases (Radford et al. 2019, section 2.3)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=std)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

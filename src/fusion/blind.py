@@ -1,0 +1,33 @@
+"""Control: the language model alone. A mechanism that does not beat it has not been shown to see.
+
+    logits = LM(text)
+
+On captions without pictures this is language pre-training.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from src.contracts import Language, Memory, Text, Visual
+from src.fusion.base import Fusion
+from src.layers.cache import Cache
+
+
+class Blind(Fusion):
+    """The plain walk; has no parameters."""
+
+    where = "-"
+    sees = False
+    preserves_lm_at_init = True
+
+    def encode(self, lm: Language, visual: Visual | None) -> Memory:
+        return Memory()
+
+    def decode(
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+    ) -> Tensor:
+        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text.valid_BT, text.ragged, cache)
+        for block in lm.blocks():
+            h_BTD = block.feed(block.attend(h_BTD, walk))
+        return lm.final_norm(h_BTD)

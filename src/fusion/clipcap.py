@@ -1,0 +1,139 @@
+"""ClipCap: the picture becomes a few word-like vectors in front of the text (slot E).
+
+Mokady, Hertz, Bermano 2021, "ClipCap: CLIP Prefix for Image Captioning", arXiv 2111.09734, section 3.
+
+    e                                           pooled picture vector (I, C), not normalised
+    mlp:          P = W2 tanh(W1 e + b1) + b2   W1: C -> kD/2, W2: kD/2 -> kD, read as k vectors of width D
+    transformer:  S = [W e + b as c vectors ; const]   const: k learnt vectors ~ N(0, 1)
+                  P = Enc(S)[c:]                Enc: 8 pre-norm layers, 8 heads, ReLU MLP of ratio 2, no final norm
+    input         [P ; embeddings of the caption]
+
+The paper feeds no start token: the last prefix vector predicts the first word. Here the start token's column carries
+that last vector (P_k), the other k - 1 stand before it, so every mechanism sees the same token rows.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
+from src.fusion.base import Fusion
+from src.layers.attention import note
+from src.layers.cache import Cache
+
+
+class ClipCap(Fusion):
+    """``mapper``: mlp (the paper pairs it with a tuned LM) or transformer (with a frozen one).
+
+    ``prefix_length`` k; ``clip_length`` c, ``layers`` and ``heads`` belong to the transformer mapper.
+    """
+
+    where = "E"
+
+    def __init__(
+        self,
+        vision: VisionSpec,
+        language: LanguageSpec,
+        mapper: str,
+        prefix_length: int,
+        clip_length: int,
+        layers: int,
+        heads: int,
+    ):
+        super().__init__(vision, language)
+        if prefix_length < 1 or clip_length < 1:
+            raise UserError("fusion.prefix_length and fusion.clip_length must be at least 1.")
+        if mapper == "mlp":
+            self.mapper = MLPMapper(vision.pooled_width, language.width, prefix_length)
+        elif mapper == "transformer":
+            self.mapper = TransformerMapper(
+                vision.pooled_width, language.width, prefix_length, clip_length, layers, heads
+            )
+            self.undecayed = ("mapper.const_kD",)
+        else:
+            raise UserError(f"fusion.mapper must be mlp or transformer; got {mapper!r}.")
+        self.extra_positions = prefix_length - 1
+
+    def encode(self, lm: Language, visual: Visual) -> Memory:
+        return Memory(prefix=self.mapper(visual.pooled_IC))  # (I, P, D)
+
+    def decode(
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+    ) -> Tensor:
+        x_BTD, valid_BT, ahead = lm.embed(text.ids_BT), text.valid_BT, 0
+        if cache is None or cache.length == 0:
+            prefix_IPD = memory["prefix"]
+            note(aux, "prefix", prefix_IPD)
+            prefix_BPD = prefix_IPD.repeat_interleave(len(x_BTD) // len(prefix_IPD), dim=0).to(x_BTD.dtype)
+            # The start token is the first valid column, wherever left padding puts it.
+            start_BT = valid_BT & (valid_BT.cumsum(1) == 1)
+            x_BTD = torch.where(start_BT[:, :, None], prefix_BPD[:, -1:], x_BTD)
+            ahead = self.extra_positions
+            x_BTD = torch.cat([prefix_BPD[:, :-1], x_BTD], dim=1)  # (B, P-1+T, D)
+            valid_BT = F.pad(valid_BT, (ahead, 0), value=True)  # (B, P-1+T)
+        h_BTD, walk = lm.begin(x_BTD, valid_BT, text.ragged, cache)
+        for block in lm.blocks():
+            h_BTD = block.feed(block.attend(h_BTD, walk))
+        return lm.final_norm(h_BTD)[:, ahead:]  # (B, T, D)
+
+
+class MLPMapper(nn.Module):
+    """P = W2 tanh(W1 e + b1) + b2; (I, C) -> (I, k, D)."""
+
+    def __init__(self, source_width: int, width: int, prefix_length: int):
+        super().__init__()
+        self.prefix_length = prefix_length
+        self.fc1 = nn.Linear(source_width, width * prefix_length // 2)
+        self.fc2 = nn.Linear(width * prefix_length // 2, width * prefix_length)
+
+    def forward(self, e_IC: Tensor) -> Tensor:
+        return self.fc2(torch.tanh(self.fc1(e_IC))).unflatten(-1, (self.prefix_length, -1))
+
+
+class TransformerMapper(nn.Module):
+    """P = Enc([W e as c vectors ; const])[c:]; (I, C) -> (I, k, D)."""
+
+    def __init__(
+        self, source_width: int, width: int, prefix_length: int, clip_length: int, layers: int, heads: int
+    ):
+        super().__init__()
+        if width % heads:
+            raise UserError(f"fusion.heads={heads} must divide the language model's width {width}.")
+        self.clip_length = clip_length
+        self.linear = nn.Linear(source_width, clip_length * width)
+        self.const_kD = nn.Parameter(torch.randn(prefix_length, width))
+        self.layers = nn.ModuleList(MapperLayer(width, heads) for _ in range(layers))
+
+    def forward(self, e_IC: Tensor) -> Tensor:
+        image_IcD = self.linear(e_IC).unflatten(-1, (self.clip_length, -1))
+        s_ISD = torch.cat([image_IcD, self.const_kD.expand(len(e_IC), -1, -1).to(image_IcD.dtype)], dim=1)  # S = c + k
+        for layer in self.layers:
+            s_ISD = layer(s_ISD)
+        return s_ISD[:, self.clip_length :]
+
+
+class MapperLayer(nn.Module):
+    """Pre-norm encoder layer; queries, keys and values without bias, MLP ratio 2 with ReLU, no dropout."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.to_queries = nn.Linear(width, width, bias=False)
+        self.to_keys_values = nn.Linear(width, 2 * width, bias=False)
+        self.project = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 2 * width)
+        self.fc2 = nn.Linear(2 * width, width)
+
+    def forward(self, s_ISD: Tensor) -> Tensor:
+        n_ISD = self.norm1(s_ISD)
+        k_ISD, v_ISD = self.to_keys_values(n_ISD).chunk(2, dim=-1)
+        q_IHSd, k_IHSd, v_IHSd = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_queries(n_ISD), k_ISD, v_ISD)
+        )
+        read_ISD = F.scaled_dot_product_attention(q_IHSd, k_IHSd, v_IHSd).transpose(1, 2).flatten(2)
+        s_ISD = s_ISD + self.project(read_ISD)
+        return s_ISD + self.fc2(F.relu(self.fc1(self.norm2(s_ISD))))

@@ -1,0 +1,57 @@
+"""Control: plain cross-attention in every block, without a gate (slot A).
+
+    a  = x + SelfAttention(LN1 x)                    the language model's own
+    u  = a + CrossAttention(q = LN a, kv = X)        X: visual tokens (I, N, C), not normalised
+    y  = u + MLP(LN2 u)                              the language model's own
+
+This is the layer that transformers' GPT2Model(add_cross_attention=True) uses, and Vaswani et al. 2017 (arXiv 1706.03762,
+section 3.2.3) in pre-norm form. Flamingo's "vanilla cross-attention" ablation is the same layer with a tanh gate.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
+from src.fusion.base import Fusion, gpt2_init
+from src.layers.attention import CrossAttention, key_bias
+from src.layers.cache import Cache
+
+
+class PlainCrossAttention(Fusion):
+    """``every``: a cross-attention in blocks 0, every, 2*every ...; ``dropout`` acts on its weights and its output."""
+
+    where = "A"
+
+    def __init__(self, vision: VisionSpec, language: LanguageSpec, every: int, dropout: float):
+        super().__init__(vision, language)
+        if every < 1:
+            raise UserError(f"fusion.every must be at least 1 (every block); got {every}.")
+        self.every = every
+        places = range(0, language.layers, every)
+        self.norms = nn.ModuleList(nn.LayerNorm(language.width) for _ in places)
+        self.cross = nn.ModuleList(
+            CrossAttention(language.width, vision.width, language.heads, dropout=dropout) for _ in places
+        )
+        self.drop = nn.Dropout(dropout)
+        gpt2_init(self)
+
+    def encode(self, lm: Language, visual: Visual) -> Memory:
+        X_INC = visual.tokens_INC
+        memory = Memory(bias=key_bias(visual.valid_IN, X_INC.dtype))
+        for i, cross in enumerate(self.cross):
+            memory[f"k{i}"], memory[f"v{i}"] = cross.keys_values(X_INC)  # (I, H, N, d) each
+        return memory
+
+    def decode(
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+    ) -> Tensor:
+        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text.valid_BT, text.ragged, cache)
+        for l, block in enumerate(lm.blocks()):
+            h_BTD = block.attend(h_BTD, walk)
+            if l % self.every == 0:
+                i = l // self.every
+                q_BTD = self.norms[i](h_BTD)
+                h_BTD = h_BTD + self.drop(self.cross[i](q_BTD, memory[f"k{i}"], memory[f"v{i}"], memory["bias"], aux))
+            h_BTD = block.feed(h_BTD)
+        return lm.final_norm(h_BTD)

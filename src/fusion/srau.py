@@ -1,0 +1,214 @@
+"""VisualGPT's self-resurrecting activation unit (SRAU): each block chooses between words and picture (slot A).
+
+Chen, Guo, Yi, Li, Elhoseiny 2022, "VisualGPT: Data-efficient Adaptation of Pretrained Language Models for Image
+Captioning", CVPR, arXiv 2102.10407, section 3.2. With a = x + SelfAttention(LN1 x) and elementwise products:
+
+    gate: hidden (the paper's equations; one level E)
+        c = CA(q = a, kv = E)
+        s = sigmoid(a)                                    no weights of its own
+        B_vis = s * 1[s > tau]          B_lan = (1 - s) * 1[1 - s > tau]
+        a' = B_vis * c + B_lan * a
+
+    gate: concat (the authors' code; levels E_1 .. E_K of a visual encoder, one CA shared by all levels)
+        c_i = CA(q = LN1 a, kv = LN1 E_i)                 LN1: the block's own pre-attention norm
+        alpha_i = sigmoid(W_i [a ; c_i] + b_i)            per level and block
+        g_i = alpha_i * 1[alpha_i > tau] * a + (1 - alpha_i) * 1[alpha_i < 1 - tau] * c_i
+        a' = (g_1 + .. + g_K) / sqrt(K)                   or / K with level_norm: mean
+
+    y = a' + MLP(LN2 a')                                  a' replaces a: there is no residual around the unit
+
+The two forms name the gate the other way round: sigmoid(a) lets the picture in, alpha lets the words in. Diagnostics are
+therefore named by role ("visual_gate", "language_gate"). A gate below tau is exactly shut, yet the other side keeps a
+gradient, so it can open again; gates renormalised to sum 1 would not ("self-resurrecting"). 0 <= tau < 0.5, else both
+sides can be shut at once.
+
+The levels come from a small trained encoder, as in the authors' code: LN(drop(GELU(Linear C -> D))), then K post-norm
+layers; ``level_source: vision`` takes the last K levels of the vision encoder instead. ``reference_defects: true``
+restores two defects of the authors' code for comparisons with it: the region mask tests whether normalised features sum
+to exactly 0 (so padding is not masked), and dropout falls on the whole residual stream instead of a branch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.contracts import Block, Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
+from src.fusion.base import Fusion, gpt2_init
+from src.layers.attention import CrossAttention, key_bias, note
+from src.layers.cache import Cache
+
+
+class SRAU(Fusion):
+    """See the formulas above. ``share_ln``: LN1 on queries and levels; without it both enter unnormalised."""
+
+    where = "A"
+
+    def __init__(
+        self,
+        vision: VisionSpec,
+        language: LanguageSpec,
+        gate: str,
+        tau: float,
+        levels: int,
+        level_norm: str,
+        level_source: str,
+        share_ln: bool,
+        gate_bias_init: float,
+        cross_dropout: float,
+        encoder_dropout: float,
+        reference_defects: bool,
+    ):
+        super().__init__(vision, language)
+        _check(gate, tau, levels, level_norm, level_source)
+        self.tau, self.share_ln, self.reference_defects = tau, share_ln, reference_defects
+        self.levels, self.level_scale = levels, levels**-0.5 if level_norm == "sqrt" else 1 / levels
+        self.needs_levels = levels if level_source == "vision" else 0
+        D = language.width
+        self.encoder = (
+            LevelProjector(vision.width, D, levels)
+            if level_source == "vision"
+            else LevelEncoder(vision.width, D, language.heads, levels, encoder_dropout)
+        )
+        self.cross = nn.ModuleList(
+            CrossAttention(D, D, language.heads, dropout=cross_dropout) for _ in range(language.layers)
+        )
+        for cross in self.cross:
+            _xavier(cross)
+            gpt2_init(cross.out)
+        self.gates = nn.ModuleList()  # W_i, b_i for every block and level; none in the paper's form
+        if gate == "concat":
+            self.gates.extend(LearntGates(D, levels, gate_bias_init) for _ in range(language.layers))
+
+    def encode(self, lm: Language, visual: Visual) -> Memory:
+        E_KIND = self.encoder(visual)
+        memory = Memory(bias=self._region_bias(visual, E_KIND))
+        for l, block in enumerate(lm.blocks()):
+            source_KIND = block.norm(E_KIND) if self.share_ln else E_KIND
+            k_KIHNd, v_KIHNd = (
+                torch.stack(parts) for parts in zip(*map(self.cross[l].keys_values, source_KIND), strict=True)
+            )
+            memory[f"k{l}"], memory[f"v{l}"] = k_KIHNd.transpose(0, 1), v_KIHNd.transpose(0, 1)  # (I, K, H, N, d)
+        return memory
+
+    def decode(
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+    ) -> Tensor:
+        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text.valid_BT, text.ragged, cache)
+        for l, block in enumerate(lm.blocks()):
+            a_BTD = self._stream_drop(block.attend(h_BTD, walk))
+            fused_BTD = self._fuse(l, block, a_BTD, memory, aux)
+            h_BTD = self._stream_drop(block.feed(fused_BTD))
+        return lm.final_norm(h_BTD)
+
+    def _fuse(self, l: int, block: Block, a_BTD: Tensor, memory: Memory, aux: dict | None) -> Tensor:
+        """a' of block l."""
+        q_BTD = block.norm(a_BTD) if self.share_ln else a_BTD
+        k_IKHNd, v_IKHNd, bias_IK11N = memory[f"k{l}"], memory[f"v{l}"], memory["bias"]
+        fused_BTD = torch.zeros_like(a_BTD)
+        for i in range(self.levels):
+            bias = None if bias_IK11N is None else bias_IK11N[:, i]
+            c_BTD = self.cross[l](q_BTD, k_IKHNd[:, i], v_IKHNd[:, i], bias, aux)
+            visual_BTD, language_BTD = self._gate_pair(l, i, a_BTD, c_BTD)
+            note(aux, "visual_gate", visual_BTD)
+            note(aux, "language_gate", language_BTD)
+            fused_BTD = fused_BTD + visual_BTD * c_BTD + language_BTD * a_BTD
+        return self.level_scale * fused_BTD
+
+    def _gate_pair(self, l: int, i: int, a_BTD: Tensor, c_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Thresholded gates (visual, language), (B, T, D) each."""
+        if self.gates:
+            visual_BTD = 1 - torch.sigmoid(self.gates[l](i, a_BTD, c_BTD))
+        else:
+            visual_BTD = torch.sigmoid(a_BTD)
+        language_BTD = 1 - visual_BTD
+        return visual_BTD * (visual_BTD > self.tau), language_BTD * (language_BTD > self.tau)
+
+    def _region_bias(self, visual: Visual, E_KIND: Tensor) -> Tensor | None:
+        """Additive mask of padded regions, (I, K, 1, 1, N), or None when there is nothing to mask."""
+        if self.reference_defects:
+            valid_KIN = E_KIND.sum(-1) != 0  # the levels leave a LayerNorm, so this is nearly always true
+        elif visual.valid_IN is not None:
+            valid_KIN = visual.valid_IN.expand(self.levels, -1, -1)
+        else:
+            return None
+        return torch.stack([key_bias(valid_IN, E_KIND.dtype) for valid_IN in valid_KIN], dim=1)
+
+    def _stream_drop(self, h_BTD: Tensor) -> Tensor:
+        return F.dropout(h_BTD, 0.1, self.training) if self.reference_defects else h_BTD
+
+
+def _check(gate: str, tau: float, levels: int, level_norm: str, level_source: str) -> None:
+    if not 0 <= tau < 0.5:
+        raise UserError(f"fusion.tau must be at least 0 and below 0.5, or both gates can be shut at once; got {tau}.")
+    if gate not in ("hidden", "concat"):
+        raise UserError(f"fusion.gate must be hidden (the paper) or concat (the authors' code); got {gate!r}.")
+    if levels < 1:
+        raise UserError(f"fusion.levels must be at least 1; got {levels}.")
+    if level_norm not in ("sqrt", "mean"):
+        raise UserError(f"fusion.level_norm must be sqrt or mean; got {level_norm!r}.")
+    if level_source not in ("encoder", "vision"):
+        raise UserError(f"fusion.level_source must be encoder or vision; got {level_source!r}.")
+
+
+def _xavier(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            nn.init.zeros_(part.bias)
+
+
+class LearntGates(nn.Module):
+    """Logits W_i [a ; c_i] + b_i of one block, one Linear per level; (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, width: int, levels: int, bias_init: float):
+        super().__init__()
+        self.W = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(levels))
+        for W in self.W:
+            nn.init.constant_(W.bias, bias_init)
+
+    def forward(self, i: int, a_BTD: Tensor, c_BTD: Tensor) -> Tensor:
+        return self.W[i](torch.cat([a_BTD, c_BTD], dim=-1))
+
+
+class LevelEncoder(nn.Module):
+    """Post-norm transformer over visual tokens; hands out the output of every layer, (K, I, N, D)."""
+
+    def __init__(self, source_width: int, width: int, heads: int, levels: int, dropout: float):
+        super().__init__()
+        self.fc = nn.Linear(source_width, width)
+        self.drop = nn.Dropout(dropout)
+        self.norm = nn.LayerNorm(width)
+        # FFN 2048 at width 768 in the authors' code; the same ratio at other widths.
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, heads, width * 8 // 3, dropout, batch_first=True) for _ in range(levels)
+        )
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, visual: Visual) -> Tensor:
+        padded_IN = None if visual.valid_IN is None else ~visual.valid_IN
+        x_IND = self.norm(self.drop(F.gelu(self.fc(visual.tokens_INC))))
+        levels = []
+        for layer in self.layers:
+            x_IND = layer(x_IND, src_key_padding_mask=padded_IN)
+            levels.append(x_IND)
+        return torch.stack(levels)  # (K, I, N, D)
+
+
+class LevelProjector(nn.Module):
+    """LN(Linear C -> D) of each of the last K levels of the vision encoder, (K, I, N, D)."""
+
+    def __init__(self, source_width: int, width: int, levels: int):
+        super().__init__()
+        self.fc = nn.ModuleList(nn.Linear(source_width, width) for _ in range(levels))
+        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(levels))
+        _xavier(self.fc)
+
+    def forward(self, visual: Visual) -> Tensor:
+        levels_KINC = visual.levels_IKNC().unbind(1)
+        return torch.stack(
+            [norm(fc(x_INC)) for fc, norm, x_INC in zip(self.fc, self.norm, levels_KINC, strict=True)]
+        )

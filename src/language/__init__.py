@@ -1,0 +1,1 @@
+"""Language models opened at their seams; they know no mechanism."""

@@ -1,0 +1,186 @@
+"""What every language model here shows: the seams that a fusion walks through.
+
+    h_BTD, walk = lm.begin(lm.embed(ids_BT), valid_BT, ragged, cache)
+    for block in lm.blocks():
+        h_BTD = block.feed(block.attend(h_BTD, walk))
+    logits_BTV = lm.unembed(lm.final_norm(h_BTD))
+
+The weights live in transformers' own modules (any checkpoint of the family loads, keys untouched); attention is
+computed here, because the library's cache and masks cannot be shared with the layers that a fusion adds.
+
+Which mask a walk needs (all three are exact):
+
+    nothing cached, not ragged         is_causal, no mask tensor: padding is on the right, where no real token looks
+    one new column, cache not ragged   no mask: the newest token may look at everything
+    otherwise                          an additive float mask from validity and causality
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from src.contracts import Block, LanguageSpec, Tokenizer, UserError
+from src.layers.cache import Cache
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What the blocks of one pass share: where the tokens stand and what they may look at."""
+
+    positions_BT: Tensor  # (1, T) where all rows agree
+    bias: Tensor | None  # additive float mask (B, 1, T, S)
+    causal: bool  # exact without ``bias``; only with S = T
+    cache: Cache | None
+    rotary: tuple[Tensor, Tensor] | None = None  # cosines and sines (B or 1, T, d)
+
+
+class LanguageModel(nn.Module, ABC):
+    """A decoder of the transformers library, registered as ``model`` and nowhere else.
+
+    Raises UserError if the tokenizer names tokens that the model does not have.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, context: int):
+        super().__init__()
+        config = model.config
+        _check_vocabulary(tokenizer, config.vocab_size)
+        self.model = model.train()  # loaded models come in eval mode, random ones do not; whoever freezes sets eval
+        self.spec = LanguageSpec(
+            width=config.hidden_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            vocabulary=config.vocab_size,
+            context=context,
+            bos=tokenizer.bos,
+            eos=tokenizer.eos,
+            pad=tokenizer.pad,
+        )
+
+    @abstractmethod
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """Token embeddings (B, T, D), without positions."""
+
+    @abstractmethod
+    def place(self, inputs_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Inputs of the first block, and the rotary cosines and sines where the family has them."""
+
+    @abstractmethod
+    def blocks(self) -> Sequence[Block]:
+        """The decoder blocks, first to last."""
+
+    @abstractmethod
+    def final_norm(self, h_BTD: Tensor) -> Tensor:
+        """The norm after the last block."""
+
+    def unembed(self, h_XD: Tensor) -> Tensor:
+        """Logits (..., V)."""
+        return self.model.lm_head(h_XD)
+
+    def begin(
+        self, inputs_BTD: Tensor, valid_BT: Tensor, ragged: bool = False, cache: Cache | None = None
+    ) -> tuple[Tensor, Walk]:
+        """Add positions, prepare the mask and claim cache columns; returns h_BTD and the walk.
+
+        Raises UserError beyond ``spec.context``. Columns are counted, not positions: no device value is read, and the
+        longest row of a sensible batch has no padding.
+        """
+        T = inputs_BTD.shape[1]
+        start = cache.length if cache is not None else 0
+        if start + T > self.spec.context:
+            raise UserError(
+                f"The text with its prefix has {start + T} positions, but the language model reads at most "
+                f"{self.spec.context}; use shorter texts, a shorter prefix or another language model."
+            )
+        valid_BS = valid_BT
+        if cache is not None:
+            valid_BS = cache.claim(valid_BT, ragged)
+            ragged = cache.ragged
+        positions_BT = _positions(valid_BS, T, ragged)
+        causal = start == 0 and not ragged
+        needs_bias = ragged or (start > 0 and T > 1)
+        bias = causal_bias(valid_BS, T, _attention_dtype(inputs_BTD)) if needs_bias else None
+        h_BTD, rotary = self.place(inputs_BTD, positions_BT)
+        return h_BTD, Walk(positions_BT, bias, causal, cache, rotary)
+
+    def hidden(self, ids_BT: Tensor, valid_BT: Tensor, ragged: bool = False, cache: Cache | None = None) -> Tensor:
+        """The plain walk: final hidden states (B, T, D), which ``unembed`` turns into logits."""
+        h_BTD, walk = self.begin(self.embed(ids_BT), valid_BT, ragged, cache)
+        for block in self.blocks():
+            h_BTD = block.feed(block.attend(h_BTD, walk))
+        return self.final_norm(h_BTD)
+
+
+def self_attention(
+    q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor, walk: Walk, slot: str, scale: float, dropout: float
+) -> Tensor:
+    """Attention over the walk's columns so far, heads joined again: (B, T, H*d).
+
+    K key-value heads serve H query heads (H a multiple of K). New keys and values go into the cache under ``slot``.
+    """
+    # Under autocast the rotation and the head norms answer in float32: back to the projections' type, which the cache
+    # then keeps as well.
+    q_BHTd, k_BKTd = q_BHTd.to(v_BKTd.dtype), k_BKTd.to(v_BKTd.dtype)
+    k_BKSd, v_BKSd = k_BKTd, v_BKTd
+    if walk.cache is not None:
+        k_BKSd, v_BKSd = walk.cache.append(slot, k_BKTd, v_BKTd)
+    read_BHTd = F.scaled_dot_product_attention(
+        q_BHTd,
+        k_BKSd,
+        v_BKSd,
+        attn_mask=walk.bias,
+        dropout_p=dropout,
+        is_causal=walk.causal,
+        scale=scale,
+        enable_gqa=q_BHTd.shape[1] != k_BKSd.shape[1],
+    )
+    return read_BHTd.transpose(1, 2).flatten(2)  # (B, H, T, d) -> (B, T, H*d)
+
+
+def causal_bias(valid_BS: Tensor, T: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask (B, 1, T, S) for the last T of S columns: 0 where a token may look, very negative elsewhere.
+
+    Every token sees itself, padding too, so that no row is empty (an empty softmax is NaN). Nobody looks at padding,
+    so what it computes reaches no real token.
+    """
+    S = valid_BS.shape[1]
+    keys_S = torch.arange(S, device=valid_BS.device)
+    queries_T1 = keys_S[S - T :, None]
+    seen_BTS = ((keys_S <= queries_T1) & valid_BS[:, None, :]) | (keys_S == queries_T1)
+    bias_BTS = torch.zeros(seen_BTS.shape, dtype=dtype, device=valid_BS.device)
+    # Half the smallest number: some kernels scale the mask by log2(e), and -inf in a whole tile can become NaN.
+    return bias_BTS.masked_fill(~seen_BTS, 0.5 * torch.finfo(dtype).min)[:, None]
+
+
+def _positions(valid_BS: Tensor, T: int, ragged: bool) -> Tensor:
+    """Positions of the last T of S columns: their index, or with padding in front the count of real tokens before."""
+    S = valid_BS.shape[1]
+    if not ragged:
+        return torch.arange(S - T, S, device=valid_BS.device)[None]  # (1, T)
+    return (valid_BS.cumsum(1) - 1).clamp_min(0)[:, S - T :]  # (B, T)
+
+
+def _attention_dtype(x: Tensor) -> torch.dtype:
+    """The type that attention will run in: autocast's, where it is on."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _check_vocabulary(tokenizer: Tokenizer, vocabulary: int) -> None:
+    if len(tokenizer) > vocabulary:
+        raise UserError(
+            f"The tokenizer has {len(tokenizer)} tokens but the language model only {vocabulary}; "
+            "use the tokenizer that belongs to the model."
+        )
+    for name in ("bos", "eos", "pad"):
+        if not 0 <= getattr(tokenizer, name) < vocabulary:
+            raise UserError(
+                f"The tokenizer's {name} id {getattr(tokenizer, name)} lies outside the language model's "
+                f"vocabulary of {vocabulary}; use the tokenizer that belongs to the model."
+            )

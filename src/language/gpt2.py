@@ -1,0 +1,71 @@
+"""GPT-2: learnt positions, LayerNorm before attention and MLP, one fused q/k/v projection, output tied to the input.
+
+    a = h + W_o SDPA(W_qkv LN1(h))        y = a + MLP(LN2(a))
+
+Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; modules of transformers' GPT2LMHeadModel.
+``reorder_and_upcast_attn`` of its configuration changes rounding only, and is ignored here as in the library's own
+SDPA path.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block as LibraryBlock
+
+from src.contracts import Tokenizer
+from src.language.base import LanguageModel, Walk, self_attention
+
+
+class GPT2(LanguageModel):
+    """Seams over ``GPT2LMHeadModel``."""
+
+    def __init__(self, model: GPT2LMHeadModel, tokenizer: Tokenizer):
+        super().__init__(model, tokenizer, context=model.config.n_positions)
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """Token embeddings (B, T, D), without positions."""
+        return self.model.transformer.wte(ids_BT)
+
+    def place(self, inputs_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, None]:
+        """Learnt positions are added, then dropout."""
+        return self.model.transformer.drop(inputs_BTD + self.model.transformer.wpe(positions_BT)), None
+
+    def blocks(self) -> list[GPT2Block]:
+        """Made anew at each call: a view of the library's layer costs nothing and registers nothing."""
+        return [GPT2Block(layer) for layer in self.model.transformer.h]
+
+    def final_norm(self, h_BTD: Tensor) -> Tensor:
+        """The norm after the last block."""
+        return self.model.transformer.ln_f(h_BTD)
+
+
+class GPT2Block:
+    """One layer of the library's GPT-2, opened between attention and MLP."""
+
+    def __init__(self, layer: LibraryBlock):
+        self.layer = layer
+
+    def norm(self, h_BTD: Tensor) -> Tensor:
+        """LN1."""
+        return self.layer.ln_1(h_BTD)
+
+    def attend(self, h_BTD: Tensor, walk: Walk) -> Tensor:
+        """h + W_o SDPA(W_qkv LN1(h)), causal; appends to the walk's cache."""
+        attn = self.layer.attn
+        qkv_BTHd = (
+            x_BTD.unflatten(-1, (attn.num_heads, attn.head_dim))
+            for x_BTD in attn.c_attn(self.norm(h_BTD)).split(attn.embed_dim, dim=-1)
+        )
+        read_BTD = self_attention(
+            *(x_BTHd.transpose(1, 2) for x_BTHd in qkv_BTHd),  # (B, H, T, d)
+            walk,
+            slot=f"self.{attn.layer_idx}",
+            scale=attn.scaling,
+            dropout=attn.attn_dropout.p if attn.training else 0.0,
+        )
+        return h_BTD + attn.resid_dropout(attn.c_proj(read_BTD))
+
+    def feed(self, h_BTD: Tensor) -> Tensor:
+        """h + MLP(LN2(h)); the library's MLP ends in its own dropout."""
+        return h_BTD + self.layer.mlp(self.layer.ln_2(h_BTD))

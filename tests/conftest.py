@@ -1,0 +1,93 @@
+"""Small things that many tests need: a tokenizer of characters, tiny language models, random pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from src.contracts import Text, VisionSpec, Visual
+from src.language.load import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+FUSIONS = sorted(path.stem for path in (ROOT / "conf" / "fusion").glob("*.yaml"))
+VISION = VisionSpec(width=24, tokens=6, pooled_width=20, image_size=32, levels=3)
+
+
+class Characters:
+    """One token per ASCII character; 0, 1, 2 are bos, eos, pad."""
+
+    bos, eos, pad = 0, 1, 2
+
+    def __len__(self) -> int:
+        return 131
+
+    def encode(self, texts):
+        return [[3 + ord(c) % 128 for c in text] for text in texts]
+
+    def decode(self, ids):
+        return "".join(chr(i - 3) for i in ids if i > 2)
+
+    def save(self, folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+
+
+@pytest.fixture(autouse=True)
+def same_randomness():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tokenizer():
+    return Characters()
+
+
+def make_language(width: int = 32, layers: int = 3, dropout: float = 0.0, context: int = 64):
+    """A tiny GPT-2 in float64 whose every parameter is nudged, so that no zero or one hides a mistake."""
+    language = tiny(Characters(), width=width, layers=layers, heads=4, context=context, dropout=dropout)
+    return nudge(language.double()).eval()
+
+
+def nudge(module: torch.nn.Module, by: float = 0.1) -> torch.nn.Module:
+    """Seeded noise on every parameter: gates that start at 0 open, biases stop being 0."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(by * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return module
+
+
+def fusion_config(name: str, *overrides: str):
+    """``conf/fusion/<name>.yaml`` with overrides such as "fusion.tau=0.1"."""
+    written = OmegaConf.create({"fusion": OmegaConf.load(ROOT / "conf" / "fusion" / f"{name}.yaml")})
+    return OmegaConf.merge(written, OmegaConf.from_dotlist(list(overrides))).fusion
+
+
+def make_fusion(name: str, language, *overrides: str, nudged: bool = True):
+    """The fusion of ``conf/fusion/<name>.yaml`` at test size, float64, in eval mode."""
+    fusion = instantiate(fusion_config(name, *overrides))(VISION, language.spec).double()
+    fusion.init_from(language)
+    return (nudge(fusion) if nudged else fusion).eval()
+
+
+def make_visual(contexts: int, seed: int = 2, tokens: int = VISION.tokens) -> Visual:
+    g = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    return Visual(
+        tokens_IMNC=random(contexts, 1, tokens, VISION.width),
+        pooled_IMC=random(contexts, 1, VISION.pooled_width),
+        levels_IMKNC=random(contexts, 1, VISION.levels, tokens, VISION.width),
+    )
+
+
+def make_text(rows: int, length: int, seed: int = 3) -> Text:
+    """Random captions behind a start token; everything valid."""
+    ids_BT = torch.randint(3, 131, (rows, length), generator=torch.Generator().manual_seed(seed))
+    ids_BT[:, 0] = Characters.bos
+    return Text(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), torch.ones_like(ids_BT))

@@ -1,0 +1,151 @@
+"""Decoders against brute force on a small language whose probabilities depend on everything seen so far."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from src.contracts import Memory, Text, UserError
+from src.decoding.beam import BeamSearch
+from src.decoding.greedy import Greedy
+from src.decoding.sample import Sample
+
+V, EOS, BOS = 5, 1, 0
+
+
+class History:
+    """A step function with memory: logits are a fixed random function of the picture and of all tokens so far.
+
+    The tokens seen are kept where a model keeps keys and values, so wrong reordering gives wrong logits.
+    """
+
+    def __init__(self, pictures: int, seed: int = 0):
+        self.memory = Memory(picture_I1=torch.arange(pictures, dtype=torch.float64)[:, None])
+        self.seed, self.calls = seed, 0
+
+    def logits(self, picture: int, tokens: tuple[int, ...]) -> torch.Tensor:
+        number = hash((self.seed, picture, tokens)) % 2**31  # hashes of ints are the same in every process
+        return 2 * torch.randn(V, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
+
+    def __call__(self, memory, text: Text, cache):
+        self.calls += 1
+        cache.claim(text.valid_BT, text.ragged)
+        ids_B1T1 = text.ids_BT[:, None, :, None].double()
+        seen_B1S1, _ = cache.append("seen", ids_B1T1, ids_B1T1)
+        rows = len(text.ids_BT) // len(memory["picture_I1"])
+        picture_B = memory["picture_I1"][:, 0].repeat_interleave(rows)
+        return torch.stack(
+            [
+                self.logits(int(picture), tuple(int(t) for t in seen))
+                for picture, seen in zip(picture_B, seen_B1S1[:, 0, :, 0].tolist(), strict=True)
+            ]
+        )
+
+
+def prompt(pictures: int) -> Text:
+    ids = torch.full((pictures, 1), BOS)
+    return Text(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids))
+
+
+def run(decoder, step: History):
+    return decoder(step, step.memory, prompt(len(step.memory["picture_I1"])), EOS)
+
+
+def best_by_brute_force(step: History, picture: int, longest: int, alpha: float) -> list[int]:
+    """The ended caption of the highest score among all captions of at most ``longest`` tokens, end token included."""
+    best, best_score = None, -float("inf")
+    others = [token for token in range(V) if token != EOS]
+    for length in range(1, longest + 1):
+        for body in itertools.product(others, repeat=length - 1):
+            logp, seen = 0.0, (BOS,)
+            for token in (*body, EOS):
+                logp += step.logits(picture, seen).log_softmax(-1)[token].item()
+                seen = (*seen, token)
+            if logp / length**alpha > best_score:
+                best, best_score = list(body), logp / length**alpha
+    return best
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_wide_beam_finds_the_best_caption(alpha):
+    step, longest = History(pictures=4), 4
+    found = run(BeamSearch(longest, beams=4**3, length_penalty=alpha), step)
+    assert found == [best_by_brute_force(step, picture, longest, alpha) for picture in range(4)]
+
+
+def test_narrow_beam_keeps_its_rows_together():
+    """Pictures decoded together equal pictures decoded alone, though they finish at different times."""
+    together = run(BeamSearch(8, beams=3, length_penalty=0.6), History(pictures=6))
+    for picture in range(6):
+        step = History(pictures=6)
+        step.memory = step.memory.select(torch.tensor([picture]))
+        assert run(BeamSearch(8, beams=3, length_penalty=0.6), step) == [together[picture]]
+    assert len({len(row) for row in together}) > 1
+
+
+def test_one_beam_is_greedy_until_the_end_token():
+    step = History(pictures=8, seed=3)
+    greedy, beam = run(Greedy(6), step), run(BeamSearch(6, beams=1, length_penalty=0.0), step)
+    ended = [i for i, row in enumerate(greedy) if len(row) < 6]
+    assert ended and all(greedy[i] == beam[i] for i in ended)
+
+
+def test_greedy_takes_the_most_probable_token_and_stops():
+    step = History(pictures=5)
+    for picture, row in enumerate(run(Greedy(7), step)):
+        seen = (BOS,)
+        for token in row:
+            assert token == step.logits(picture, seen).argmax()
+            seen = (*seen, token)
+        assert len(row) == 7 or step.logits(picture, seen).argmax() == EOS
+
+
+def test_finished_rows_leave_the_batch():
+    sizes = []
+
+    class Watching(History):
+        def __call__(self, memory, text, cache):
+            sizes.append(len(text.ids_BT))
+            return super().__call__(memory, text, cache)
+
+    run(Greedy(12), Watching(pictures=16))
+    assert sizes[0] == 16 and sizes[-1] < 16 and sizes == sorted(sizes, reverse=True)
+
+
+def test_sampling_repeats_with_its_seed_and_follows_the_probabilities():
+    options = {"temperature": 0.7, "top_k": 0, "top_p": 1.0}
+    step = History(pictures=3)
+    assert run(Sample(5, seed=4, **options), step) == run(Sample(5, seed=4, **options), step)
+    first = [run(Sample(1, seed=s, **options), step)[0] for s in range(600)]
+    drawn = torch.tensor([sum(row == [token] for row in first) / 600 for token in range(V) if token != EOS])
+    want = (step.logits(0, (BOS,)) / 0.7).softmax(-1)[[0, 2, 3, 4]]
+    assert (drawn - want).abs().max() < 0.07
+
+
+def test_filters_keep_the_right_tokens():
+    logits = torch.log(torch.tensor([[0.5, 0.05, 0.3, 0.15], [0.25, 0.25, 0.1, 0.4]]))
+
+    def kept(**options):
+        return (Sample(1, 1.0, seed=0, **{"top_k": 0, "top_p": 1.0, **options}).filter(logits) > -torch.inf).tolist()
+
+    assert kept(top_k=2)[0] == [True, False, True, False]
+    assert kept(top_p=0.6)[0] == [True, False, True, False]
+    assert kept(top_p=0.01) == [[True, False, False, False], [False, False, False, True]]
+    assert kept() == [[True] * 4] * 2
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Greedy(0),
+        lambda: BeamSearch(5, beams=0, length_penalty=0.0),
+        lambda: BeamSearch(5, beams=2, length_penalty=-1.0),
+        lambda: Sample(5, temperature=0.0, top_k=0, top_p=1.0, seed=0),
+        lambda: Sample(5, temperature=1.0, top_k=0, top_p=1.5, seed=0),
+    ],
+)
+def test_senseless_options_are_refused(make):
+    with pytest.raises(UserError, match=r"decode\."):
+        make()

@@ -1,0 +1,478 @@
+"""The language models against transformers' own forward pass, and the promises of the seams.
+
+All parameters are nudged by seeded noise first, so that no bias is zero, no norm is one and no head is symmetric.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from tokenizers import Tokenizer as LibraryTokenizer
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from src.contracts import UserError
+from src.language import load
+from src.language.gpt2 import GPT2
+from src.language.llama import Llama
+from src.layers.cache import Cache
+
+CONF = Path(__file__).parents[1] / "conf" / "language"
+VOCABULARY, CONTEXT = 50, 32
+GPT2_SIZES = {"vocab_size": VOCABULARY, "n_positions": CONTEXT, "n_embd": 24, "n_layer": 3, "n_head": 3}
+LLAMA_SIZES = {
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": CONTEXT,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+CONFIGS = {
+    "gpt2": lambda: transformers.GPT2Config(**GPT2_SIZES),
+    "gpt2_layer_scaled": lambda: transformers.GPT2Config(**GPT2_SIZES, scale_attn_by_inverse_layer_idx=True),
+    "gpt2_unscaled": lambda: transformers.GPT2Config(**GPT2_SIZES, scale_attn_weights=False),
+    "llama": lambda: transformers.LlamaConfig(**LLAMA_SIZES),
+    "llama_biased": lambda: transformers.LlamaConfig(**LLAMA_SIZES, attention_bias=True, attention_dropout=0.2),
+    "mistral": lambda: transformers.MistralConfig(**LLAMA_SIZES, sliding_window=None),
+    "qwen2": lambda: transformers.Qwen2Config(**LLAMA_SIZES),
+    "qwen3": lambda: transformers.Qwen3Config(**LLAMA_SIZES, head_dim=10),
+}
+ALL = pytest.mark.parametrize("kind", CONFIGS)
+
+
+@dataclass(frozen=True)
+class Words:
+    """The part of a tokenizer that a language model looks at."""
+
+    size: int = VOCABULARY
+    bos: int = 1
+    eos: int = 2
+    pad: int = 2
+
+    def __len__(self) -> int:
+        return self.size
+
+
+def build(kind: str, dtype: torch.dtype = torch.float64):
+    """The adapter over a nudged random model, in eval mode."""
+    torch.manual_seed(0)
+    config = CONFIGS[kind]()
+    lm = load.FAMILIES[config.model_type](transformers.AutoModelForCausalLM.from_config(config), Words())
+    lm.to(dtype).eval()
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    if dtype == torch.float64:
+        make_norms_exact(lm)
+    return lm
+
+
+def make_norms_exact(lm) -> None:
+    """The library's RMSNorm rounds to float32 inside, which would hide errors below 1e-6; both sides share modules."""
+    for module in lm.modules():
+        if hasattr(module, "variance_epsilon"):
+            module.forward = lambda x, m=module: (
+                m.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + m.variance_epsilon)
+            )
+
+
+def draw(rows: int, columns: int, seed: int = 1):
+    ids_BT = torch.randint(3, VOCABULARY, (rows, columns), generator=torch.Generator().manual_seed(seed))
+    return ids_BT, torch.ones_like(ids_BT, dtype=torch.bool)
+
+
+def left_padded():
+    """Four rows of 0, 3, 5 and 8 padding columns in front of 9, 6, 4 and 1 tokens."""
+    ids_BT, valid_BT = draw(4, 9)
+    for row, padding in enumerate((0, 3, 5, 8)):
+        ids_BT[row, :padding], valid_BT[row, :padding] = 2, False
+    return ids_BT, valid_BT
+
+
+def logits(lm, ids_BT, valid_BT, ragged=False, cache=None):
+    return lm.unembed(lm.hidden(ids_BT, valid_BT, ragged, cache))
+
+
+def close(a, b, atol=1e-11):
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# equality with the library
+# --------------------------------------------------------------------------------------------------------------------
+@ALL
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float64, 1e-11), (torch.float32, 2e-5)])
+@torch.no_grad()
+def test_full_pass_equals_the_library(kind, dtype, atol):
+    lm = build(kind, dtype)
+    ids_BT, valid_BT = draw(3, 11)
+    ours_BTV = logits(lm, ids_BT, valid_BT)
+    assert ours_BTV.std() > 0.1
+    close(ours_BTV, lm.model(ids_BT).logits, atol)
+
+
+@ALL
+@torch.no_grad()
+def test_padded_batch_equals_the_library(kind):
+    lm = build(kind)
+    ids_BT, valid_BT = left_padded()
+    positions_BT = (valid_BT.cumsum(1) - 1).clamp_min(0)
+    library_BTV = lm.model(ids_BT, attention_mask=valid_BT.long(), position_ids=positions_BT).logits
+    close(logits(lm, ids_BT, valid_BT, ragged=True)[valid_BT], library_BTV[valid_BT])
+
+
+@ALL
+def test_gradients_equal_the_library(kind):
+    lm = build(kind)
+    ids_BT, valid_BT = draw(2, 7)
+    target_BTV = torch.randn(2, 7, VOCABULARY, dtype=torch.float64)
+    parameters = list(lm.parameters())
+    ours = torch.autograd.grad((logits(lm, ids_BT, valid_BT) * target_BTV).sum(), parameters)
+    library = torch.autograd.grad((lm.model(ids_BT).logits * target_BTV).sum(), parameters)
+    for a, b in zip(ours, library, strict=True):
+        close(a, b, 1e-9)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama_biased"])
+def test_dropout_equals_the_library(kind):
+    lm = build(kind).train()
+    ids_BT, valid_BT = draw(2, 7)
+    torch.manual_seed(5)
+    ours_BTV = logits(lm, ids_BT, valid_BT)
+    torch.manual_seed(5)
+    close(ours_BTV, lm.model(ids_BT).logits)  # the same random numbers at the same places
+    assert (ours_BTV - logits(lm, ids_BT, valid_BT)).abs().max() > 0.1
+
+
+@ALL
+def test_state_dict_is_the_library_s(kind):
+    lm = build(kind)
+    fresh = transformers.AutoModelForCausalLM.from_config(CONFIGS[kind]())
+    assert list(lm.state_dict()) == [f"model.{key}" for key in fresh.state_dict()]
+    lm.blocks()
+    assert sum(p.numel() for p in lm.parameters()) == sum(p.numel() for p in fresh.parameters())
+
+
+@ALL
+@torch.no_grad()
+def test_block_norm_is_the_one_before_attention(kind):
+    lm = build(kind)
+    h_BTD = torch.randn(2, 3, lm.spec.width, dtype=torch.float64)
+    layers = lm.model.transformer.h if isinstance(lm, GPT2) else lm.model.model.layers
+    for block, layer in zip(lm.blocks(), layers, strict=True):
+        norm = layer.ln_1 if isinstance(lm, GPT2) else layer.input_layernorm
+        close(block.norm(h_BTD), norm(h_BTD))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# cache and padding
+# --------------------------------------------------------------------------------------------------------------------
+def cached(lm, ids_BT, valid_BT, cuts, ragged=False):
+    """Logits of a text fed in pieces that end at ``cuts``."""
+    cache, pieces = Cache(len(ids_BT), ids_BT.shape[1]), []
+    for start, stop in zip((0, *cuts[:-1]), cuts, strict=True):
+        pieces.append(logits(lm, ids_BT[:, start:stop], valid_BT[:, start:stop], ragged and start == 0, cache))
+    return torch.cat(pieces, 1)
+
+
+@ALL
+@pytest.mark.parametrize("cuts", [(9,), (5, 6, 7, 8, 9), (1, 2, 3, 4, 5, 6, 7, 8, 9), (4, 7, 9), (3, 4, 9)])
+@torch.no_grad()
+def test_cached_equals_full(kind, cuts):
+    lm = build(kind)
+    ids_BT, valid_BT = draw(3, 9)
+    close(cached(lm, ids_BT, valid_BT, cuts), logits(lm, ids_BT, valid_BT))
+
+
+@ALL
+@pytest.mark.parametrize("cuts", [(9,), (6, 7, 8, 9), (4, 7, 9)])
+@torch.no_grad()
+def test_left_padded_rows_equal_each_row_alone(kind, cuts):
+    lm = build(kind)
+    ids_BT, valid_BT = left_padded()
+    together_BTV = cached(lm, ids_BT, valid_BT, cuts, ragged=True)
+    assert together_BTV.isfinite().all()
+    for row, keep in enumerate(valid_BT):
+        alone_1TV = logits(lm, ids_BT[row, keep][None], valid_BT[row, keep][None])
+        close(together_BTV[row, keep][None], alone_1TV)
+
+
+@ALL
+@torch.no_grad()
+def test_padding_between_prefix_and_text(kind):
+    """Prefix vectors in front of left-padded text, as a prefix mechanism makes them."""
+    lm = build(kind)
+    ids_BT, valid_BT = left_padded()
+    prefix_BPD = torch.randn(4, 3, lm.spec.width, dtype=torch.float64)
+
+    def walk(prefix_BPD, ids_BT, valid_BT, ragged):
+        inputs_BTD = torch.cat([prefix_BPD, lm.embed(ids_BT)], 1)
+        valid_BT = torch.cat([valid_BT.new_ones(len(ids_BT), 3), valid_BT], 1)
+        h_BTD, shared = lm.begin(inputs_BTD, valid_BT, ragged)
+        for block in lm.blocks():
+            h_BTD = block.feed(block.attend(h_BTD, shared))
+        return lm.final_norm(h_BTD)[:, 3:]
+
+    together_BTD = walk(prefix_BPD, ids_BT, valid_BT, ragged=True)
+    for row, keep in enumerate(valid_BT):
+        alone_1TD = walk(prefix_BPD[row, None], ids_BT[row, keep][None], valid_BT[row, keep][None], ragged=False)
+        close(together_BTD[row, keep][None], alone_1TD)
+
+
+@ALL
+@torch.no_grad()
+def test_right_padding_changes_nothing(kind):
+    lm = build(kind)
+    ids_BT, valid_BT = draw(3, 9)
+    full_BTV = logits(lm, ids_BT, valid_BT)
+    ids_BT, valid_BT = ids_BT.clone(), valid_BT.clone()
+    ids_BT[1, 5:], valid_BT[1, 5:] = 2, False
+    close(logits(lm, ids_BT, valid_BT)[valid_BT], full_BTV[valid_BT])
+
+
+@ALL
+@pytest.mark.parametrize("ragged", [False, True])
+@torch.no_grad()
+def test_beams_equal_recomputation(kind, ragged):
+    """Prefill, two beams a row, one step, a reorder across rows, one more step."""
+    lm = build(kind)
+    ids_BT, valid_BT = left_padded() if ragged else draw(4, 9)
+    next_ids_BT, next_valid_BT = draw(8, 2, seed=7)
+    cache = Cache(4, 11)
+    logits(lm, ids_BT, valid_BT, ragged, cache)
+    cache.repeat(2)
+    ids_BT, valid_BT = ids_BT.repeat_interleave(2, 0), valid_BT.repeat_interleave(2, 0)
+    for step, order in enumerate(([0, 1, 2, 3, 4, 5, 6, 7], [1, 1, 2, 7, 0, 4, 6, 3])):
+        cache.select(torch.tensor(order))
+        ids_BT = torch.cat([ids_BT[order], next_ids_BT[:, step, None]], 1)
+        valid_BT = torch.cat([valid_BT[order], next_valid_BT[:, step, None]], 1)
+        stepped_BTV = logits(lm, ids_BT[:, -1:], valid_BT[:, -1:], False, cache)
+        close(stepped_BTV, logits(lm, ids_BT, valid_BT, ragged)[:, -1:])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_fast_paths_make_no_mask(kind):
+    lm = build(kind)
+    ids_BT, valid_BT = draw(2, 5)
+    cache = Cache(2, 8)
+    _, prefill = lm.begin(lm.embed(ids_BT), valid_BT, cache=cache)
+    _, step = lm.begin(lm.embed(ids_BT[:, :1]), valid_BT[:, :1], cache=cache)
+    _, chunk = lm.begin(lm.embed(ids_BT[:, :2]), valid_BT[:, :2], cache=cache)
+    assert (prefill.bias, prefill.causal) == (None, True)
+    assert (step.bias, step.causal) == (None, False)
+    assert chunk.bias.shape == (2, 1, 2, 8) and not chunk.causal
+    assert prefill.positions_BT.tolist() == [[0, 1, 2, 3, 4]] and chunk.positions_BT.tolist() == [[6, 7]]
+
+
+@ALL
+@pytest.mark.parametrize("ragged", [False, True])
+def test_no_value_is_read_from_the_device(kind, ragged):
+    """Tensors without values raise as soon as Python asks for one."""
+    with FakeTensorMode(), torch.no_grad():
+        config = CONFIGS[kind]()
+        lm = load.FAMILIES[config.model_type](transformers.AutoModelForCausalLM.from_config(config), Words())
+        ids_BT = torch.zeros(2, 5, dtype=torch.long)
+        valid_BT = torch.ones(2, 5, dtype=torch.bool)
+        cache = Cache(2, 8)
+        for columns in (5, 2, 1):
+            step_BTV = logits(lm, ids_BT[:, :columns], valid_BT[:, :columns], ragged, cache)
+    assert step_BTV.shape == (2, 1, VOCABULARY)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# precision and gradients
+# --------------------------------------------------------------------------------------------------------------------
+@ALL
+def test_bfloat16_is_finite_with_left_padding(kind):
+    lm = build(kind, torch.float32)
+    ids_BT, valid_BT = left_padded()
+    with torch.autocast("cpu", torch.bfloat16):
+        half_BTV = logits(lm, ids_BT, valid_BT, ragged=True)
+        half_BTV[valid_BT].float().logsumexp(-1).mean().backward()
+    assert half_BTV.isfinite().all()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in lm.parameters())
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        steps_BTV = cached(lm, ids_BT, valid_BT, (6, 7, 9), ragged=True)
+    full_BTV = logits(lm, ids_BT, valid_BT, ragged=True)
+    for rough_BTV in (half_BTV, steps_BTV):
+        assert (rough_BTV - full_BTV)[valid_BT].abs().mean() < 0.05 * full_BTV.std()
+
+
+@ALL
+def test_bfloat16_weights(kind):
+    lm = build(kind, torch.bfloat16)
+    ids_BT, valid_BT = left_padded()
+    assert logits(lm, ids_BT, valid_BT, ragged=True).isfinite().all()
+
+
+@ALL
+def test_frozen_model_passes_gradients_to_its_inputs(kind):
+    lm = build(kind).requires_grad_(False)
+    ids_BT, valid_BT = left_padded()
+    inputs_BTD = lm.embed(ids_BT).requires_grad_()
+    h_BTD, walk = lm.begin(inputs_BTD, valid_BT, ragged=True)
+    for block in lm.blocks():
+        h_BTD = block.feed(block.attend(h_BTD, walk))
+    lm.final_norm(h_BTD)[:, -1].pow(3).sum().backward()  # of the last column only
+    assert (inputs_BTD.grad[valid_BT].abs().sum(-1) > 1e-6).all()
+    assert (inputs_BTD.grad[~valid_BT] == 0).all()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# loading, and what it refuses
+# --------------------------------------------------------------------------------------------------------------------
+def save(folder: Path, kind: str):
+    model = build(kind, torch.float32).model
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral", "qwen2", "qwen3"])
+@torch.no_grad()
+def test_folder_through_its_yaml(kind, tmp_path):
+    saved = save(tmp_path, kind)
+    config = OmegaConf.load(CONF / "hub.yaml")
+    config.name = str(tmp_path)
+    lm = instantiate(config.model)(Words())
+    assert lm.training and all(module.training for module in lm.modules())
+    assert {p.dtype for p in lm.parameters()} == {torch.float32}
+    ids_BT, valid_BT = draw(2, 5)
+    close(logits(lm.eval(), ids_BT, valid_BT), saved(ids_BT).logits, 1e-5)
+    config.init = "random"
+    drawn = instantiate(config.model)(Words()).state_dict()
+    assert any((drawn[f"model.{key}"] != value).any() for key, value in saved.state_dict().items())
+
+
+def test_tiny_through_its_yaml():
+    lm = instantiate(OmegaConf.load(CONF / "tiny.yaml").model, width=32)(Words(size=70))
+    assert isinstance(lm, GPT2)
+    assert (lm.spec.width, lm.spec.layers, lm.spec.heads, lm.spec.context) == (32, 4, 4, 128)
+    assert (lm.spec.vocabulary, lm.spec.bos, lm.spec.eos, lm.spec.pad) == (70, 1, 2, 2)
+
+
+def test_gpt2_yaml_needs_no_network_for_random_weights(monkeypatch):
+    made = []
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_config", lambda config, **_: made.append(config) or small())
+    config = OmegaConf.load(CONF / "gpt2.yaml")
+    config.init = "random"
+    instantiate(config.model)(Words(size=50257))
+    assert (made[0].n_embd, made[0].n_layer, made[0].vocab_size) == (768, 12, 50257)
+
+
+def small():
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**GPT2_SIZES, "vocab_size": 50257}))
+
+
+@pytest.mark.parametrize("endpoint", ["offline switch", "http://127.0.0.1:9"])
+def test_hub_out_of_reach_is_said_quickly(endpoint, monkeypatch):
+    if endpoint == "offline switch":
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    else:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
+    start = time.perf_counter()
+    with pytest.raises(UserError, match=r"nobody/nothing.*give its folder") as caught:
+        load.pretrained(Words(), "nobody/nothing")
+    assert time.perf_counter() - start < 10
+    assert "\n" not in str(caught.value)
+
+
+def test_folder_without_a_model(tmp_path):
+    with pytest.raises(UserError, match="no readable language model"):
+        load.pretrained(Words(), str(tmp_path))
+
+
+def test_broken_weights(tmp_path):
+    save(tmp_path, "gpt2")
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="no readable language model"):
+        load.pretrained(Words(), str(tmp_path))
+
+
+def test_missing_weights(tmp_path):
+    model = save(tmp_path, "llama")
+    kept = {key: value for key, value in model.state_dict().items() if "layers.1.mlp" not in key}
+    model.save_pretrained(tmp_path, state_dict=kept)
+    with pytest.raises(UserError, match="lacks weights"):
+        load.pretrained(Words(), str(tmp_path))
+
+
+def test_unknown_family(tmp_path):
+    transformers.GPTNeoConfig().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"gpt_neo.*gpt2, llama, mistral, qwen2, qwen3"):
+        load.pretrained(Words(), str(tmp_path))
+
+
+def test_unknown_init():
+    with pytest.raises(UserError, match="'pretrained' or 'random'"):
+        load.pretrained(Words(), "gpt2", init="zeros")
+
+
+@pytest.mark.parametrize("words", [Words(size=VOCABULARY + 1), Words(size=30), Words(eos=VOCABULARY), Words(bos=-1)])
+def test_wrong_tokenizer(words, tmp_path):
+    save(tmp_path, "gpt2")
+    with pytest.raises(UserError, match="tokenizer that belongs to the model"):
+        load.pretrained(words, str(tmp_path))
+
+
+def test_tiny_width_and_heads_disagree():
+    with pytest.raises(UserError, match="not divisible"):
+        load.tiny(Words(), width=30, heads=4)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@torch.no_grad()
+def test_context_overflow(kind):
+    lm = build(kind)
+    ids_BT, valid_BT = draw(1, CONTEXT + 1)
+    with pytest.raises(UserError, match=f"{CONTEXT + 1} positions"):
+        lm.hidden(ids_BT, valid_BT)
+    cache = Cache(1, CONTEXT + 8)
+    lm.hidden(ids_BT[:, :CONTEXT], valid_BT[:, :CONTEXT], cache=cache)
+    with pytest.raises(UserError, match="reads at most"):
+        lm.hidden(ids_BT[:, :1], valid_BT[:, :1], cache=cache)
+    assert cache.length == CONTEXT
+
+
+@torch.no_grad()
+def test_sliding_window_bounds_the_context():
+    """Up to the window plain causal attention is what the library computes; beyond it we refuse."""
+    torch.manual_seed(0)
+    model = transformers.MistralForCausalLM(transformers.MistralConfig(**LLAMA_SIZES, sliding_window=6)).eval()
+    lm = Llama(model, Words()).eval()
+    assert lm.spec.context == 6
+    ids_BT, valid_BT = draw(2, 7)
+    close(logits(lm, ids_BT[:, :6], valid_BT[:, :6]), model(ids_BT[:, :6]).logits, 1e-5)
+    with pytest.raises(UserError):
+        lm.hidden(ids_BT, valid_BT)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# a real checkpoint
+# --------------------------------------------------------------------------------------------------------------------
+@pytest.mark.skipif("STORIES260K" not in os.environ, reason="STORIES260K does not name the folder of that checkpoint")
+@torch.no_grad()
+def test_pretrained_llama_tells_the_same_story():
+    folder = os.environ["STORIES260K"]
+    vocabulary = LibraryTokenizer.from_file(f"{folder}/tokenizer.json")
+    lm = load.pretrained(Words(size=vocabulary.get_vocab_size(), bos=1, eos=2, pad=2), folder).eval()
+    ids_BT = torch.tensor([[1, *vocabulary.encode("Once upon a time", add_special_tokens=False).ids]])
+    prompt = ids_BT.shape[1]
+    library_BT = lm.model.generate(
+        ids_BT, attention_mask=torch.ones_like(ids_BT), do_sample=False, max_new_tokens=60, pad_token_id=2
+    )
+    cache, new_BT = Cache(1, prompt + 60), ids_BT
+    for _ in range(60):
+        next_BT = logits(lm, new_BT, torch.ones_like(new_BT, dtype=torch.bool), False, cache)[:, -1:].argmax(-1)
+        ids_BT, new_BT = torch.cat([ids_BT, next_BT], 1), next_BT
+    assert ids_BT[:, : library_BT.shape[1]].tolist() == library_BT.tolist()
+    assert "little" in vocabulary.decode(ids_BT[0].tolist())

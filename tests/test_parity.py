@@ -1,0 +1,280 @@
+"""Mechanisms against independent computations: other libraries by weight copying, formulas as slow loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import VISION, Characters, make_fusion, make_language, make_text, make_visual, nudge
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from src.contracts import UserError, Visual, VisionSpec
+from src.fusion.clipcap import MapperLayer, MLPMapper, TransformerMapper
+from src.fusion.cross_attention import PlainCrossAttention
+from src.language.load import tiny
+from src.layers.attention import CrossAttention, key_bias
+
+EXACT = {"rtol": 0, "atol": 1e-10}
+
+
+def test_cross_attention_equals_gpt2_with_cross_attention():
+    """transformers' GPT2Model(add_cross_attention=True), same weights, same numbers."""
+    language = make_language()
+    vision = VisionSpec(width=32, tokens=6, pooled_width=32, image_size=32)
+    fusion = nudge(PlainCrossAttention(vision, language.spec, every=1, dropout=0.0).double()).eval()
+    config = GPT2Config(**{**language.model.config.to_dict(), "add_cross_attention": True})
+    peer = GPT2LMHeadModel(config).double().eval()
+    state = {**peer.state_dict(), **language.model.state_dict()}
+    for l, (norm, cross) in enumerate(zip(fusion.norms, fusion.cross, strict=True)):
+        name = f"transformer.h.{l}"
+        state[f"{name}.ln_cross_attn.weight"], state[f"{name}.ln_cross_attn.bias"] = norm.weight, norm.bias
+        # transformers' Conv1D holds (in, out); keys and values are packed side by side.
+        state[f"{name}.crossattention.q_attn.weight"] = cross.q.weight.T
+        state[f"{name}.crossattention.q_attn.bias"] = cross.q.bias
+        state[f"{name}.crossattention.c_attn.weight"] = torch.cat([cross.k.weight, cross.v.weight]).T
+        state[f"{name}.crossattention.c_attn.bias"] = torch.cat([cross.k.bias, cross.v.bias])
+        state[f"{name}.crossattention.c_proj.weight"] = cross.out.weight.T
+        state[f"{name}.crossattention.c_proj.bias"] = cross.out.bias
+    peer.load_state_dict(state, strict=True)
+    X = torch.randn(2, 1, 6, 32, dtype=torch.float64)
+    text = make_text(2, 7)
+    memory = fusion.encode(language, Visual(X, X.mean(2)))
+    ours = fusion.readout(language, fusion.decode(language, memory, text))
+    theirs = peer(input_ids=text.ids_BT, encoder_hidden_states=X[:, 0]).logits
+    torch.testing.assert_close(ours, theirs, **EXACT)
+
+
+def test_cross_attention_layer_equals_torch_multihead_attention():
+    ours = CrossAttention(16, 10, heads=4, bias=True).double()
+    peer = nn.MultiheadAttention(16, 4, kdim=10, vdim=10, batch_first=True).double()
+    with torch.no_grad():
+        for mine, theirs in zip((ours.q, ours.k, ours.v), ("q", "k", "v"), strict=True):
+            getattr(peer, f"{theirs}_proj_weight").copy_(mine.weight)
+        peer.in_proj_bias.copy_(torch.cat([ours.q.bias, ours.k.bias, ours.v.bias]))
+        peer.out_proj.weight.copy_(ours.out.weight)
+        peer.out_proj.bias.copy_(ours.out.bias)
+    h, x = torch.randn(3, 5, 16, dtype=torch.float64), torch.randn(3, 7, 10, dtype=torch.float64)
+    valid = torch.arange(7) < torch.tensor([7, 4, 1])[:, None]
+    got = ours(h, *ours.keys_values(x), key_bias(valid, x.dtype))
+    torch.testing.assert_close(got, peer(h, x, x, key_padding_mask=~valid, need_weights=False)[0], **EXACT)
+
+
+# ------------------------------------------------------------------------------------------------------------ ClipCap
+def test_mlp_mapper_is_its_formula():
+    mapper = nudge(MLPMapper(20, 8, prefix_length=3).double())
+    e = torch.randn(2, 20, dtype=torch.float64)
+    for i in range(2):
+        hidden = [math.tanh(float(w @ e[i] + b)) for w, b in zip(mapper.fc1.weight, mapper.fc1.bias, strict=True)]
+        flat = mapper.fc2.weight @ torch.tensor(hidden, dtype=torch.float64) + mapper.fc2.bias
+        for k in range(3):
+            torch.testing.assert_close(mapper(e)[i, k], flat[8 * k : 8 * k + 8], **EXACT)
+
+
+def test_mapper_layer_equals_torch_encoder_layer():
+    ours = nudge(MapperLayer(16, heads=4).double())
+    peer = nn.TransformerEncoderLayer(16, 4, 32, 0.0, "relu", batch_first=True, norm_first=True).double().eval()
+    state = {
+        "self_attn.in_proj_weight": torch.cat([ours.to_queries.weight, ours.to_keys_values.weight]),
+        "self_attn.in_proj_bias": torch.zeros(48),
+        "self_attn.out_proj.weight": ours.project.weight,
+        "self_attn.out_proj.bias": ours.project.bias,
+        **{f"linear{i}.{n}": getattr(getattr(ours, f"fc{i}"), n) for i in (1, 2) for n in ("weight", "bias")},
+        **{f"norm{i}.{n}": getattr(getattr(ours, f"norm{i}"), n) for i in (1, 2) for n in ("weight", "bias")},
+    }
+    peer.load_state_dict(state, strict=True)
+    s = torch.randn(2, 5, 16, dtype=torch.float64)
+    torch.testing.assert_close(ours(s), peer(s), **EXACT)
+
+
+def test_transformer_mapper_moves_with_its_constants():
+    """Without positions, permuting the learnt constants permutes the prefix (five-heads invariant of the paper's Enc)."""
+    mapper = nudge(TransformerMapper(20, 16, prefix_length=4, clip_length=3, layers=2, heads=4).double())
+    e, order = torch.randn(2, 20, dtype=torch.float64), torch.tensor([2, 0, 3, 1])
+    before = mapper(e)
+    with torch.no_grad():
+        mapper.const_kD.copy_(mapper.const_kD[order])
+    torch.testing.assert_close(mapper(e), before[:, order], **EXACT)
+
+
+@pytest.mark.parametrize(("mapper", "layers", "want"), [("mlp", 8, 31.47e6), ("transformer", 8, 41.75e6)])
+def test_clipcap_has_the_papers_size(mapper, layers, want):
+    """ViT-B/32 (512) and GPT-2 small (768), k = c = 10: derived counts of the paper's Table 1 setting."""
+    with torch.device("meta"):
+        vision = VisionSpec(width=768, tokens=49, pooled_width=512, image_size=224)
+        language = tiny(Characters(), width=768, layers=1, heads=12)
+    fusion = make_on_meta("clipcap", vision, language, f"fusion.mapper={mapper}")
+    assert sum(p.numel() for p in fusion.parameters()) == pytest.approx(want, rel=2e-3)
+
+
+def test_prefix_of_word_embeddings_is_the_language_model_on_those_words():
+    """Replacing the prefix by embeddings of k real tokens gives the plain model on the text [tokens ; caption]."""
+    language = make_language()
+    fusion = make_fusion("clipcap", language, "fusion.prefix_length=4")
+    words, text = torch.randint(3, 131, (2, 4)), make_text(2, 6)
+    memory = {"prefix": language.embed(words)}
+    ours = fusion.readout(language, fusion.decode(language, memory, text))
+    plain_ids = torch.cat([words, text.ids_BT[:, 1:]], dim=1)  # the start token's place is the last prefix vector's
+    plain = language.model(input_ids=plain_ids).logits[:, 3:]
+    torch.testing.assert_close(ours, plain, **EXACT)
+
+
+# --------------------------------------------------------------------------------------------------------------- SRAU
+def test_srau_gates_are_the_formula():
+    """One block of the authors' form, elementwise, against loops over rows, tokens, levels and channels."""
+    language = make_language(layers=1)
+    fusion = make_fusion("srau", language, "fusion.tau=0.45")
+    visual, text, aux = make_visual(2), make_text(2, 4), {}
+    memory = fusion.encode(language, visual)
+    h = fusion.decode(language, memory, text, aux=aux)
+    block = language.blocks()[0]
+    start, walk = language.begin(language.embed(text.ids_BT), text.valid_BT)
+    a = block.attend(start, walk)
+    levels = fusion.encoder(visual)
+    fused = torch.zeros_like(a)
+    for b in range(2):
+        for t in range(4):
+            for i in range(3):
+                c = slow_attention(fusion.cross[0], block.norm(a[b, t]), block.norm(levels[i, b]))
+                gate = fusion.gates[0].W[i]
+                z = gate.weight @ torch.cat([a[b, t], c]) + gate.bias
+                for d in range(a.shape[-1]):
+                    alpha = 1 / (1 + math.exp(-z[d]))
+                    if alpha > 0.45:
+                        fused[b, t, d] += alpha * a[b, t, d] / math.sqrt(3)
+                    if alpha < 1 - 0.45:
+                        fused[b, t, d] += (1 - alpha) * c[d] / math.sqrt(3)
+    torch.testing.assert_close(h, language.final_norm(block.feed(fused)), **EXACT)
+    shut = torch.stack(aux["visual_gate"]) == 0
+    assert 0 < shut.double().mean() < 1
+
+
+def test_srau_paper_form_is_the_formula():
+    language = make_language(layers=1)
+    fusion = make_fusion("srau_paper", language, "fusion.tau=0.3")
+    visual, text = make_visual(1), make_text(1, 3)
+    h = fusion.decode(language, fusion.encode(language, visual), text)
+    block = language.blocks()[0]
+    start, walk = language.begin(language.embed(text.ids_BT), text.valid_BT)
+    a = block.attend(start, walk)
+    level = fusion.encoder(visual)[0, 0]
+    fused = torch.zeros_like(a)
+    for t in range(3):
+        c = slow_attention(fusion.cross[0], a[0, t], level)
+        for d in range(a.shape[-1]):
+            s = 1 / (1 + math.exp(-a[0, t, d]))
+            fused[0, t, d] = s * (s > 0.3) * c[d] + (1 - s) * (1 - s > 0.3) * a[0, t, d]
+    torch.testing.assert_close(h, language.final_norm(block.feed(fused)), **EXACT)
+
+
+def slow_attention(cross: CrossAttention, query: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """softmax(q k / sqrt(d)) v head by head, for one query."""
+    q, k, v = cross.q(query), cross.k(source), cross.v(source)
+    d = len(q) // cross.heads
+    out = []
+    for head in range(cross.heads):
+        part = slice(head * d, (head + 1) * d)
+        weights = torch.tensor([float(q[part] @ row[part]) / math.sqrt(d) for row in k], dtype=q.dtype).softmax(0)
+        out.append(sum(w * row[part] for w, row in zip(weights, v, strict=True)))
+    return cross.out(torch.cat(out))
+
+
+def test_srau_shut_gate_still_learns():
+    """Self-resurrection: at gate logit -2 and tau 0.2 the visual gate is 0, yet the output depends on the logit."""
+    language = make_language(layers=1)
+    fusion = make_fusion("srau_paper", language)
+    z = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
+    a, c = z.expand(1, 1, 32), torch.ones(1, 1, 32, dtype=torch.float64)
+    visual_gate, language_gate = fusion._gate_pair(0, 0, a, c)
+    assert visual_gate.abs().max() == 0
+    (visual_gate * c + language_gate * 1.5)[0, 0, 0].backward()
+    s = torch.sigmoid(z.detach())
+    torch.testing.assert_close(z.grad, -s * (1 - s) * 1.5)
+
+
+def test_srau_closed_share_grows_with_tau():
+    """Shares of shut gates for a ~ N(0, 1) in the paper's form: 1.4, 8.3, 19.9, 34.3 % at tau .1, .2, .3, .4."""
+    a = torch.randn(1, 1, 400_000, dtype=torch.float64)
+    shares = []
+    for tau in (0.1, 0.2, 0.3, 0.4):
+        fusion = make_fusion("srau_paper", make_language(layers=1), f"fusion.tau={tau}")
+        shares.append((fusion._gate_pair(0, 0, a, a)[0] == 0).double().mean().item())
+    assert shares == pytest.approx([0.014, 0.083, 0.199, 0.343], abs=2e-3)
+
+
+def test_srau_pair_is_never_empty_and_sums_to_one_without_threshold():
+    language = make_language(layers=1)
+    a, c = 3 * torch.randn(2, 2, 5, 32, dtype=torch.float64)
+    for name in ("srau", "srau_paper"):
+        open_pair = make_fusion(name, language, "fusion.tau=0.0")._gate_pair(0, 0, a, c)
+        torch.testing.assert_close(sum(open_pair), torch.ones_like(a), rtol=0, atol=1e-15)
+        assert (sum(make_fusion(name, language, "fusion.tau=0.49")._gate_pair(0, 0, a, c)) > 0.5).all()
+
+
+def test_srau_shut_visual_gates_hide_the_picture_only_in_the_papers_form():
+    """With learnt gates the image leaks through alpha, which scales the words (measured on the authors' code)."""
+    language = make_language(layers=1)
+    text = make_text(1, 4)
+    paper = make_fusion("srau_paper", language, "fusion.tau=0.4")
+    with torch.no_grad():
+        language.model.transformer.h[0].attn.c_proj.bias.fill_(-60)  # a far below 0: sigmoid(a) under tau everywhere
+    one, two = (
+        paper.decode(language, paper.encode(language, make_visual(1, seed=s)), text) for s in (2, 5)
+    )
+    assert torch.equal(one, two)
+    concat = make_fusion("srau", language, "fusion.tau=0.4", "fusion.gate_bias_init=0.0")
+    with torch.no_grad():
+        for gate in concat.gates[0].W:
+            gate.weight.mul_(1e-3)
+            gate.bias.fill_(1.0)  # alpha near .73 > 1 - tau: every visual gate shut
+    aux: dict = {}
+    one, two = (
+        concat.decode(language, concat.encode(language, make_visual(1, seed=s)), text, aux=aux) for s in (2, 5)
+    )
+    assert all(gate.abs().max() == 0 for gate in aux["visual_gate"])
+    assert not torch.equal(one, two)
+
+
+def test_srau_reference_defect_leaves_padding_unmasked():
+    language = make_language()
+    visual, junk = make_visual(1), make_visual(1, seed=7, tokens=2)
+    padded = Visual(
+        torch.cat([visual.tokens_IMNC, junk.tokens_IMNC], 2),
+        visual.pooled_IMC,
+        token_valid_IMN=torch.tensor([True] * VISION.tokens + [False] * 2)[None, None],
+    )
+    text = make_text(1, 4)
+    for defect in (False, True):
+        fusion = make_fusion("srau", language, f"fusion.reference_defects={defect}")
+        gap = fusion.decode(language, fusion.encode(language, padded), text)
+        gap = gap - fusion.decode(language, fusion.encode(language, visual), text)
+        assert (gap.abs().max() > 1e-6) == defect
+
+
+def test_srau_near_the_language_model_with_mean_and_a_language_bias():
+    language = make_language()
+    text = make_text(2, 6)
+    plain = language.unembed(language.hidden(text.ids_BT, text.valid_BT)).log_softmax(-1)
+
+    def divergence(*overrides):
+        fusion = make_fusion("srau", language, *overrides, nudged=False)
+        ours = fusion.readout(language, fusion.decode(language, fusion.encode(language, make_visual(2)), text))
+        return (plain.exp() * (plain - ours.log_softmax(-1))).sum(-1).mean()
+
+    near = divergence("fusion.level_norm=mean", "fusion.gate_bias_init=6.0")
+    assert near < 0.05 * divergence()
+
+
+@pytest.mark.parametrize("tau", [0.5, -0.1, 0.9])
+def test_srau_refuses_thresholds_that_shut_both_gates(tau):
+    with pytest.raises(UserError, match=r"fusion\.tau"):
+        make_fusion("srau", make_language(), f"fusion.tau={tau}")
+
+
+def make_on_meta(name, vision, language, *overrides):
+    from conftest import fusion_config
+    from hydra.utils import instantiate
+
+    with torch.device("meta"):
+        return instantiate(fusion_config(name, *overrides))(vision, language.spec)
