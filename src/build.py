@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from src.captioner import PARTS, Captioner, check_frozen
+from src.config import instantiate_plainly
 from src.contracts import Language, Source, Tokenizer
 from src.data.features import FeatureCache
 from src.data.module import CaptionData
@@ -194,8 +195,6 @@ def own_randomness(seed: int, part: str):
 
 
 def _make(node: DictConfig):
-    from src.config import instantiate_plainly
-
     return instantiate_plainly(node, instantiate)
 
 

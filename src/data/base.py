@@ -59,7 +59,7 @@ def picture_path(folder: Path, name: str) -> str:
     """Path of the picture ``name`` inside ``folder``. Raises UserError for names that lead out of it."""
     inside = os.path.normpath(name)
     if os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", ".") or "\0" in name:
-        raise UserError(f"The picture name {name!r} leads out of the folder {folder}; only pictures inside it are read.")
+        raise UserError(f"The picture name {name!r} leads out of the folder {folder}.")
     return os.path.join(folder, inside)
 
 

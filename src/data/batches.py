@@ -27,7 +27,7 @@ Pick = tuple[int | None, list[int]]  # epoch (None: not training), and the posit
 # order
 # --------------------------------------------------------------------------------------------------------------------
 class EpochBatchSampler(Sampler[Pick]):
-    """Batches of ``n`` examples in an order that depends on (seed, epoch) alone; rank ``rank`` of ``world`` gets its share.
+    """Batches of ``n`` examples in an order that depends on (seed, epoch) alone, for one of ``world`` ranks.
 
     A last batch that would be smaller is left out, unless it is the only one. Every rank has equally many batches of
     equal size: where ``n`` is smaller than one step of all ranks, examples are repeated up to a multiple of ``world``.
@@ -83,7 +83,7 @@ def _fill(order: Sequence[int], multiple: int) -> list[int]:
 
 
 def draw_captions(seed: int, epoch: int, index: int, available: int, wanted: int) -> list[int]:
-    """Which of an example's captions an epoch uses: without repetition until all were used, then again from the first."""
+    """Which of an example's captions an epoch uses: no repetition before all were used."""
     chance = random.Random(stable_number(seed, "captions", epoch, index))
     # random() is promised to be the same in every Python version; sample() is not.
     order = sorted(range(available), key=lambda _: chance.random())

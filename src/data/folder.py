@@ -18,8 +18,8 @@ SPLITS = ("train", "val", "test")
 class Folder(PictureFiles):
     """Pictures in ``root``, captions in ``captions`` (by default captions.csv or captions.jsonl in root).
 
-    A table (.csv, .txt) has a header with the columns image and caption, and a row per caption; a .jsonl file has a line
-    {"image": ..., "caption": "..."} or {"image": ..., "captions": [...]} per picture or caption. Names of pictures are
+    A table (.csv, .txt) has a header with the columns image and caption, and a row per caption; a .jsonl file has lines
+    {"image": ..., "caption": "..."} or {"image": ..., "captions": [...]}. Names of pictures are
     relative to root and are the ids. An optional "split" (train, val, test) puts pictures into splits; without it a
     hash of the name does, 80 : 10 : 10, so that adding pictures moves none of the others. Raises UserError with the
     line when a table is malformed, and when pictures are missing or lead outside root.
@@ -106,7 +106,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
             texts = row["captions"] if "captions" in row else [row["caption"]]
             image, split = row["image"], row.get("split")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{where}: {{\"image\": ..., \"caption\": ...}} is expected ({error}).") from error
+            raise UserError(f'{where}: {{"image": ..., "caption": ...}} is expected ({error}).') from error
         if not isinstance(image, str) or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
             raise UserError(f"{where}: image and captions must be strings.")
         yield where, image, texts, split

@@ -31,14 +31,15 @@ def load_picture(path: str | Path, preprocessing: Mapping) -> Tensor:
     keep their upper 8 bits. Raises UserError naming the file when it cannot be decoded.
     """
     try:
-        pixels_3hw = _decode(Path(path).read_bytes(), preprocessing["size"])
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"The picture {path} cannot be opened ({error.strerror}).") from error
+    try:
+        pixels_3hw = _decode(content, preprocessing["size"])
     except UserError as error:
         raise UserError(f"The picture {path} {error}") from error
-    except FileNotFoundError as error:
-        raise UserError(f"The picture {path} does not exist.") from error
     except BROKEN as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"The picture {path} cannot be read: it is damaged or no picture ({reason}).") from error
+        raise UserError(f"The picture {path} is damaged, or no picture at all.") from error
     return _fit(pixels_3hw, **{name: preprocessing[name] for name in ("size", "resize", "interpolation")})
 
 

@@ -66,9 +66,8 @@ class CaptionData(lightning.LightningDataModule):
 
     def _checked(self, split: str) -> Sequence[Example]:
         if split not in self.source.splits():
-            raise UserError(
-                f"data={self.source.name} has no pictures in a split {split!r}; it has {', '.join(self.source.splits())}."
-            )
+            known = ", ".join(self.source.splits())
+            raise UserError(f"data={self.source.name} has no examples in a split {split!r}; it has {known}.")
         examples = self.source.examples(split)
         # Sources that make examples on demand make them right; looking at each would make them all.
         if isinstance(examples, list):
@@ -131,7 +130,7 @@ class CaptionData(lightning.LightningDataModule):
 
 
 def nested_share(n: int, fraction: float, seed: int) -> list[int]:
-    """Sorted positions of at least one and about ``fraction`` of ``n`` examples; smaller shares lie inside larger ones."""
+    """Sorted positions of about ``fraction`` of ``n`` examples, at least one; smaller shares lie inside larger ones."""
     generator = torch.Generator().manual_seed(stable_number(seed, "fraction"))
     order = torch.randperm(n, generator=generator).tolist()
     return sorted(order[: max(1, round(fraction * n))])

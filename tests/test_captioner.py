@@ -1,0 +1,254 @@
+"""The LightningModule: what trains, what is decayed, where labels shift, what a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FUSIONS, ROOT, VISION, Characters, make_fusion, make_language, make_text, make_visual
+from torch import nn
+
+from src.captioner import Captioner, warmup_cosine
+from src.contracts import Batch, Text, UserError, Visual
+from src.decoding.beam import BeamSearch
+from src.decoding.greedy import Greedy
+
+OPTIM = {"betas": [0.9, 0.98], "weight_decay": 0.1, "warmup": 0.1, "floor": 0.0}
+REGIMES = {
+    "finetune_lm": {"train_language": True, "train_vision": True},
+    "frozen_lm": {"train_language": False, "train_vision": True},
+    "frozen_both": {"train_language": False, "train_vision": False},
+}
+
+
+class Pixels(nn.Module):
+    """An encoder of one matrix: means of pixel blocks, projected."""
+
+    spec = VISION
+
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Linear(3, VISION.width)
+        self.count = 0
+
+    def forward(self, pixels_IM3hw, levels=0):
+        self.count += 1
+        blocks = pixels_IM3hw.double().unflatten(-1, (VISION.tokens, -1)).mean((-3, -1)) / 255  # (I, M, 3, N)
+        tokens = self.project(blocks.transpose(-1, -2))
+        every = tokens[:, :, None].expand(-1, -1, levels, -1, -1) if levels else None
+        return Visual(tokens, tokens.mean(2)[..., : VISION.pooled_width], every)
+
+
+def make_captioner(name="cross_attention", regime="finetune_lm", *overrides, nudged=True, dropout=0.0):
+    language = make_language(dropout=dropout)
+    fusion = make_fusion(name, language, *overrides, nudged=nudged)
+    rates = {"lr_fusion": 0.01, "lr_language": 0.001, "lr_vision": 0.002}
+    vision = Pixels().double() if fusion.sees else None
+    how = {**REGIMES[regime], **rates}
+    how["train_vision"] &= vision is not None
+    return Captioner(vision, fusion, language, Characters(), how, OPTIM, Greedy(8))
+
+
+def make_batch(contexts=2, rows=4, length=6, seed=0):
+    text = make_text(rows, length, seed)
+    text.valid_BT[-1, -2:] = False
+    g = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (contexts, 1, 3, 12, 12), dtype=torch.uint8, generator=g)
+    return Batch([f"p{i}" for i in range(contexts)], text, pixels)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_loss_is_the_mean_over_real_next_tokens(name):
+    """Against a loop that asks the plain definition: column t predicts column t + 1, padding is no target."""
+    model, batch = make_captioner(name).eval(), make_batch()
+    loss, targets = model.loss(batch)
+    memory = model.memory(batch)
+    terms = []
+    for b in range(4):
+        for t in range(5):
+            if not batch.text.valid_BT[b, t + 1]:
+                continue
+            hidden = model.fusion.decode(model.language, memory, batch.text.columns(None, t + 1))
+            logp = model.fusion.readout(model.language, hidden[b, -1]).log_softmax(-1)
+            terms.append(-logp[batch.text.ids_BT[b, t + 1]])
+    torch.testing.assert_close(loss, torch.stack(terms).mean().float(), rtol=1e-5, atol=1e-6)
+    assert int(targets) == len(terms) == 18
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("name", FUSIONS)
+def test_exactly_the_regimes_parameters_train(name, regime):
+    model = make_captioner(name, regime, dropout=0.1).train()
+    parts = {"fusion", *(p for p in ("language", "vision") if REGIMES[regime][f"train_{p}"])}
+    want = {n for n, _ in model.named_parameters() if n.split(".")[0] in parts}
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == want
+    groups = model.parameter_groups()
+    grouped = [id(p) for g in groups for p in g["params"]]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for n, p in model.named_parameters() if n in want}
+    for part in model.frozen_parts():
+        assert not any(module.training for module in part.modules())
+    if want:
+        model.loss(make_batch())[0].backward()
+    assert {n for n, p in model.named_parameters() if p.grad is not None} == want
+
+
+def test_no_decay_on_norms_biases_and_learnt_constants():
+    model = make_captioner("clipcap", "finetune_lm", "fusion.mapper=transformer")
+    names = {id(p): n for n, p in model.named_parameters()}
+    plain = {names[id(p)] for g in model.parameter_groups() if g["weight_decay"] == 0 for p in g["params"]}
+    assert "fusion.mapper.const_kD" in plain and "language.model.transformer.ln_f.weight" in plain
+    assert all(n.endswith("bias") or "norm" in n or ".ln_" in n or "const" in n for n in plain)
+
+
+def test_the_picture_is_encoded_once_however_long_the_caption():
+    model = make_captioner("srau").eval()
+    model.generate(make_batch(rows=2), BeamSearch(8, beams=3, length_penalty=0.0))
+    assert model.vision.count == 1
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_captions_do_not_depend_on_the_batch(name):
+    """Greedy and beam: every picture alone gives what it gives among others."""
+    model, batch = make_captioner(name).eval(), make_batch(contexts=4, rows=4)
+    for decoder in (Greedy(8), BeamSearch(8, beams=3, length_penalty=0.0)):
+        together = model.generate(batch, decoder)
+        for i in range(4):
+            alone = Batch([batch.ids[i]], batch.text, batch.pixels_IM3hw[i : i + 1])
+            assert model.generate(alone, decoder) == [together[i]]
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_greedy_with_a_cache_equals_greedy_without(name):
+    model, batch = make_captioner(name).eval(), make_batch(contexts=3, rows=3)
+    memory = model.memory(batch)
+    for i, found in enumerate(model.generate(batch)):
+        ids = [Characters.bos]
+        for _ in range(8):
+            rows = torch.tensor([ids] * 3)
+            text = Text(rows, torch.ones_like(rows, dtype=torch.bool), torch.ones_like(rows))
+            hidden = model.fusion.decode(model.language, memory, text)
+            token = int(model.fusion.readout(model.language, hidden[i, -1]).argmax())
+            if token == Characters.eos:
+                break
+            ids.append(token)
+        assert ids[1:] == found
+
+
+@pytest.mark.parametrize("name", [f for f in FUSIONS if f != "blind"])
+def test_overfits_captions_and_says_them(name):
+    """Eight captions learnt by heart come back word for word: the whole path from label to decoder agrees."""
+    torch.manual_seed(0)
+    model = make_captioner(name, nudged=False).float()
+    model.vision.double()
+    pixels = torch.randint(0, 256, (8, 1, 3, 12, 12), dtype=torch.uint8)
+    said = ["a red dog", "two cats sit", "one boat", "the old man", "a tree", "snow falls", "big red bus", "a kite"]
+    rows = [[0, *ids, 1] for ids in Characters().encode(said)]
+    T = max(map(len, rows))
+    ids = torch.tensor([row + [2] * (T - len(row)) for row in rows])
+    batch = Batch(list(map(str, range(8))), Text(ids, ids != 2, (ids != 2).long()), pixels)
+    model._visual = lambda b, see=model._visual: _single(see(b))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    for _ in range(400):
+        loss, _ = model.loss(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss < 0.02:
+            break
+    assert loss < 0.05
+    said_again = model.caption([batch], Greedy(16))
+    assert [said_again[str(i)] for i in range(8)] == said
+
+
+def _single(visual: Visual) -> Visual:
+    levels = visual.levels_IMKNC
+    # Standardised, as an encoder's last norm leaves it: raw pixel means hardly differ between noise pictures.
+    tokens = nn.functional.layer_norm(visual.tokens_IMNC.float(), visual.tokens_IMNC.shape[1:])
+    return Visual(tokens, tokens.flatten(2)[:, :, : VISION.pooled_width], None if levels is None else levels.float())
+
+
+def test_checkpoint_holds_only_what_trains_and_knows_what_was_frozen():
+    model = make_captioner("cross_attention", "frozen_lm")
+    state = model.state_dict()
+    assert state and not any(name.startswith("language.") for name in state)
+    other = make_captioner("cross_attention", "frozen_lm", nudged=False)
+    other.load_state_dict(state)
+    assert all(torch.equal(x, state[name]) for name, x in other.state_dict().items())
+    checkpoint: dict = {}
+    model.on_save_checkpoint(checkpoint)
+    other.on_load_checkpoint(checkpoint)
+    with torch.no_grad():
+        next(other.language.parameters()).add_(1e-3)
+    with pytest.raises(UserError, match="frozen language differs"):
+        other.on_load_checkpoint(checkpoint)
+
+
+def test_checkpoint_of_another_model_is_refused():
+    model = make_captioner("cross_attention", "frozen_lm")
+    state = model.state_dict()
+    state.pop(sorted(state)[0])
+    with pytest.raises(UserError, match="1 tensors missing"):
+        model.load_state_dict(state)
+    with pytest.raises(UserError, match="does not fit"):
+        model.load_state_dict(make_captioner("srau", "frozen_lm").state_dict())
+
+
+def test_learning_rate_rises_then_follows_a_cosine():
+    factors = [warmup_cosine(s, 100, 0.1, 0.05) for s in range(101)]
+    assert factors[0] == pytest.approx(0.1) and factors[9] == factors[10] == 1.0
+    assert factors[55] == pytest.approx(0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi / 2)))
+    assert factors[100] == pytest.approx(0.05) and factors[10:] == sorted(factors[10:], reverse=True)
+
+
+def test_not_a_number_stops_training_with_a_sentence():
+    model = make_captioner()
+    with torch.no_grad():
+        model.language.model.transformer.ln_f.bias.fill_(float("nan"))
+    model.log = lambda *_, **__: None
+    with pytest.raises(UserError, match="training loss is nan"):
+        model.training_step(make_batch(), 0)
+
+
+def test_captioner_names_no_mechanism():
+    source = (ROOT / "src" / "captioner.py").read_text().lower()
+    names = {*FUSIONS, "gate", "prefix", "perceiver", "contrastive"} - {"blind"}
+    assert not [name for name in names if name in source.replace("gates (all parameters", "")]
+
+
+def test_imports_only_go_down():
+    """The floors of the building; a room may import rooms of lower floors, and inside itself its base."""
+    import ast
+
+    floors = [
+        ["errors", "hashing"],
+        ["cli", "contracts", "records"],
+        ["text"],
+        ["layers", "metrics", "sheet"],
+        ["decoding"],
+        ["fusion", "language", "vision", "data"],
+        ["captioner"],
+        ["config"],
+        ["build", "cost"],
+        ["evaluation"],
+        ["train", "evaluate", "caption", "score"],
+    ]
+    floor = {room: level for level, rooms in enumerate(floors) for room in rooms}
+    wrong = []
+    for file in sorted(Path(ROOT / "src").rglob("*.py")):
+        here = file.relative_to(ROOT / "src").with_suffix("").parts[0]
+        if here == "__init__":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
+            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module == "src":
+                modules = [f"src.{alias.name}" for alias in node.names]
+            for module in modules:
+                if module and module.startswith("src."):
+                    there = module.split(".")[1]
+                    if there != here and floor[there] >= floor[here]:
+                        wrong.append(f"{file.relative_to(ROOT)} imports {module}")
+    assert not wrong
