@@ -15,7 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from src.captioner import PARTS, Captioner, check_frozen
 from src.config import instantiate_plainly
 from src.contracts import Language, Source, Tokenizer
-from src.data.features import FeatureCache
 from src.data.module import CaptionData
 from src.errors import UserError
 from src.records import checkpoint_path, run_config
@@ -123,6 +122,8 @@ def build_data(cfg: DictConfig, source: Source, captioner: Captioner) -> Caption
         workers=options.workers,
     )
     if vision is not None and not captioner.trains("vision"):
+        from src.data.features import FeatureCache
+
         data.features = {
             split: FeatureCache.open_or_build(
                 Path(options.cache_dir), vision, source, data.examples(split), captioner.fusion.needs_levels

@@ -166,6 +166,13 @@ class Captioner(lightning.LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+        """Clip the global norm. Lightning's own refuses fused optimisers, which matters only for scaled float16."""
+        if gradient_clip_val:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            self.log("train/gradient_norm", norm)
+
     # ------------------------------------------------------------------------------------------------- checkpoints
     def state_dict(self, *args, **kwargs) -> dict:
         """Only what trains, and nothing that the frozen parts can give again."""

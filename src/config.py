@@ -28,13 +28,18 @@ def check(cfg: DictConfig) -> None:
 
 
 def use_previous_language(cfg: DictConfig) -> DictConfig:
-    """With ``language.weights=<run folder>``, take tokenizer and model settings from that run."""
+    """With ``language.weights=<run folder>``, take tokenizer and model settings from that run.
+
+    Dropout stays as asked for now: it says how a model trains, not what it is.
+    """
     weights = cfg.language.get("weights")
     if weights is None:
         return cfg
-    previous = run_config(weights).language
+    language = OmegaConf.merge(run_config(weights).language, {"weights": str(Path(weights))})
+    if "dropout" in cfg.language.model and "dropout" in language.model:
+        language.model.dropout = cfg.language.model.dropout
     OmegaConf.set_struct(cfg, False)
-    cfg.language = OmegaConf.merge(previous, {"weights": str(Path(weights))})
+    cfg.language = language
     OmegaConf.set_struct(cfg, True)
     return cfg
 

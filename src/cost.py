@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import resource
 import statistics
 import sys
@@ -18,11 +19,12 @@ WARMUP_STEPS = 5  # not counted: allocation, first use of kernels
 
 
 class CostMeter(lightning.Callback):
-    """Seconds per optimiser step, waiting for data included, and pictures per second over the training."""
+    """Seconds per step, waiting for data included; pictures seen, and a digest of which ones in which order."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.pictures = 0
+        self._batches = hashlib.sha256()
         self._last: float | None = None
 
     def on_train_batch_end(self, trainer, module, outputs, batch: Batch, index: int) -> None:
@@ -31,14 +33,19 @@ class CostMeter(lightning.Callback):
             self.seconds.append(now - self._last)
         self._last = now
         self.pictures += len(batch.ids)
+        self._batches.update("\n".join(batch.ids).encode())
 
     def on_validation_end(self, trainer, module) -> None:
         self._last = None  # the pause of a validation belongs to no step
 
     def summary(self) -> dict:
-        """Median step time in milliseconds and pictures seen; None where nothing was measured."""
+        """Median step time in milliseconds (None where nothing was measured), pictures seen, digest of the batches."""
         steady = self.seconds[WARMUP_STEPS:]
-        return {"step_ms": 1000 * statistics.median(steady) if steady else None, "pictures_seen": self.pictures}
+        return {
+            "step_ms": 1000 * statistics.median(steady) if steady else None,
+            "pictures_seen": self.pictures,
+            "batches_sha256": self._batches.hexdigest(),  # equal in two runs that were fed alike
+        }
 
 
 def training_flops(captioner: Captioner, batch: Batch) -> int:

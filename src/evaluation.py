@@ -17,7 +17,6 @@ from src.metrics.captions import CaptionScorer
 from src.metrics.truth import truth_scores
 from src.records import write_json, write_jsonl
 from src.sheet import write_sheet
-from src.text.scene_language import Scene
 
 
 @dataclass
@@ -40,11 +39,11 @@ def evaluate(parts: Parts, split: str) -> Evaluation:
     scores = CaptionScorer(references).score(predictions)
     corpus = {"loss": split_loss(parts, split), **scores.corpus}
     per_image = scores.per_image
-    scenes = {e.id: Scene.from_dict(e.extra["scene"]) for e in data.examples(split) if "scene" in e.extra}
+    scenes = {e.id: e.extra["scene"] for e in data.examples(split) if "scene" in e.extra}
     if scenes:
         truth = truth_scores(predictions, scenes)
         corpus = {**truth.corpus, **corpus}
-        per_image = {id: {**values, **truth.per_image[id]} for id, values in per_image.items()}
+        per_image = {id: {**truth.per_image[id], **scores} for id, scores in per_image.items()}
     rows = [
         {"id": id, "caption": caption, "references": list(references[id]), **per_image[id]}
         for id, caption in predictions.items()

@@ -259,6 +259,19 @@ def test_beams_equal_recomputation(kind, ragged):
         close(stepped_BTV, logits(lm, ids_BT, valid_BT, ragged)[:, -1:])
 
 
+@ALL
+@torch.no_grad()
+def test_no_column_looks_ahead(kind):
+    """Padding columns included: what they compute is unused, but must not be a way around causality."""
+    lm = build(kind)
+    ids_BT, valid_BT = left_padded()
+    before_BTD = lm.hidden(ids_BT, valid_BT, ragged=True)
+    ids_BT[:, -1] = 3 + (ids_BT[:, -1] + 1) % 40
+    after_BTD = lm.hidden(ids_BT, valid_BT, ragged=True)
+    close(after_BTD[:, :-1], before_BTD[:, :-1])
+    assert ((after_BTD - before_BTD)[:, -1].abs().amax(-1) > 1e-3).all()
+
+
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_fast_paths_make_no_mask(kind):
     lm = build(kind)
@@ -302,6 +315,8 @@ def test_bfloat16_is_finite_with_left_padding(kind):
     assert all(p.grad is None or p.grad.isfinite().all() for p in lm.parameters())
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         steps_BTV = cached(lm, ids_BT, valid_BT, (6, 7, 9), ragged=True)
+        logits(lm, ids_BT, valid_BT, ragged=True, cache=(cache := Cache(4, 9)))
+    assert {x.dtype for pair in cache._slots.values() for x in pair} == {torch.bfloat16}  # not twice the memory
     full_BTV = logits(lm, ids_BT, valid_BT, ragged=True)
     for rough_BTV in (half_BTV, steps_BTV):
         assert (rough_BTV - full_BTV)[valid_BT].abs().mean() < 0.05 * full_BTV.std()
@@ -348,8 +363,10 @@ def test_folder_through_its_yaml(kind, tmp_path):
     ids_BT, valid_BT = draw(2, 5)
     close(logits(lm.eval(), ids_BT, valid_BT), saved(ids_BT).logits, 1e-5)
     config.init = "random"
-    drawn = instantiate(config.model)(Words()).state_dict()
-    assert any((drawn[f"model.{key}"] != value).any() for key, value in saved.state_dict().items())
+    drawn = instantiate(config.model)(Words())
+    weights = drawn.state_dict()
+    assert any((weights[f"model.{key}"] != value).any() for key, value in saved.state_dict().items())
+    assert lm.pretrained and not drawn.pretrained
 
 
 def test_tiny_through_its_yaml():

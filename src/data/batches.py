@@ -6,6 +6,7 @@ generator by different amounts; batches that came from it would differ between t
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
@@ -173,19 +174,31 @@ class CaptionBatches(Dataset):
 # --------------------------------------------------------------------------------------------------------------------
 # loaders
 # --------------------------------------------------------------------------------------------------------------------
-class Loader:
-    """Iterates over Batches. It holds a DataLoader instead of being one, so that Lightning does not rebuild it with a
-    sampler of its own."""
+def _keep_inherited_objects(worker: int) -> None:
+    """Garbage collection in a forked worker leaves alone what it shares with the main process.
 
-    def __init__(self, batches: CaptionBatches, order: Sampler[Pick], workers: int):
+    It would copy the memory, and would try to shut down workers of other loaders, which are not its own.
+    """
+    gc.freeze()
+
+
+class Loader:
+    """Iterates over Batches.
+
+    It holds a DataLoader instead of being one, so that Lightning does not rebuild it with a sampler of its own. The
+    workers end with the iteration unless they are ``kept`` for the next one.
+    """
+
+    def __init__(self, batches: CaptionBatches, order: Sampler[Pick], workers: int, kept: bool = False):
         self.order = order
         self._loader = DataLoader(
             batches,
             sampler=order,
             batch_size=None,  # one pick is one batch
             num_workers=workers,
-            persistent_workers=workers > 0,
+            persistent_workers=kept and workers > 0,
             pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_keep_inherited_objects,
             generator=torch.Generator(),  # its own: otherwise every start would draw from the global generator
         )
 
@@ -195,7 +208,7 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         for batch in self._loader:
             if isinstance(batch, UserError):
-                raise batch
+                raise UserError(str(batch))  # not the object that this frame holds: that would keep the workers alive
             yield batch
 
 
@@ -207,7 +220,7 @@ class TrainLoader(Loader):
     """
 
     def __init__(self, batches: CaptionBatches, order: EpochBatchSampler, workers: int):
-        super().__init__(batches, order, workers)
+        super().__init__(batches, order, workers, kept=True)  # an epoch can be a second short
         self.epoch = self.done = 0
 
     def __iter__(self) -> Iterator[Batch]:

@@ -47,6 +47,8 @@ class CaptionsText:
         for file in files:
             stem = Path(file).name.split(".")[0]
             for number, (picture, text) in enumerate(_read(file)):
+                if not isinstance(text, str):
+                    raise UserError(f"{file} holds a caption that is no text: {text!r}.")
                 key = _key(text)
                 if not key or key in kept_out:
                     left_out += 1

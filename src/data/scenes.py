@@ -6,7 +6,7 @@ pixels from the scene alone; nothing is stored. Splits:
     train, val, test   one distribution, in which the colour-shape pairs of ``HELD_OUT`` never occur
     compositional      only pairs of ``HELD_OUT``: familiar colours and shapes, joined as never before
 
-Every example keeps its scene in ``extra["scene"]``, so that whatever a caption says can be checked.
+Every example keeps its scene in ``extra["scene"]`` (``Scene.to_dict``), so that whatever a caption says can be checked.
 
 Shapes are drawn as signed distance fields: the coverage of a pixel is 0.5 minus the distance of its centre to the
 outline, clipped to 0..1, in pixels; that is the antialiasing.
@@ -42,7 +42,7 @@ SEEN_PAIRS = tuple(pair for pair in PAIRS if pair not in HELD_OUT)
 UNSEEN_PAIRS = tuple(pair for pair in PAIRS if pair in HELD_OUT)
 COUNT_SHARES = (0.2, 0.4, 0.25, 0.15)  # of pictures with one, two, three, four things
 MOST_LARGE = 2  # more large things than this leave too little room for the others
-RADII = {"small": (0.095, 0.115), "large": (0.175, 0.2)}  # shares of the side
+RADII = {"small": (0.1, 0.115), "large": (0.175, 0.2)}  # shares of the side
 GAP = 0.03  # between the circles around two things, and to the edge of the picture
 SMALLEST = 32  # pixels; below this a small star and a small circle look the same
 
@@ -112,7 +112,7 @@ Field = np.ndarray  # float32
 
 
 def _star(points: int, waist: float) -> Callable[[Field, Field], Field]:
-    """Distance to a star whose inner corners lie at ``waist`` times its radius 1; a waist of 0.5 makes 3 points a triangle.
+    """Distance to a star of radius 1 with its inner corners at radius ``waist``; 3 points and waist 0.5: a triangle.
 
     The plane is folded onto one half of one point, where the outline is a straight line from tip to inner corner.
     """
@@ -256,7 +256,7 @@ class _Drawn(Sequence):
         index = range(self._length)[index]  # counts from the end and raises IndexError as lists do
         rng = Random(f"{self._seed}/{self._split}/{index}")  # of a string: the same in every process
         scene = sample_scene(rng, UNSEEN_PAIRS if self._split == "compositional" else SEEN_PAIRS)
-        return Example(f"{self._split}-{index:06d}", describe(scene, rng), extra={"scene": scene})
+        return Example(f"{self._split}-{index:06d}", describe(scene, rng), extra={"scene": scene.to_dict()})
 
 
 class Scenes:
@@ -269,9 +269,7 @@ class Scenes:
     name = "scenes"
     has_images = True
 
-    def __init__(
-        self, seed: int = 0, train: int = 50_000, val: int = 500, test: int = 1_000, compositional: int = 500
-    ):
+    def __init__(self, seed: int = 0, train: int = 50_000, val: int = 500, test: int = 1_000, compositional: int = 500):
         lengths = {"train": train, "val": val, "test": test, "compositional": compositional}
         for split, length in lengths.items():
             if length < 0:
@@ -291,4 +289,4 @@ class Scenes:
         """uint8 RGB tensor (3, size, size). Raises UserError where the shapes would be too small to tell apart."""
         if size < SMALLEST:
             raise UserError(f"Scenes are drawn {SMALLEST} pixels wide or wider, not {size}.")
-        return torch.from_numpy(draw(example.extra["scene"], size))
+        return torch.from_numpy(draw(Scene.from_dict(example.extra["scene"]), size))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
 from src.fusion.base import Fusion
-from src.layers.attention import note
+from src.layers.attention import attention, note
 from src.layers.cache import Cache
 
 
@@ -134,6 +134,6 @@ class MapperLayer(nn.Module):
         q_IHSd, k_IHSd, v_IHSd = (
             x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_queries(n_ISD), k_ISD, v_ISD)
         )
-        read_ISD = F.scaled_dot_product_attention(q_IHSd, k_IHSd, v_IHSd).transpose(1, 2).flatten(2)
+        read_ISD = attention(q_IHSd, k_IHSd, v_IHSd).transpose(1, 2).flatten(2)
         s_ISD = s_ISD + self.project(read_ISD)
         return s_ISD + self.fc2(F.relu(self.fc1(self.norm2(s_ISD))))

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from src.contracts import Block, LanguageSpec, Tokenizer, UserError
+from src.layers.attention import attention
 from src.layers.cache import Cache
 
 
@@ -46,6 +46,8 @@ class LanguageModel(nn.Module, ABC):
 
     Raises UserError if the tokenizer names tokens that the model does not have.
     """
+
+    pretrained: bool = False  # the weights are a checkpoint's, so that freezing them makes sense
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, context: int):
         super().__init__()
@@ -124,30 +126,19 @@ def self_attention(
 
     K key-value heads serve H query heads (H a multiple of K). New keys and values go into the cache under ``slot``.
     """
-    # Under autocast the rotation and the head norms answer in float32: back to the projections' type, which the cache
-    # then keeps as well.
-    q_BHTd, k_BKTd = q_BHTd.to(v_BKTd.dtype), k_BKTd.to(v_BKTd.dtype)
-    k_BKSd, v_BKSd = k_BKTd, v_BKTd
+    # Under autocast rotated keys are float32 although attention reads them in half precision: not worth caching.
+    k_BKSd, v_BKSd = k_BKTd.to(v_BKTd.dtype), v_BKTd
     if walk.cache is not None:
-        k_BKSd, v_BKSd = walk.cache.append(slot, k_BKTd, v_BKTd)
-    read_BHTd = F.scaled_dot_product_attention(
-        q_BHTd,
-        k_BKSd,
-        v_BKSd,
-        attn_mask=walk.bias,
-        dropout_p=dropout,
-        is_causal=walk.causal,
-        scale=scale,
-        enable_gqa=q_BHTd.shape[1] != k_BKSd.shape[1],
-    )
+        k_BKSd, v_BKSd = walk.cache.append(slot, k_BKSd, v_BKSd)
+    read_BHTd = attention(q_BHTd, k_BKSd, v_BKSd, walk.bias, walk.causal, scale, dropout)
     return read_BHTd.transpose(1, 2).flatten(2)  # (B, H, T, d) -> (B, T, H*d)
 
 
 def causal_bias(valid_BS: Tensor, T: int, dtype: torch.dtype) -> Tensor:
     """Additive mask (B, 1, T, S) for the last T of S columns: 0 where a token may look, very negative elsewhere.
 
-    Every token sees itself, padding too, so that no row is empty (an empty softmax is NaN). Nobody looks at padding,
-    so what it computes reaches no real token.
+    Every token sees itself, padding too: no row is empty (an empty softmax is NaN, or an average that looks ahead).
+    No other token looks at padding, so what it computes reaches no real one.
     """
     S = valid_BS.shape[1]
     keys_S = torch.arange(S, device=valid_BS.device)

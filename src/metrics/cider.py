@@ -1,0 +1,66 @@
+"""CIDEr-D (Vedantam, Zitnick, Parikh 2015, CVPR, section 5), the "CIDEr" that captioning papers report.
+
+CIDEr-D = 10 * mean over orders n = 1 to 4 and references r of  min(g(c), g(r)) . g(r) / (|g(c)| |g(r)|) * e^(-(l_c -
+l_r)^2 / 2 s^2), with g the TF-IDF vector of n-grams, l the length and s = 6. As in COCO's code (pycocoevalcap 1.2,
+cider_scorer.py) l counts bigrams, not words.
+
+Document frequencies are those of all references given, so that CIDEr-D of a part of the pictures is a different
+number, and that of a single picture is 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from src.metrics.ngrams import ORDERS, PredictionNgrams, PredictionOrder, ReferenceNgrams, ReferenceOrder
+
+SIGMA = 6.0
+SCALE = 10.0
+
+
+class CiderD:
+    """CIDEr-D against references whose weights and norms are computed once."""
+
+    def __init__(self, references: ReferenceNgrams) -> None:
+        self._references = references
+        # log(N / pictures with the n-gram); one that no reference has counts as in one picture.
+        self._unseen = np.log(float(references.pictures))
+        self._idf = [self._unseen - np.log(np.maximum(1.0, order.pictures)) for order in references.orders]
+        self._weight = [order.count * idf[order.gram] for order, idf in zip(references.orders, self._idf, strict=True)]
+        self._norm = [
+            _norm(order.text, weight, len(references.words))
+            for order, weight in zip(references.orders, self._weight, strict=True)
+        ]
+
+    def score(self, predictions: PredictionNgrams) -> np.ndarray:
+        """CIDEr-D of each picture's prediction: (pictures,), 0 to 10; the corpus score is the mean."""
+        references = self._references
+        cosines = sum(
+            self._cosine(order, predictions.orders[order], references.orders[order]) for order in range(ORDERS)
+        )
+        ours, theirs = np.maximum(0, predictions.words - 1), np.maximum(0, references.words - 1)
+        penalty = np.exp(-((ours[references.picture] - theirs) ** 2) / (2 * SIGMA**2))
+        totals = np.bincount(references.picture, weights=cosines * penalty)
+        return SCALE * totals / ORDERS / np.bincount(references.picture)
+
+    def _cosine(self, order: int, ours: PredictionOrder, theirs: ReferenceOrder) -> np.ndarray:
+        """Clipped cosine of each reference with its picture's prediction: (texts,)."""
+        references = self._references
+        seen = ours.gram < len(self._idf[order])
+        idf = np.full(len(ours.gram), self._unseen)
+        idf[seen] = self._idf[order][ours.gram[seen]]
+        weight = ours.count * idf
+        norm = _norm(ours.picture, weight, references.pictures)[references.picture] * self._norm[order]
+        # One row for each reference of its picture that has the prediction's n-gram too.
+        found = ours.place >= 0
+        first, rows = theirs.first[ours.place[found]], np.diff(theirs.first)[ours.place[found]]
+        row = np.arange(rows.sum()) + np.repeat(first - np.cumsum(rows) + rows, rows)
+        other = self._weight[order][row]
+        product = np.minimum(np.repeat(weight[found], rows), other) * other
+        dot = np.bincount(theirs.text[row], weights=product, minlength=len(norm))
+        return np.divide(dot, norm, out=np.zeros(len(norm)), where=norm > 0)
+
+
+def _norm(owner: np.ndarray, weight: np.ndarray, owners: int) -> np.ndarray:
+    """Euclidean norm of each owner's weights: (owners,)."""
+    return np.sqrt(np.bincount(owner, weights=weight**2, minlength=owners))

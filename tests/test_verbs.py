@@ -1,0 +1,140 @@
+"""The real commands, end to end, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FUSIONS, ROOT
+from PIL import Image
+
+SMOKE = ("debug=smoke", "language.model.width=32", "vision.width=32", "vision.layers=3", "language.model.layers=2")
+
+
+def run(*command: str, cwd: Path = ROOT, ok: bool = True) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    answer = subprocess.run(
+        [sys.executable, "-m", *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert (answer.returncode == 0) == ok, answer.stdout + answer.stderr
+    return answer
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """One tiny run of the default fusion."""
+    folder = tmp_path_factory.mktemp("runs") / "srau"
+    run("src.train", *SMOKE, f"hydra.run.dir='{folder}'")
+    return folder
+
+
+def test_train_leaves_a_complete_run_folder(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["split"] == "test" and metrics["pictures"] == 16
+    assert {"BLEU-4", "ROUGE-L", "CIDEr-D", "truth", "loss"} <= set(metrics["scores"])
+    assert metrics["cost"]["parameters"]["trainable"] > 0 and metrics["cost"]["training_flops"] > 1e6
+    rows = [json.loads(line) for line in (trained / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 16 and all(len(row["references"]) == 5 for row in rows)
+    assert Image.open(trained / "samples.png").width > 400
+    assert "val/loss" in (trained / "log" / "metrics.csv").read_text()
+    assert json.loads((trained / "environment.json").read_text())["command"].startswith("python -m src.train")
+    checkpoint = torch.load(trained / "checkpoints" / "best.ckpt", weights_only=True)
+    assert any(name.startswith("fusion.") for name in checkpoint["state_dict"])
+
+
+def test_evaluate_repeats_the_scores_and_keeps_the_run(trained):
+    before = (trained / "metrics.json").read_bytes()
+    run("src.evaluate", f"run={trained}")
+    again = json.loads((trained / "evaluate" / "test" / "metrics.json").read_text())
+    assert again["scores"] == pytest.approx(json.loads(before)["scores"], rel=1e-6)
+    assert (trained / "metrics.json").read_bytes() == before
+    run("src.evaluate", f"run={trained}", "split=compositional", "decode=greedy")
+    assert (trained / "evaluate" / "compositional-greedy" / "predictions.jsonl").is_file()
+
+
+def test_caption_own_pictures_and_name_the_unreadable(trained, tmp_path):
+    for i in range(3):
+        Image.effect_noise((40 + 20 * i, 60), 80).convert("RGB").save(tmp_path / f"{i}.jpg")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
+    answer = run("src.caption", f"run={trained}", f"images={tmp_path}", f"output={tmp_path}/out")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "captions.jsonl").read_text().splitlines()]
+    assert [Path(row["image"]).name for row in rows] == ["0.jpg", "1.jpg", "2.jpg"]
+    assert Image.open(tmp_path / "out" / "captions.png").height > 224
+    assert "broken.jpg" in answer.stdout
+
+
+def test_training_goes_on_from_the_last_checkpoint(trained, tmp_path):
+    run("src.train", *SMOKE, "trainer.max_steps=6", f"resume={trained}", f"hydra.run.dir='{tmp_path}/more'")
+    more = torch.load(tmp_path / "more" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert more["global_step"] == 6
+
+
+def test_language_pretraining_then_a_frozen_language_model(tmp_path):
+    """fusion=blind on captions without pictures is the language pre-training; its run folder is the weights."""
+    captions = tmp_path / "captions.txt"
+    captions.write_text("\n".join(f"a {colour} {thing} ." for colour in ("red", "blue") for thing in map(str, range(60))))
+    sizes = ("language.model.width=32", "language.model.layers=2", "language.tokenizer.vocabulary=300")
+    text = (
+        "data=captions_text", f"data.source.files=[{captions}]", "data.workers=0", "data.batch_size=16", "fusion=blind",
+        "trainer.max_steps=4", "trainer.val_check_interval=2",
+    )
+    run("src.train", *text, *sizes, f"hydra.run.dir='{tmp_path}/lm'")
+    assert json.loads((tmp_path / "lm" / "metrics.json").read_text())["scores"]["loss"] > 0
+    frozen = ("regime=frozen_lm", f"language.weights={tmp_path}/lm")
+    run("src.train", "debug=smoke", "vision.width=32", "fusion=clipcap", *frozen, f"hydra.run.dir='{tmp_path}/cap'")
+    state = torch.load(tmp_path / "cap" / "checkpoints" / "best.ckpt", weights_only=True)
+    assert not any(name.startswith("language.") for name in state["state_dict"]) and "language" in state["frozen"]
+    run("src.evaluate", f"run={tmp_path}/cap")
+    # The frozen weights are looked up where they were, and checked.
+    weights = tmp_path / "lm" / "checkpoints" / "best.ckpt"
+    content = torch.load(weights, weights_only=True)
+    next(iter(content["state_dict"].values())).add_(1)
+    torch.save(content, weights)
+    answer = run("src.evaluate", f"run={tmp_path}/cap", ok=False)
+    assert "frozen language differs" in answer.stderr
+
+
+def test_a_sweep_over_every_fusion_sees_identical_batches(tmp_path):
+    folder = f"hydra.sweep.dir='{tmp_path}'"
+    run("src.train", "-m", f"fusion={','.join(FUSIONS)}", "seed=0", *SMOKE, "trainer.max_steps=2", folder)
+    costs = [json.loads(path.read_text())["cost"] for path in tmp_path.glob("*/metrics.json")]
+    assert len(costs) == len(FUSIONS)
+    assert len({cost["batches_sha256"] for cost in costs}) == 1 and costs[0]["pictures_seen"] == 16
+
+
+WRONG = {
+    "a typo in a key": (("fusion.tua=0.1",), "tua"),
+    "an added unknown key": (("+fusion.tau2=0.1",), "did you mean fusion.tau"),
+    "an unknown option": (("fusion=srua",), "srau"),
+    "tau out of range": (("fusion.tau=0.7",), "fusion.tau must be"),
+    "a wrong type": (("fusion.levels=many",), "fusion.levels must be of type int"),
+    "pictures that are missing": (("data=flickr8k", "data.root=/nowhere"), "/nowhere"),
+    "a frozen random language model": (("regime=frozen_lm",), "language.weights"),
+    "no run folder as weights": (("language.weights=/nowhere",), "not a run folder"),
+    "pictures for a text-only set": (("data=captions_text",), "fusion=blind"),
+    "endless training": (("trainer.max_steps=-1",), "never end"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_bad_input_gives_one_sentence(case, tmp_path):
+    overrides, word = WRONG[case]
+    answer = run("src.train", *overrides, f"hydra.run.dir='{tmp_path}/run'", ok=False)
+    assert word in answer.stderr and "Traceback" not in answer.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_verbs_on_something_that_is_no_run(tmp_path):
+    for verb, more in (("evaluate", ()), ("caption", (f"images={tmp_path}",))):
+        answer = run(f"src.{verb}", f"run={tmp_path}", *more, ok=False)
+        assert str(tmp_path) in answer.stderr and "Traceback" not in answer.stderr
+
+
+def test_no_pictures_to_caption(trained, tmp_path):
+    answer = run("src.caption", f"run={trained}", f"images={tmp_path}/none", ok=False)
+    assert "names no picture" in answer.stderr

