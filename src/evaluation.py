@@ -17,6 +17,7 @@ from src.metrics.captions import CaptionScorer
 from src.metrics.truth import truth_scores
 from src.records import write_json, write_jsonl
 from src.sheet import write_sheet
+from src.text.scene_language import Scene
 
 
 @dataclass
@@ -39,7 +40,7 @@ def evaluate(parts: Parts, split: str) -> Evaluation:
     scores = CaptionScorer(references).score(predictions)
     corpus = {"loss": split_loss(parts, split), **scores.corpus}
     per_image = scores.per_image
-    scenes = {e.id: e.extra["scene"] for e in data.examples(split) if "scene" in e.extra}
+    scenes = {e.id: Scene.from_dict(e.extra["scene"]) for e in data.examples(split) if "scene" in e.extra}
     if scenes:
         truth = truth_scores(predictions, scenes)
         corpus = {**truth.corpus, **corpus}

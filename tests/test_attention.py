@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from src.layers import attention as module
 from src.layers.attention import attention
+from src.layers.dropout import dropout
 
 
 def rows(heads=4, kv_heads=4, T=6, S=6):
@@ -27,7 +28,7 @@ def test_short_rows_equal_the_fused_kernel(case, monkeypatch):
     if case == "scaled":
         options["scale"] = 0.7
     fused = attention(q, k, v, **options)
-    monkeypatch.setattr(module, "_short_on_cpu", lambda q, k: True)
+    monkeypatch.setattr(module, "_short_on_cpu", lambda *_: True)
     short = attention(q, k, v, **options)
     torch.testing.assert_close(short, fused, rtol=0, atol=1e-6)  # the softmax of the short path is float32
     cotangent = torch.randn_like(fused)
@@ -36,7 +37,7 @@ def test_short_rows_equal_the_fused_kernel(case, monkeypatch):
 
 
 def test_dropout_of_short_rows_keeps_the_mean(monkeypatch):
-    monkeypatch.setattr(module, "_short_on_cpu", lambda q, k: True)
+    monkeypatch.setattr(module, "_short_on_cpu", lambda *_: True)
     q, k, v = (x.detach().float() for x in rows())
     many = torch.stack([attention(q, k, v, dropout=0.3) for _ in range(3000)])
     assert (many.mean(0) - F.scaled_dot_product_attention(q, k, v)).abs().max() < 0.1
@@ -45,10 +46,24 @@ def test_dropout_of_short_rows_keeps_the_mean(monkeypatch):
 
 def test_only_short_bfloat16_rows_with_gradients_take_that_path():
     q, k, _ = (x.detach().float() for x in rows())
-    assert not module._short_on_cpu(q, k)
+    assert not module._short_on_cpu(q, k, 0.0) and module._short_on_cpu(q, k, 0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert module._short_on_cpu(q, k)
+        assert module._short_on_cpu(q, k, 0.0)
         long = torch.empty(1, 1, 1024, 8)
-        assert not module._short_on_cpu(long, long)
+        assert not module._short_on_cpu(long, long, 0.0)
         with torch.no_grad():
-            assert not module._short_on_cpu(q, k)
+            assert not module._short_on_cpu(q, k, 0.0)
+
+
+def test_dropout_keeps_the_mean_drops_the_share_and_follows_the_seed():
+    x = torch.ones(200, 1000, requires_grad=True)
+    torch.manual_seed(5)
+    once = dropout(x, 0.2, training=True)
+    assert (once == 0).float().mean() == pytest.approx(0.2, abs=4e-3)
+    assert once.mean().item() == pytest.approx(1, abs=5e-3)
+    once.sum().backward()
+    assert torch.equal(x.grad, once.detach())  # the gradient passes where the value passed
+    twice = dropout(x, 0.2, training=True)
+    torch.manual_seed(5)
+    assert not torch.equal(once, twice) and torch.equal(once, dropout(x, 0.2, training=True))
+    assert dropout(x, 0.2, training=False) is x

@@ -203,7 +203,7 @@ def test_loading_does_not_touch_the_global_generator(tokenizer):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [1, 4, 5, 7])
 def test_resuming_is_exact(tokenizer, workers, stop):
-    """After any batch, at the end of an epoch (5) as well as within one: the next batches are those of the whole run."""
+    """After any batch, at an epoch's end (5) as well as within: the next batches are those of the whole run."""
 
     def batches(loader):
         while True:
@@ -289,7 +289,9 @@ def test_fractions_take_pictures_with_all_their_captions(tokenizer):
     chosen = module.examples("train")
     assert len(chosen) == 5 and all(len(example.captions) == 5 for example in chosen)
     torch.rand(5)
-    assert [e.id for e in data(listed(train=100), tokenizer, train_fraction=0.05).examples("train")] == [e.id for e in chosen]
+    assert [e.id for e in data(listed(train=100), tokenizer, train_fraction=0.05).examples("train")] == [
+        e.id for e in chosen
+    ]
     assert {e.id for e in data(listed(train=100), tokenizer, train_fraction=0.05, seed=9).examples("train")} != {
         e.id for e in chosen
     }
@@ -299,7 +301,7 @@ def test_fractions_take_pictures_with_all_their_captions(tokenizer):
     assert set(batch.ids) <= {e.id for e in chosen}
 
 
-# --------------------------------------------------------------------------------------------------------------- loaders
+# -------------------------------------------------------------------------------------------------------------- loaders
 def test_validation_uses_the_first_captions_in_order(tokenizer):
     batches = list(data(listed(), tokenizer).val_dataloader())
     assert [len(batch.ids) for batch in batches] == [4, 3]
@@ -386,7 +388,7 @@ def test_batches_are_page_locked_where_there_is_a_gpu(tokenizer):
     assert batch.pixels_IM3hw.is_pinned() and batch.text.ids_BT.is_pinned()
 
 
-# --------------------------------------------------------------------------------------------------- lazily drawn source
+# -------------------------------------------------------------------------------------------------- lazily drawn source
 def test_scenes_are_loaded_without_being_drawn_in_advance(tokenizer):
     source = Scenes(train=50, val=6, test=4, compositional=4)
     module = data(source, tokenizer, image_size=32, train_fraction=0.2, max_tokens=200)

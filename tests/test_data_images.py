@@ -22,7 +22,9 @@ def photograph(width: int, height: int) -> Image.Image:
     """Smooth colours with some detail: what JPEG is made for."""
     y, x = np.mgrid[0:height, 0:width] / np.array([height, width])[:, None, None]
     noise = np.random.default_rng(0).normal(0, 6, (height, width, 3))
-    return Image.fromarray((np.stack([255 * x, 255 * y, 128 + 100 * np.sin(9 * x * y)], -1) + noise).clip(0, 255).astype("u1"))
+    return Image.fromarray(
+        (np.stack([255 * x, 255 * y, 128 + 100 * np.sin(9 * x * y)], -1) + noise).clip(0, 255).astype("u1")
+    )
 
 
 def difference(a_3hw: torch.Tensor, b_3hw: torch.Tensor) -> int:
@@ -65,11 +67,12 @@ def test_a_picture_of_the_right_size_is_not_touched(tmp_path):
 
 
 # ---------------------------------------------------------------------------------------------------------------- JPEG
-def test_large_jpegs_are_decoded_small(tmp_path):
-    """Decoding at an eighth is close to decoding all of it: within a few grey levels anywhere, half a level on average."""
-    photograph(1600, 1200).save(tmp_path / "a.jpg", quality=95)
-    full = Image.open(tmp_path / "a.jpg").convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)
-    pixels_3hw = load_picture(tmp_path / "a.jpg", how(64))
+@pytest.mark.parametrize(("shape", "size"), [((1600, 1200), 64), ((600, 600), 128)])
+def test_large_jpegs_are_decoded_small(tmp_path, shape, size):
+    """Decoding at an eighth is close to decoding all of it: a few grey levels at most, under half on average."""
+    photograph(*shape).save(tmp_path / "a.jpg", quality=95)
+    full = Image.open(tmp_path / "a.jpg").convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
+    pixels_3hw = load_picture(tmp_path / "a.jpg", how(size))
     assert difference(pixels_3hw, as_tensor(full)) <= 6
     assert (pixels_3hw.float() - as_tensor(full)).abs().mean() < 0.5
 
@@ -82,8 +85,15 @@ def test_pictures_stand_upright(tmp_path, orientation, suffix):
     upright.paste((255, 0, 0), (0, 0, 32, 32))  # red at the top left,
     upright.paste((0, 0, 255), (32, 0, 64, 32))  # blue at the top right
     turn = Image.Transpose
-    stored = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM, 5: turn.TRANSPOSE,
-              6: turn.ROTATE_90, 7: turn.TRANSVERSE, 8: turn.ROTATE_270}.get(orientation)
+    stored = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_90,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_270,
+    }.get(orientation)
     exif = Image.Exif()
     exif[0x0112] = orientation
     (upright.transpose(stored) if stored is not None else upright).save(tmp_path / f"a.{suffix}", exif=exif, quality=95)

@@ -111,7 +111,9 @@ def test_pictures_listed_twice_are_refused(flickr):
         Karpathy("flickr8k", root)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"images": [{"split": "train"}]}', '{"images": []}', '{"pictures": 1}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", '{"images": [{"split": "train"}]}', '{"images": []}', '{"pictures": 1}']
+)
 def test_other_json_is_refused(flickr, content):
     root = flickr()
     (Path(root) / "dataset.json").write_text(content)
@@ -148,7 +150,7 @@ def own(root: Path, table: str, name: str = "captions.csv", pictures: tuple[str,
 
 
 def test_folder_with_a_table(tmp_path):
-    table = "image,caption,split\na.jpg,A dog.,train\nsub/b.png,\"One cat, two cats\",test\na.jpg,Another dog,train\n"
+    table = 'image,caption,split\na.jpg,A dog.,train\nsub/b.png,"One cat, two cats",test\na.jpg,Another dog,train\n'
     source: Source = Folder(own(tmp_path, "\ufeff" + table, pictures=("a.jpg", "sub/b.png")))  # with a byte order mark
     assert source.splits() == ("train", "test")
     assert [(e.id, e.captions) for e in source.examples("train")] == [("a.jpg", ("A dog.", "Another dog"))]
@@ -157,9 +159,11 @@ def test_folder_with_a_table(tmp_path):
 
 
 def test_folder_with_json_lines(tmp_path):
-    lines = '{"image": "a.jpg", "captions": ["A dog.", "Dog"], "split": "val"}\n\n{"image": "b.png", "caption": "Ä cat", "split": "train"}'
-    source = Folder(own(tmp_path, lines, "captions.jsonl"))
-    assert source.examples("val")[0].captions == ("A dog.", "Dog") and source.examples("train")[0].captions == ("Ä cat",)
+    dog = '{"image": "a.jpg", "captions": ["A dog.", "Dog"], "split": "val"}'
+    cat = '{"image": "b.png", "caption": "Ä cat", "split": "train"}'
+    source = Folder(own(tmp_path, f"{dog}\n\n{cat}", "captions.jsonl"))
+    assert source.examples("val")[0].captions == ("A dog.", "Dog")
+    assert source.examples("train")[0].captions == ("Ä cat",)
 
 
 def test_folder_without_splits_is_split_for_good(tmp_path):
@@ -186,7 +190,7 @@ def test_folder_without_splits_is_split_for_good(tmp_path):
         ("captions.csv", "", "header"),
         ("captions.csv", "image,caption\na.jpg,one, two\n", "line 2.*quotes"),
         ("captions.csv", "image,caption\na.jpg\n", "line 2"),
-        ("captions.csv", "image,caption\na.jpg,\"never closed\n", "UTF-8 table"),
+        ("captions.csv", 'image,caption\na.jpg,"never closed\n', "UTF-8 table"),
         ("captions.csv", "image,caption\n", "no captions"),
         ("captions.csv", "image,caption\nc.jpg,A dog\n", r"1 of the 1 pictures.*c\.jpg"),
         ("captions.csv", "image,caption\n../a.jpg,A dog\n", "leads out"),
@@ -254,17 +258,35 @@ def test_captions_of_one_picture_stay_together(tmp_path):
 
 def test_held_out_captions_do_not_leak(tmp_path):
     """Test captions are kept out whatever their punctuation; training captions of the same list stay."""
-    listed = [entry("a.jpg", "train", "A dog runs ."), entry("b.jpg", "test", "A dog , wet , number 7 ."),
-              entry("c.jpg", "val", "Dog!")]
+    listed = [
+        entry("a.jpg", "train", "A dog runs ."),
+        entry("b.jpg", "test", "A dog , wet , number 7 ."),
+        entry("c.jpg", "val", "Dog!"),
+    ]
     exclude = write(tmp_path / "dataset.json", {"images": listed})
     text = write(tmp_path / "a.txt", "\n".join([*LINES, "a dog, wet, number 7", "dog", "a dog runs"]))
     kept = texts(CaptionsText([text], 0.1, exclude_from=[exclude]))
     assert kept == sorted([*LINES, "a dog runs"])
 
 
+def test_files_of_the_same_name_keep_their_captions_apart(tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    files = [write(tmp_path / folder / "a.txt", "\n".join(LINES)) for folder in ("one", "two")]
+    source = CaptionsText(files, 0.1)
+    assert len({example.id for split in source.splits() for example in source.examples(split)}) == 2 * len(LINES)
+    for split in source.splits():  # and equal captions stay in one split
+        assert all(count == 2 for count in Counter(e.captions for e in source.examples(split)).values())
+
+
 @pytest.mark.parametrize(
     ("files", "validation", "message"),
-    [(["none.txt"], 0.1, "none.txt"), (["none.json"], 0.1, "does not exist"), ([], 0.1, "too few"), (["none.txt"], 0.0, "share")],
+    [
+        (["none.txt"], 0.1, "none.txt"),
+        (["none.json"], 0.1, "does not exist"),
+        ([], 0.1, "too few"),
+        (["none.txt"], 0.0, "share"),
+    ],
 )
 def test_impossible_text_sources_are_refused(files, validation, message):
     with pytest.raises(UserError, match=message):
@@ -277,7 +299,7 @@ def test_unknown_json_is_refused(tmp_path):
             CaptionsText([write(tmp_path / "a.json", content)])
 
 
-@pytest.mark.skipif(find_spec("pycocoevalcap") is None, reason="pycocoevalcap (extra: java) is not installed")
+@pytest.mark.skipif(find_spec("pycocoevalcap") is None, reason="pycocoevalcap is not installed")
 def test_coco_captions_inside_the_spice_program():
     """All captions of train2014 and only those; val2014 of the same archive holds Karpathy's test pictures."""
     source = CaptionsText(["spice_jar"])

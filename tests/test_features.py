@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import time
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -159,6 +160,14 @@ def test_drawing_differently_is_in_the_key(vision, source, monkeypatch):
     before = cache_key(vision, source, examples, 0)[0]
     pixels = source.pixels
     monkeypatch.setattr(source, "pixels", lambda example, size: 255 - pixels(example, size))
+    assert cache_key(vision, source, examples, 0)[0] != before
+
+
+def test_each_drawn_scene_is_in_the_key(vision, source, monkeypatch):
+    monkeypatch.setattr("src.data.features.PROBES", 2)  # only the pixels of the first and the last are looked at
+    examples = list(source.examples("train"))
+    before = cache_key(vision, source, examples, 0)[0]
+    examples[7] = replace(examples[7], extra=examples[8].extra)
     assert cache_key(vision, source, examples, 0)[0] != before
 
 

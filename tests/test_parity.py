@@ -14,6 +14,7 @@ from src.contracts import UserError, Visual, VisionSpec
 from src.fusion.clipcap import MapperLayer, MLPMapper, TransformerMapper
 from src.fusion.cross_attention import PlainCrossAttention
 from src.language.load import tiny
+from src.fusion.srau import LevelLayer
 from src.layers.attention import CrossAttention, key_bias
 
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -180,15 +181,30 @@ def slow_attention(cross: CrossAttention, query: torch.Tensor, source: torch.Ten
     return cross.out(torch.cat(out))
 
 
+def test_srau_level_layer_equals_torch_encoder_layer():
+    ours = nudge(LevelLayer(24, heads=4, dropout=0.1).double()).eval()
+    peer = nn.TransformerEncoderLayer(24, 4, 64, 0.1, "relu", batch_first=True).double().eval()
+    parts = [ours.attend.q, ours.attend.k, ours.attend.v]
+    state = {
+        **{f"self_attn.in_proj_{n}": torch.cat([getattr(part, n) for part in parts]) for n in ("weight", "bias")},
+        **{f"self_attn.out_proj.{n}": getattr(ours.attend.out, n) for n in ("weight", "bias")},
+        **{f"linear{i}.{n}": getattr(getattr(ours, f"fc{i}"), n) for i in (1, 2) for n in ("weight", "bias")},
+        **{f"norm{i}.{n}": getattr(getattr(ours, f"norm{i}"), n) for i in (1, 2) for n in ("weight", "bias")},
+    }
+    peer.load_state_dict(state, strict=True)
+    x = torch.randn(2, 5, 24, dtype=torch.float64)
+    torch.testing.assert_close(ours(x, None), peer(x), **EXACT)
+
+
 def test_srau_shut_gate_still_learns():
     """Self-resurrection: at gate logit -2 and tau 0.2 the visual gate is 0, yet the output depends on the logit."""
     language = make_language(layers=1)
     fusion = make_fusion("srau_paper", language)
     z = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
     a, c = z.expand(1, 1, 32), torch.ones(1, 1, 32, dtype=torch.float64)
-    visual_gate, language_gate = fusion._gate_pair(0, 0, a, c)
+    visual_gate, language_gate = fusion._gate_pair(0, a, c[:, None])
     assert visual_gate.abs().max() == 0
-    (visual_gate * c + language_gate * 1.5)[0, 0, 0].backward()
+    (visual_gate * c + language_gate * 1.5)[0, 0, 0, 0].backward()
     s = torch.sigmoid(z.detach())
     torch.testing.assert_close(z.grad, -s * (1 - s) * 1.5)
 
@@ -199,17 +215,17 @@ def test_srau_closed_share_grows_with_tau():
     shares = []
     for tau in (0.1, 0.2, 0.3, 0.4):
         fusion = make_fusion("srau_paper", make_language(layers=1), f"fusion.tau={tau}")
-        shares.append((fusion._gate_pair(0, 0, a, a)[0] == 0).double().mean().item())
+        shares.append((fusion._gate_pair(0, a, a[:, None])[0] == 0).double().mean().item())
     assert shares == pytest.approx([0.014, 0.083, 0.199, 0.343], abs=2e-3)
 
 
 def test_srau_pair_is_never_empty_and_sums_to_one_without_threshold():
     language = make_language(layers=1)
-    a, c = 3 * torch.randn(2, 2, 5, 32, dtype=torch.float64)
+    a, c = 3 * torch.randn(2, 5, 32, dtype=torch.float64), 3 * torch.randn(2, 3, 5, 32, dtype=torch.float64)
     for name in ("srau", "srau_paper"):
-        open_pair = make_fusion(name, language, "fusion.tau=0.0")._gate_pair(0, 0, a, c)
-        torch.testing.assert_close(sum(open_pair), torch.ones_like(a), rtol=0, atol=1e-15)
-        assert (sum(make_fusion(name, language, "fusion.tau=0.49")._gate_pair(0, 0, a, c)) > 0.5).all()
+        open_pair = make_fusion(name, language, "fusion.tau=0.0")._gate_pair(0, a, c)
+        torch.testing.assert_close(sum(open_pair), torch.ones_like(c), rtol=0, atol=1e-15)
+        assert (sum(make_fusion(name, language, "fusion.tau=0.49")._gate_pair(0, a, c)) > 0.5).all()
 
 
 def test_srau_shut_visual_gates_hide_the_picture_only_in_the_papers_form():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import logging
 import re
@@ -41,20 +42,19 @@ class CaptionsText:
     def __init__(self, files: Sequence[str], validation: float = 0.02, exclude_from: Sequence[str] = ()):
         if not 0 < validation < 1:
             raise UserError(f"data.source.validation is a share between 0 and 1; got {validation}.")
-        kept_out = {_key(text) for path in exclude_from for text in _evaluation_captions(Path(path))}
+        kept_out = {_words(text) for path in exclude_from for text in _evaluation_captions(Path(path))}
         self._groups: dict[str, list[Example]] = {"train": [], "val": []}
-        left_out = 0
+        left_out, numbers = 0, itertools.count()  # one count for all files, which may have the same name
         for file in files:
             stem = Path(file).name.split(".")[0]
-            for number, (picture, text) in enumerate(_read(file)):
+            for picture, text in _read(file):
                 if not isinstance(text, str):
                     raise UserError(f"{file} holds a caption that is no text: {text!r}.")
-                key = _key(text)
-                if not key or key in kept_out:
+                if not normalise_caption(text) or (kept_out and _words(text) in kept_out):
                     left_out += 1
                     continue
-                split = "val" if stable_share("captions_text", picture or key) < validation else "train"
-                self._groups[split].append(Example(f"{stem}-{number}", (text,)))
+                split = "val" if stable_share("captions_text", picture or _words(text)) < validation else "train"
+                self._groups[split].append(Example(f"{stem}-{next(numbers)}", (text,)))
         if not all(self._groups.values()):
             raise UserError(f"The text files {', '.join(files)} hold too few captions for a train and a val split.")
         if left_out:
@@ -70,8 +70,8 @@ class CaptionsText:
         raise UserError("data=captions_text has no pictures.")
 
 
-def _key(text: str) -> str:
-    """Words only: the same caption with other punctuation still gives a test caption away."""
+def _words(text: str) -> str:
+    """Its words only: the same caption with other punctuation still gives a test caption away."""
     return " ".join(re.findall(r"\w+", normalise_caption(text)))
 
 

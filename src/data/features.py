@@ -92,8 +92,9 @@ class FeatureCache:
         """The cache of these examples inside ``folder``, built if there is none or it is damaged.
 
         Several processes may do this at once: each builds its own, and the first to finish provides it for all.
-        ``workers`` decode pictures while building; batches larger than 16 are slower on a CPU. Raises UserError for pictures that cannot be read, for too little
-        space on the disk, and for features beyond the range of float16.
+        ``workers`` decode pictures while building; larger batches than the default are slower on a CPU. Raises
+        UserError for pictures that cannot be read, for too little space on the disk, and for features beyond the range
+        of float16.
         """
         key, ids = cache_key(vision, source, examples, levels)
         place = folder / key[:20]

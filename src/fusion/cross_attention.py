@@ -16,6 +16,7 @@ from src.contracts import Language, LanguageSpec, Memory, Text, UserError, Visio
 from src.fusion.base import Fusion, gpt2_init
 from src.layers.attention import CrossAttention, key_bias
 from src.layers.cache import Cache
+from src.layers.dropout import Dropout
 
 
 class PlainCrossAttention(Fusion):
@@ -33,7 +34,7 @@ class PlainCrossAttention(Fusion):
         self.cross = nn.ModuleList(
             CrossAttention(language.width, vision.width, language.heads, dropout=dropout) for _ in places
         )
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         gpt2_init(self)
 
     def encode(self, lm: Language, visual: Visual) -> Memory:

@@ -38,6 +38,7 @@ from src.contracts import Block, Language, LanguageSpec, Memory, Text, UserError
 from src.fusion.base import Fusion, gpt2_init
 from src.layers.attention import CrossAttention, key_bias, note
 from src.layers.cache import Cache
+from src.layers.dropout import Dropout, dropout
 
 
 class SRAU(Fusion):
@@ -105,25 +106,20 @@ class SRAU(Fusion):
     def _fuse(self, l: int, block: Block, a_BTD: Tensor, memory: Memory, aux: dict | None) -> Tensor:
         """a' of block l."""
         q_BTD = block.norm(a_BTD) if self.share_ln else a_BTD
-        k_IKHNd, v_IKHNd, bias_IK11N = memory[f"k{l}"], memory[f"v{l}"], memory["bias"]
-        fused_BTD = torch.zeros_like(a_BTD)
-        for i in range(self.levels):
-            bias = None if bias_IK11N is None else bias_IK11N[:, i]
-            c_BTD = self.cross[l](q_BTD, k_IKHNd[:, i], v_IKHNd[:, i], bias, aux)
-            visual_BTD, language_BTD = self._gate_pair(l, i, a_BTD, c_BTD)
-            note(aux, "visual_gate", visual_BTD)
-            note(aux, "language_gate", language_BTD)
-            fused_BTD = fused_BTD + visual_BTD * c_BTD + language_BTD * a_BTD
-        return self.level_scale * fused_BTD
+        c_BKTD = self.cross[l].levels(q_BTD, memory[f"k{l}"], memory[f"v{l}"], memory["bias"], aux)
+        visual_BKTD, language_BKTD = self._gate_pair(l, a_BTD, c_BKTD)
+        note(aux, "visual_gate", visual_BKTD)
+        note(aux, "language_gate", language_BKTD)
+        return self.level_scale * (visual_BKTD * c_BKTD + language_BKTD * a_BTD[:, None]).sum(1)
 
-    def _gate_pair(self, l: int, i: int, a_BTD: Tensor, c_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Thresholded gates (visual, language), (B, T, D) each."""
+    def _gate_pair(self, l: int, a_BTD: Tensor, c_BKTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Thresholded gates (visual, language), (B, K, T, D) each."""
         if self.gates:
-            visual_BTD = 1 - torch.sigmoid(self.gates[l](i, a_BTD, c_BTD))
+            visual_BKTD = 1 - torch.sigmoid(self.gates[l](a_BTD, c_BKTD))
         else:
-            visual_BTD = torch.sigmoid(a_BTD)
-        language_BTD = 1 - visual_BTD
-        return visual_BTD * (visual_BTD > self.tau), language_BTD * (language_BTD > self.tau)
+            visual_BKTD = torch.sigmoid(a_BTD)[:, None].expand_as(c_BKTD)
+        language_BKTD = 1 - visual_BKTD
+        return visual_BKTD * (visual_BKTD > self.tau), language_BKTD * (language_BKTD > self.tau)
 
     def _region_bias(self, visual: Visual, E_KIND: Tensor) -> Tensor | None:
         """Additive mask of padded regions, (I, K, 1, 1, N), or None when there is nothing to mask."""
@@ -136,7 +132,7 @@ class SRAU(Fusion):
         return torch.stack([key_bias(valid_IN, E_KIND.dtype) for valid_IN in valid_KIN], dim=1)
 
     def _stream_drop(self, h_BTD: Tensor) -> Tensor:
-        return F.dropout(h_BTD, 0.1, self.training) if self.reference_defects else h_BTD
+        return dropout(h_BTD, 0.1, self.training) if self.reference_defects else h_BTD
 
 
 def _check(gate: str, tau: float, levels: int, level_norm: str, level_source: str) -> None:
@@ -160,7 +156,7 @@ def _xavier(module: nn.Module) -> None:
 
 
 class LearntGates(nn.Module):
-    """Logits W_i [a ; c_i] + b_i of one block, one Linear per level; (B, T, D) -> (B, T, D)."""
+    """Logits W_i [a ; c_i] + b_i of one block, one Linear per level; (B, T, D), (B, K, T, D) -> (B, K, T, D)."""
 
     def __init__(self, width: int, levels: int, bias_init: float):
         super().__init__()
@@ -168,8 +164,9 @@ class LearntGates(nn.Module):
         for W in self.W:
             nn.init.constant_(W.bias, bias_init)
 
-    def forward(self, i: int, a_BTD: Tensor, c_BTD: Tensor) -> Tensor:
-        return self.W[i](torch.cat([a_BTD, c_BTD], dim=-1))
+    def forward(self, a_BTD: Tensor, c_BKTD: Tensor) -> Tensor:
+        pairs = (torch.cat([a_BTD, c_BTD.to(a_BTD.dtype)], dim=-1) for c_BTD in c_BKTD.unbind(1))
+        return torch.stack([W(pair_BTE) for W, pair_BTE in zip(self.W, pairs, strict=True)], dim=1)
 
 
 class LevelEncoder(nn.Module):
@@ -178,24 +175,37 @@ class LevelEncoder(nn.Module):
     def __init__(self, source_width: int, width: int, heads: int, levels: int, dropout: float):
         super().__init__()
         self.fc = nn.Linear(source_width, width)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.norm = nn.LayerNorm(width)
-        # FFN 2048 at width 768 in the authors' code; the same ratio at other widths.
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(width, heads, width * 8 // 3, dropout, batch_first=True) for _ in range(levels)
-        )
+        self.layers = nn.ModuleList(LevelLayer(width, heads, dropout) for _ in range(levels))
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, visual: Visual) -> Tensor:
-        padded_IN = None if visual.valid_IN is None else ~visual.valid_IN
         x_IND = self.norm(self.drop(F.gelu(self.fc(visual.tokens_INC))))
+        bias = key_bias(visual.valid_IN, x_IND.dtype)
         levels = []
         for layer in self.layers:
-            x_IND = layer(x_IND, src_key_padding_mask=padded_IN)
+            x_IND = layer(x_IND, bias)
             levels.append(x_IND)
         return torch.stack(levels)  # (K, I, N, D)
+
+
+class LevelLayer(nn.Module):
+    """Post-norm: x = LN(x + drop(SA x)); x = LN(x + drop(MLP x)) with ReLU; FFN 2048 at width 768, that ratio elsewhere."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        inner = -(-width * 8 // 3 // 64) * 64  # a multiple of 64, as matrix units like it
+        self.attend = CrossAttention(width, width, heads, dropout=dropout)
+        self.fc1, self.fc2 = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.drop = Dropout(dropout)
+
+    def forward(self, x_IND: Tensor, bias: Tensor | None) -> Tensor:
+        x_IND = self.norm1(x_IND + self.drop(self.attend(x_IND, *self.attend.keys_values(x_IND), bias)))
+        return self.norm2(x_IND + self.drop(self.fc2(self.drop(F.relu(self.fc1(x_IND))))))
 
 
 class LevelProjector(nn.Module):

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from src.contracts import Block, LanguageSpec, Tokenizer, UserError
 from src.layers.attention import attention
 from src.layers.cache import Cache
+from src.layers.dropout import Dropout
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class LanguageModel(nn.Module, ABC):
         super().__init__()
         config = model.config
         _check_vocabulary(tokenizer, config.vocab_size)
+        use_fast_dropout(model)
         self.model = model.train()  # loaded models come in eval mode, random ones do not; whoever freezes sets eval
         self.spec = LanguageSpec(
             width=config.hidden_size,
@@ -117,6 +119,14 @@ class LanguageModel(nn.Module, ABC):
         for block in self.blocks():
             h_BTD = block.feed(block.attend(h_BTD, walk))
         return self.final_norm(h_BTD)
+
+
+def use_fast_dropout(model: nn.Module) -> None:
+    """Replace torch's dropout modules by ours, which draw faster on a CPU; they hold no weights, so keys stay."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout):
+                setattr(module, name, Dropout(child.p))
 
 
 def self_attention(

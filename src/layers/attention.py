@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.layers.dropout import dropout as drop
+
 SHORT = 2**15  # scores per head up to which attention counts as short
 
 
@@ -46,7 +48,7 @@ def attention(
     matrix products (64 rows of 20 tokens: 65 ms against 10 ms on one core, torch 2.15).
     """
     gqa = q_BHTd.shape[1] != k_BKSd.shape[1]
-    if not _short_on_cpu(q_BHTd, k_BKSd):
+    if not _short_on_cpu(q_BHTd, k_BKSd, dropout):
         return F.scaled_dot_product_attention(
             q_BHTd, k_BKSd, v_BKSd, attn_mask=bias, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=gqa
         )
@@ -60,15 +62,15 @@ def attention(
         scores_BHTS = scores_BHTS.masked_fill(later_TS, -torch.inf)
     if bias is not None:
         scores_BHTS = scores_BHTS + bias
-    weights_BHTS = F.dropout(scores_BHTS.float().softmax(-1), dropout)
+    weights_BHTS = drop(scores_BHTS.float().softmax(-1), dropout, training=True)
     return weights_BHTS.to(v_BKSd.dtype) @ v_BKSd
 
 
-def _short_on_cpu(q_BHTd: Tensor, k_BKSd: Tensor) -> bool:
+def _short_on_cpu(q_BHTd: Tensor, k_BKSd: Tensor, dropout: float) -> bool:
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q_BHTd.dtype
     return (
         q_BHTd.device.type == "cpu"
-        and dtype == torch.bfloat16
+        and (dtype == torch.bfloat16 or dropout > 0)  # with dropout torch takes this path as well, drawing slowly
         and torch.is_grad_enabled()
         and q_BHTd.shape[-2] * k_BKSd.shape[-2] <= SHORT
     )
@@ -107,16 +109,33 @@ class CrossAttention(nn.Module):
         ``bias`` is an additive mask that broadcasts to (I, H, G*T, N). With ``aux``, the weights (B, H, T, N) are noted
         under "attention".
         """
+        bias = None if bias is None else bias[:, None]
+        return self.levels(h_BTD, k_IHNd[:, None], v_IHNd[:, None], bias, aux)[:, 0]
+
+    def levels(
+        self, h_BTD: Tensor, k_IKHNd: Tensor, v_IKHNd: Tensor, bias: Tensor | None = None, aux: dict | None = None
+    ) -> Tensor:
+        """The same for K sources per picture with shared weights, each read by itself: (B, K, T, D)."""
         B, T, _ = h_BTD.shape
-        rows = k_IHNd.shape[0]
-        q_IHQd = self._split(self.q(h_BTD).view(rows, B // rows * T, -1))  # Q = G*T
+        I, K = k_IKHNd.shape[:2]
+        G = B // I
+        q_IHQd = self._split(self.q(h_BTD).view(I, G * T, -1))  # Q = G*T
+        q_XHQd = q_IHQd.repeat_interleave(K, 0) if K > 1 else q_IHQd  # X = I*K
+        k_XHNd, v_XHNd = k_IKHNd.flatten(0, 1), v_IKHNd.flatten(0, 1)
+        bias = None if bias is None else bias.flatten(0, 1)
         if aux is not None:
-            scores = q_IHQd @ k_IHNd.transpose(-1, -2) * q_IHQd.shape[-1] ** -0.5
-            weights_IHQN = (scores if bias is None else scores + bias).softmax(-1)
-            weights_BTHN = weights_IHQN.transpose(1, 2).reshape(B, T, self.heads, -1)
-            note(aux, "attention", weights_BTHN.transpose(1, 2))  # (B, H, T, N)
-        read_IHQd = attention(q_IHQd, k_IHNd, v_IHNd, bias, dropout=self.dropout if self.training else 0.0)
-        return self.out(read_IHQd.transpose(1, 2).reshape(B, T, -1))
+            self._note_weights(q_XHQd, k_XHNd, bias, (I, K, G, T), aux)
+        read_XHQd = attention(q_XHQd, k_XHNd, v_XHNd, bias, dropout=self.dropout if self.training else 0.0)
+        read_IKGTE = read_XHQd.transpose(1, 2).reshape(I, K, G, T, -1)  # E = H*d
+        return self.out(read_IKGTE.transpose(1, 2).flatten(0, 1))  # (B, K, T, D)
+
+    def _note_weights(self, q_XHQd: Tensor, k_XHNd: Tensor, bias: Tensor | None, sizes: tuple, aux: dict) -> None:
+        scores = q_XHQd @ k_XHNd.transpose(-1, -2) * q_XHQd.shape[-1] ** -0.5
+        weights_XHQN = (scores if bias is None else scores + bias).softmax(-1)
+        I, K, G, T = sizes
+        weights_IKHGTN = weights_XHQN.view(I, K, self.heads, G, T, -1)
+        for level in weights_IKHGTN.unbind(1):
+            note(aux, "attention", level.transpose(1, 2).flatten(0, 1))  # (B, H, T, N)
 
     def _split(self, x_INE: Tensor) -> Tensor:
         return x_INE.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (I, H, N, d)

@@ -30,7 +30,8 @@ def bleu_statistics(references: ReferenceNgrams, predictions: PredictionNgrams) 
     for order, (ours, theirs) in enumerate(zip(predictions.orders, references.orders, strict=True)):
         found = ours.place >= 0
         # An n-gram counts at most as often as it stands in the reference that has most of it.
-        np.add.at(rows[:, order], ours.picture[found], np.minimum(ours.count, theirs.most[ours.place])[found])
+        matches = np.minimum(ours.count[found], theirs.most[ours.place[found]])
+        np.add.at(rows[:, order], ours.picture[found], matches)
     rows[:, GUESSES] = np.maximum(0, predictions.words[:, None] - np.arange(ORDERS))
     rows[:, LENGTH] = predictions.words
     rows[:, REFERENCE] = _closest_length(references, predictions.words)

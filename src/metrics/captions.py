@@ -76,8 +76,8 @@ class CaptionScorer:
         unknown = [id for id in predictions if id not in known]
         missing = [id for id in self.ids if id not in predictions]
         if len(missing) == len(self.ids):
-            seen = f"ids such as {unknown[0]}" if unknown else "none"
-            raise UserError(f"No picture has a prediction: references have ids such as {missing[0]}, predictions {seen}.")
+            seen = f"like {unknown[0]}" if unknown else "none"
+            raise UserError(f"No picture has a prediction: references have ids like {missing[0]}, predictions {seen}.")
         if unknown:
             raise UserError(f"{len(unknown)} predictions are for pictures without references, such as {unknown[0]}.")
         if missing:

@@ -84,37 +84,38 @@ class ReferenceNgrams:
         self.first = np.cumsum(per_picture) - per_picture
         self._words: dict[str, int] = {}
         self._keys: list[np.ndarray] = []
-        self.words, rows = self._count(text for texts in references for text in texts)
+        self.words, rows = self._count((text for texts in references for text in texts), learn=True)
         self.orders = [self._by_picture(*row) for row in rows]
 
     def look_up(self, predictions: Sequence[str]) -> PredictionNgrams:
         """The n-grams of one tokenised prediction per picture, in the pictures' order."""
         if len(predictions) != self.pictures:
             raise ValueError(f"{len(predictions)} predictions for {self.pictures} pictures.")
-        words, rows = self._count(predictions)
+        words, rows = self._count(predictions, learn=False)
         orders = [
             PredictionOrder(picture, gram, count, order.find(picture, gram))
             for order, (picture, gram, count) in zip(self.orders, rows, strict=True)
         ]
         return PredictionNgrams(words, orders)
 
-    def _count(self, texts: Iterable[str]) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray, np.ndarray]]]:
-        """Length of each text, and for each order the rows (text, gram, count), sorted by text and gram."""
-        first_time = not self._keys
-        known = self._words if first_time else dict(self._words)  # words of predictions are not remembered
+    def _count(self, texts: Iterable[str], learn: bool) -> tuple[np.ndarray, list[tuple[np.ndarray, ...]]]:
+        """Length of each text, and for each order the rows (text, gram, count), sorted by text and gram.
+
+        ``learn`` numbers the n-grams seen here for good; what predictions say beyond them is numbered for this call.
+        """
+        words = self._words if learn else dict(self._words)
         split = [text.split() for text in texts]
-        lengths = np.array([len(words) for words in split])
-        last = np.array([known.setdefault(word, len(known)) for words in split for word in words], dtype=np.int64)
+        last = np.array([words.setdefault(word, len(words)) for text in split for word in text], dtype=np.int64)
+        lengths = np.array([len(text) for text in split])
         text = np.repeat(np.arange(len(split)), lengths)
         start, gram, rows = np.arange(len(last)), last, []
         for order in range(ORDERS):
-            if order:
-                start_kept = start + order < len(last)
-                start, gram = start[start_kept], gram[start_kept]
-                inside = text[start + order] == text[start]
+            if order:  # lengthen the n-grams of the order before by the next word of the same text
+                inside = start + order < len(last)
+                inside[inside] = text[start[inside] + order] == text[start[inside]]
                 start = start[inside]
                 gram = gram[inside] * _WORDS + last[start + order]
-            if first_time:
+            if learn:
                 self._keys.append(np.unique(gram))
             gram = _number(gram, self._keys[order])
             rows.append(_tally(text[start], gram))

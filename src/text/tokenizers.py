@@ -15,7 +15,7 @@ from src.errors import UserError
 from src.records import write_json, write_text
 from src.text.normalise import normalise_caption
 
-# Threads inside the library do not survive the fork of data-loading workers; it would say so at every fork.
+# The library would start a thread per core in every data-loading worker, for batches that take milliseconds.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 SPECIALS = {"pad": "<pad>", "bos": "<bos>", "eos": "<eos>"}  # of a vocabulary trained here
