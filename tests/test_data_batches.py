@@ -388,6 +388,18 @@ def test_batches_are_page_locked_where_there_is_a_gpu(tokenizer):
     assert batch.pixels_IM3hw.is_pinned() and batch.text.ids_BT.is_pinned()
 
 
+def test_pinning_reaches_every_tensor(tokenizer, monkeypatch):
+    """Stands in for the GPU that few test machines have."""
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x.shape) or x)
+    module = data(listed(), tokenizer)
+    batch = next(iter(module.train_dataloader()))
+    assert content(batch.pin_memory()) == content(batch) and len(pinned) == 4  # ids, valid, phi, pixels
+    module.features = {"train": Table()}
+    assert next(iter(module.train_dataloader())).pin_memory().visual.tokens_IMNC.shape[0] == 4
+    assert len(pinned) == 4 + 5  # ids, valid, phi, tokens, pooled
+
+
 # -------------------------------------------------------------------------------------------------- lazily drawn source
 def test_scenes_are_loaded_without_being_drawn_in_advance(tokenizer):
     source = Scenes(train=50, val=6, test=4, compositional=4)

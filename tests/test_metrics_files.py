@@ -117,6 +117,7 @@ def picture(**changes):
         ({"images": [{"filename": "a"}]}, 'Picture 1 .* has no "sentences"'),
         (picture(sentences={}), '"sentences" in .* should be a list'),
         (picture(sentences=["a"]), 'Picture 1 .* has no "raw"'),
+        (picture(split=[1]), 'Picture 1 .* has no "split"'),
         (picture(cocoid=None), 'Picture 1 .* has no "cocoid"'),
         ({"images": [KARPATHY["images"][0]] * 2}, "two pictures with the cocoid 17"),
         (picture(cocoid=5, imgid=6, filename="x.jpg"), "No prediction is for a picture .* like 17, .* cocoid 5"),

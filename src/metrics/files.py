@@ -88,7 +88,7 @@ def _karpathy(content: dict, path: Path) -> Iterator[Picture]:
         names = {kind: _id(image, kind, where) for kind in ("cocoid", "imgid") if kind in image}
         names |= _file_names(_text(image, "filename", where) if "filename" in image else None)
         captions = [_text(sentence, "raw", where) for sentence in _list(image["sentences"], "sentences", path)]
-        yield names, image.get("split"), captions
+        yield names, _text(image, "split", where) if "split" in image else None, captions
 
 
 def _of_split(pictures: list[Picture], split: str, path: Path) -> list[Picture]:

@@ -2,8 +2,7 @@
 
 Dosovitskiy et al. 2021, "An image is worth 16x16 words", arXiv 2010.11929, with the convolutional stem of Xiao et al.
 2021, "Early convolutions help transformers see better", arXiv 2106.14881: stride-2 3x3 convolutions instead of one
-large patch projection. Two departures from the latter: GroupNorm in place of BatchNorm, so that no picture's features
-depend on the pictures it happens to be batched with, and as many transformer blocks with either stem.
+large patch projection. One departure from the latter: as many transformer blocks with either stem.
 """
 
 from __future__ import annotations
@@ -87,15 +86,15 @@ class Block(nn.Module):
 
 
 def conv_stem(width: int, patch: int) -> nn.Sequential:
-    """Stride-2 3x3 convolutions that double their channels, down to the patch grid, then a 1x1 convolution to width."""
+    """Stride-2 3x3 convolutions that double their channels up to ``width`` at the patch grid, then a 1x1 convolution."""
     steps = patch.bit_length() - 1
     layers: list[nn.Module] = []
     before = 3
     for step in range(steps):
-        channels = max(8, width >> (steps - step))
+        channels = max(8, width >> (steps - 1 - step))
         layers += [
             nn.Conv2d(before, channels, 3, stride=2, padding=1, bias=False),  # the norm brings a bias
-            nn.GroupNorm(1, channels),
+            nn.BatchNorm2d(channels),
             nn.ReLU(),
         ]
         before = channels
