@@ -1,4 +1,4 @@
-"""The only file that turns a configuration into objects: tokenizer, language, vision -> fusion -> captioner, and data."""
+"""The only file that turns a configuration into objects: tokenizer, language, vision -> fusion -> captioner, data."""
 
 from __future__ import annotations
 

@@ -78,7 +78,9 @@ def find_pictures(images: str | ListConfig) -> list[Path]:
         else:
             found += sorted(p for p in path.parent.glob(path.name) if p.is_file())
     if not found:
-        raise UserError(f"images={images} names no picture; give a file, a folder, or a pattern such as 'photos/*.jpg'.")
+        raise UserError(
+            f"images={images} names no picture; give a file, a folder, or a pattern such as 'photos/*.jpg'."
+        )
     return found
 
 

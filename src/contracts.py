@@ -56,7 +56,7 @@ class Source(Protocol):
 
 @dataclass
 class Text:
-    """Token rows. ``valid`` is False at padding; ``phi`` is the 1-based index of the picture a token looks at, 0 = none.
+    """Token rows. ``valid`` is False at padding; ``phi`` is the 1-based index of the picture a token looks at, or 0.
 
     ``ragged`` says that some row starts with padding (left-padded prompts); without it every row starts at column 0,
     so that a plain causal mask is exact and no mask tensor is made.
@@ -148,7 +148,7 @@ class Memory(dict):
 # language
 # --------------------------------------------------------------------------------------------------------------------
 class Tokenizer(Protocol):
-    """Text <-> ids, without adding special tokens by itself. ``pad`` may equal ``eos``: padding is masked, not named."""
+    """Text <-> ids, without adding special tokens by itself. ``pad`` may equal ``eos``: padding is masked."""
 
     bos: int
     eos: int

@@ -29,6 +29,7 @@ class Evaluation:
     rows: list[dict]
     captions_per_second: float
 
+
 def evaluate(parts: Parts, split: str) -> Evaluation:
     """Caption every picture of ``split`` once and score the captions; on scenes also whether they are true."""
     data, captioner = parts.data, parts.captioner

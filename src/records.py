@@ -1,9 +1,9 @@
 """The run folder: what a run leaves behind, written so that a half-written file never takes a good one's place.
 
-    config.yaml         the resolved configuration            environment.json   commit, versions, machine, command
-    tokenizer/          the tokenizer                         checkpoints/       best.ckpt, last.ckpt
-    metrics.json        {"split", "scores", "cost", ...}      predictions.jsonl  id, caption, references, per-image scores
-    samples.png         pictures with captions                metrics.csv        losses over the steps
+config.yaml         the resolved configuration            environment.json   commit, versions, machine, command
+tokenizer/          the tokenizer                         checkpoints/       best.ckpt, last.ckpt
+metrics.json        {"split", "scores", "cost", ...}      predictions.jsonl  id, caption, references, per-image scores
+samples.png         pictures with captions                metrics.csv        losses over the steps
 """
 
 from __future__ import annotations

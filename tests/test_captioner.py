@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FUSIONS, ROOT, VISION, Characters, make_fusion, make_language, make_text, make_visual
+from conftest import FUSIONS, ROOT, VISION, Characters, make_fusion, make_language, make_text
 from torch import nn
 
 from src.captioner import Captioner, warmup_cosine

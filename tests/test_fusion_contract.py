@@ -64,7 +64,9 @@ def test_rows_do_not_mix(parts):
 def test_sees_the_picture_unless_blind(parts):
     fusion, language = parts
     text = make_text(2, 6)
-    gap = logits(fusion, language, make_visual(2, seed=2), text) - logits(fusion, language, make_visual(2, seed=5), text)
+    gap = logits(fusion, language, make_visual(2, seed=2), text) - logits(
+        fusion, language, make_visual(2, seed=5), text
+    )
     if fusion.sees:
         assert (gap.abs().amax((1, 2)) > 1e-4).all()
     else:
@@ -102,7 +104,9 @@ def test_left_padded_prompts_and_reordered_beams(parts):
         picture = row // 2
         prompt = text.ids_BT[picture, : (6, short)[picture]]
         ids = torch.cat([prompt, new[row]])[None]
-        alone = Visual(*(x[picture : picture + 1] for x in (visual.tokens_IMNC, visual.pooled_IMC, visual.levels_IMKNC)))
+        alone = Visual(
+            *(x[picture : picture + 1] for x in (visual.tokens_IMNC, visual.pooled_IMC, visual.levels_IMKNC))
+        )
         want = logits(fusion, language, alone, Text(ids, torch.ones_like(ids, dtype=torch.bool), torch.ones_like(ids)))
         torch.testing.assert_close(got[row], want[0, -1], **EXACT)
 

@@ -10,11 +10,11 @@ from conftest import VISION, Characters, make_fusion, make_language, make_text, 
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from src.contracts import UserError, Visual, VisionSpec
+from src.contracts import UserError, VisionSpec, Visual
 from src.fusion.clipcap import MapperLayer, MLPMapper, TransformerMapper
 from src.fusion.cross_attention import PlainCrossAttention
-from src.language.load import tiny
 from src.fusion.srau import LevelLayer
+from src.language.load import tiny
 from src.layers.attention import CrossAttention, key_bias
 
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -90,7 +90,7 @@ def test_mapper_layer_equals_torch_encoder_layer():
 
 
 def test_transformer_mapper_moves_with_its_constants():
-    """Without positions, permuting the learnt constants permutes the prefix (five-heads invariant of the paper's Enc)."""
+    """Without positions, permuting the learnt constants permutes the prefix (Enc has no order)."""
     mapper = nudge(TransformerMapper(20, 16, prefix_length=4, clip_length=3, layers=2, heads=4).double())
     e, order = torch.randn(2, 20, dtype=torch.float64), torch.tensor([2, 0, 3, 1])
     before = mapper(e)
@@ -235,9 +235,7 @@ def test_srau_shut_visual_gates_hide_the_picture_only_in_the_papers_form():
     paper = make_fusion("srau_paper", language, "fusion.tau=0.4")
     with torch.no_grad():
         language.model.transformer.h[0].attn.c_proj.bias.fill_(-60)  # a far below 0: sigmoid(a) under tau everywhere
-    one, two = (
-        paper.decode(language, paper.encode(language, make_visual(1, seed=s)), text) for s in (2, 5)
-    )
+    one, two = (paper.decode(language, paper.encode(language, make_visual(1, seed=s)), text) for s in (2, 5))
     assert torch.equal(one, two)
     concat = make_fusion("srau", language, "fusion.tau=0.4", "fusion.gate_bias_init=0.0")
     with torch.no_grad():
@@ -245,9 +243,7 @@ def test_srau_shut_visual_gates_hide_the_picture_only_in_the_papers_form():
             gate.weight.mul_(1e-3)
             gate.bias.fill_(1.0)  # alpha near .73 > 1 - tau: every visual gate shut
     aux: dict = {}
-    one, two = (
-        concat.decode(language, concat.encode(language, make_visual(1, seed=s)), text, aux=aux) for s in (2, 5)
-    )
+    one, two = (concat.decode(language, concat.encode(language, make_visual(1, seed=s)), text, aux=aux) for s in (2, 5))
     assert all(gate.abs().max() == 0 for gate in aux["visual_gate"])
     assert not torch.equal(one, two)
 

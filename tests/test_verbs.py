@@ -78,11 +78,18 @@ def test_training_goes_on_from_the_last_checkpoint(trained, tmp_path):
 def test_language_pretraining_then_a_frozen_language_model(tmp_path):
     """fusion=blind on captions without pictures is the language pre-training; its run folder is the weights."""
     captions = tmp_path / "captions.txt"
-    captions.write_text("\n".join(f"a {colour} {thing} ." for colour in ("red", "blue") for thing in map(str, range(60))))
+    captions.write_text(
+        "\n".join(f"a {colour} {thing} ." for colour in ("red", "blue") for thing in map(str, range(60)))
+    )
     sizes = ("language.model.width=32", "language.model.layers=2", "language.tokenizer.vocabulary=300")
     text = (
-        "data=captions_text", f"data.source.files=[{captions}]", "data.workers=0", "data.batch_size=16", "fusion=blind",
-        "trainer.max_steps=4", "trainer.val_check_interval=2",
+        "data=captions_text",
+        f"data.source.files=[{captions}]",
+        "data.workers=0",
+        "data.batch_size=16",
+        "fusion=blind",
+        "trainer.max_steps=4",
+        "trainer.val_check_interval=2",
     )
     run("src.train", *text, *sizes, f"hydra.run.dir='{tmp_path}/lm'")
     assert json.loads((tmp_path / "lm" / "metrics.json").read_text())["scores"]["loss"] > 0

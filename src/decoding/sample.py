@@ -20,7 +20,13 @@ class Sample:
             raise UserError(f"decode.top_k must be 0 (off) or more; got {top_k}.")
         if not 0 < top_p <= 1:
             raise UserError(f"decode.top_p must be above 0 and at most 1; got {top_p}.")
-        self.max_tokens, self.temperature, self.top_k, self.top_p, self.seed = max_tokens, temperature, top_k, top_p, seed
+        self.max_tokens, self.temperature, self.top_k, self.top_p, self.seed = (
+            max_tokens,
+            temperature,
+            top_k,
+            top_p,
+            seed,
+        )
 
     def __call__(self, step: Step, memory: Memory, prompt: Text, eos: int, extra: int = 0) -> list[list[int]]:
         generator = torch.Generator(prompt.ids_BT.device).manual_seed(self.seed)

@@ -95,9 +95,7 @@ class MLPMapper(nn.Module):
 class TransformerMapper(nn.Module):
     """P = Enc([W e as c vectors ; const])[c:]; (I, C) -> (I, k, D)."""
 
-    def __init__(
-        self, source_width: int, width: int, prefix_length: int, clip_length: int, layers: int, heads: int
-    ):
+    def __init__(self, source_width: int, width: int, prefix_length: int, clip_length: int, layers: int, heads: int):
         super().__init__()
         if width % heads:
             raise UserError(f"fusion.heads={heads} must divide the language model's width {width}.")

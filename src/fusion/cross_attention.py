@@ -4,8 +4,8 @@
     u  = a + CrossAttention(q = LN a, kv = X)        X: visual tokens (I, N, C), not normalised
     y  = u + MLP(LN2 u)                              the language model's own
 
-This is the layer that transformers' GPT2Model(add_cross_attention=True) uses, and Vaswani et al. 2017 (arXiv 1706.03762,
-section 3.2.3) in pre-norm form. Flamingo's "vanilla cross-attention" ablation is the same layer with a tanh gate.
+This is the layer that transformers' GPT2Model(add_cross_attention=True) uses, and Vaswani et al. 2017 (arXiv
+1706.03762, section 3.2.3) in pre-norm form. Flamingo's "vanilla cross-attention" ablation is this with a tanh gate.
 """
 
 from __future__ import annotations

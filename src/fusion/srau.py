@@ -17,9 +17,9 @@ Captioning", CVPR, arXiv 2102.10407, section 3.2. With a = x + SelfAttention(LN1
 
     y = a' + MLP(LN2 a')                                  a' replaces a: there is no residual around the unit
 
-The two forms name the gate the other way round: sigmoid(a) lets the picture in, alpha lets the words in. Diagnostics are
-therefore named by role ("visual_gate", "language_gate"). A gate below tau is exactly shut, yet the other side keeps a
-gradient, so it can open again; gates renormalised to sum 1 would not ("self-resurrecting"). 0 <= tau < 0.5, else both
+The two forms name the gate the other way round: sigmoid(a) lets the picture in, alpha lets the words in. Diagnostics
+are therefore named by role ("visual_gate", "language_gate"). A gate below tau is exactly shut, yet the other side keeps
+a gradient, so it can open again; gates renormalised to sum 1 would not ("self-resurrecting"). 0 <= tau < 0.5, else both
 sides can be shut at once.
 
 The levels come from a small trained encoder, as in the authors' code: LN(drop(GELU(Linear C -> D))), then K post-norm
@@ -193,7 +193,7 @@ class LevelEncoder(nn.Module):
 
 
 class LevelLayer(nn.Module):
-    """Post-norm: x = LN(x + drop(SA x)); x = LN(x + drop(MLP x)) with ReLU; FFN 2048 at width 768, that ratio elsewhere."""
+    """x = LN(x + drop(SA x)); x = LN(x + drop(MLP x)), ReLU; FFN 2048 at width 768, that ratio at others."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -219,6 +219,4 @@ class LevelProjector(nn.Module):
 
     def forward(self, visual: Visual) -> Tensor:
         levels_KINC = visual.levels_IKNC().unbind(1)
-        return torch.stack(
-            [norm(fc(x_INC)) for fc, norm, x_INC in zip(self.fc, self.norm, levels_KINC, strict=True)]
-        )
+        return torch.stack([norm(fc(x_INC)) for fc, norm, x_INC in zip(self.fc, self.norm, levels_KINC, strict=True)])

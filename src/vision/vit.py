@@ -86,7 +86,7 @@ class Block(nn.Module):
 
 
 def conv_stem(width: int, patch: int) -> nn.Sequential:
-    """Stride-2 3x3 convolutions that double their channels up to ``width`` at the patch grid, then a 1x1 convolution."""
+    """Stride-2 3x3 convolutions that double their channels up to ``width``, then a 1x1 convolution."""
     steps = patch.bit_length() - 1
     layers: list[nn.Module] = []
     before = 3
