@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from src.captioner import PARTS, Captioner, check_frozen
-from src.config import instantiate_plainly
+from src.config import make
 from src.contracts import Language, Source, Tokenizer
 from src.data.module import CaptionData
 from src.errors import UserError
@@ -33,9 +32,8 @@ class Parts:
     source: Source
 
 
-def build(cfg: DictConfig, tokenizer_folder: Path | None = None) -> Parts:
-    """Build all parts. ``tokenizer_folder``: restore a run's tokenizer instead of making one."""
-    source = build_source(cfg)
+def build(cfg: DictConfig, source: Source, tokenizer_folder: Path | None = None) -> Parts:
+    """Build all parts around a data source. ``tokenizer_folder``: restore a run's tokenizer instead of making one."""
     tokenizer = build_tokenizer(cfg, source, tokenizer_folder)
     language = build_language(cfg, tokenizer)
     vision = build_vision(cfg) if source.has_images else None
@@ -43,16 +41,12 @@ def build(cfg: DictConfig, tokenizer_folder: Path | None = None) -> Parts:
     return Parts(captioner, build_data(cfg, source, captioner), source)
 
 
-def build_source(cfg: DictConfig) -> Source:
-    return _make(cfg.data.source)
-
-
 def build_tokenizer(cfg: DictConfig, source: Source, folder: Path | None) -> Tokenizer:
     """From ``folder``, from the run named by language.weights, or made anew from the training captions."""
     folder = folder or (Path(cfg.language.weights) / "tokenizer" if cfg.language.weights else None)
     if folder is not None:
         return load_tokenizer(folder)
-    made = _make(cfg.language.tokenizer)
+    made = make(cfg.language.tokenizer)
     if not callable(made):
         return made
     examples = itertools.islice(iter(source.examples("train")), TOKENIZER_EXAMPLES)
@@ -61,7 +55,7 @@ def build_tokenizer(cfg: DictConfig, source: Source, folder: Path | None) -> Tok
 
 def build_language(cfg: DictConfig, tokenizer: Tokenizer) -> Language:
     with own_randomness(cfg.seed, "language"):
-        language = _make(cfg.language.model)(tokenizer)
+        language = make(cfg.language.model)(tokenizer)
     if cfg.language.weights:
         language.load_state_dict(previous_language(Path(cfg.language.weights)))
     return language
@@ -81,28 +75,21 @@ def previous_language(run: Path) -> dict[str, torch.Tensor]:
 
 def build_vision(cfg: DictConfig) -> Vision:
     with own_randomness(cfg.seed, "vision"):
-        return _make(cfg.vision)
+        return make(cfg.vision)
 
 
 def build_captioner(cfg: DictConfig, vision: Vision | None, language: Language, tokenizer: Tokenizer) -> Captioner:
     """Widths are agreed here: the fusion learns them from the specs of both sides."""
     with own_randomness(cfg.seed, "fusion"):
-        fusion = _make(cfg.fusion)(vision.spec if vision else None, language.spec)
+        fusion = make(cfg.fusion)(vision.spec if vision else None, language.spec)
         fusion.init_from(language)
-    if fusion.sees and vision is None:
-        raise UserError("This fusion reads pictures and the data has none; use fusion=blind or data with pictures.")
     regime = OmegaConf.to_container(cfg.regime, resolve=True)
     if regime["train_vision"] == "auto":
         regime["train_vision"] = vision is not None and not vision.pretrained
     if vision is None or not fusion.sees:
         vision, regime["train_vision"] = None, False  # what is not read is neither trained nor counted
-    if not regime["train_language"] and not (cfg.language.weights or language.pretrained):
-        raise UserError(
-            "regime=frozen_lm would freeze a language model with random weights; "
-            "give language.weights=<run folder>, or use regime=finetune_lm."
-        )
     optim = {**OmegaConf.to_container(cfg.optim, resolve=True), "precision": precision(cfg.trainer.precision)}
-    return Captioner(vision, fusion, language, tokenizer, regime, optim, _make(cfg.decode))
+    return Captioner(vision, fusion, language, tokenizer, regime, optim, make(cfg.decode))
 
 
 def build_data(cfg: DictConfig, source: Source, captioner: Captioner) -> CaptionData:
@@ -138,7 +125,7 @@ def restore(run: Path, overrides: DictConfig | None = None) -> Parts:
     cfg = run_config(run)
     if overrides is not None:
         cfg = OmegaConf.merge(cfg, overrides)
-    parts = build(cfg, run / "tokenizer")
+    parts = build(cfg, make(cfg.data.source), run / "tokenizer")
     load_weights(parts.captioner, checkpoint_path(run))
     return parts
 
@@ -193,10 +180,6 @@ def own_randomness(seed: int, part: str):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(number)
         yield
-
-
-def _make(node: DictConfig):
-    return instantiate_plainly(node, instantiate)
 
 
 def parameter_counts(captioner: Captioner) -> dict[str, int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,18 +14,37 @@ from omegaconf.errors import OmegaConfBaseException
 from src.errors import UserError
 from src.records import run_config
 
+if TYPE_CHECKING:
+    from src.contracts import Source
+    from src.fusion.base import Fusion
 
-def check(cfg: DictConfig) -> None:
-    """Refuse unknown options, unset values, and options that the chosen parts refuse. Raises UserError."""
+HOME = Path(__file__).resolve().parents[1]
+
+
+def check(cfg: DictConfig) -> Source:
+    """Refuse unknown options, options that the chosen parts refuse, parts that do not fit, and data that are not here.
+
+    Returns the data source, since making it is how its files are looked for. The cheap checks come first, and nothing
+    heavier than torch is imported. Raises UserError.
+    """
     try:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
     for key, node in _targets(cfg):
         _check_options(key, node)
-    _rehearse_fusion(cfg)
     if cfg.trainer.max_steps == -1 and cfg.trainer.max_epochs in (-1, None):
         raise UserError("Training would never end: set trainer.max_steps or trainer.max_epochs.")
+    if not (cfg.regime.train_language or cfg.language.weights or cfg.language.get("init") == "pretrained"):
+        raise UserError(
+            "regime=frozen_lm would freeze a language model with random weights; "
+            "give language.weights=<run folder>, or use regime=finetune_lm."
+        )
+    fusion = _rehearse_fusion(cfg)
+    source = make(cfg.data.source)
+    if fusion.sees and not source.has_images:
+        raise UserError("This fusion reads pictures and the data has none; use fusion=blind or data with pictures.")
+    return source
 
 
 def use_previous_language(cfg: DictConfig) -> DictConfig:
@@ -54,16 +74,11 @@ def _targets(node: DictConfig, key: str = "") -> Iterator[tuple[str, DictConfig]
 
 
 def _check_options(key: str, node: DictConfig) -> None:
-    """The options of ``node`` must be parameters of its target, and of the annotated simple type."""
-    from hydra.utils import get_object
+    """The options of ``node`` must be parameters of its target, and of the annotated simple type.
 
-    try:
-        target = get_object(node._target_)
-    except Exception as error:
-        raise UserError(f"{key}._target_={node._target_} cannot be loaded: {str(error).splitlines()[0]}") from error
-    parameters = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
+    The target's source is read, not imported: importing all of them would take seconds.
+    """
+    parameters = _parameters(key, node._target_)
     for name in node:
         if name.startswith("_"):
             continue
@@ -71,35 +86,55 @@ def _check_options(key: str, node: DictConfig) -> None:
             near = difflib.get_close_matches(name, parameters, 1)
             hint = f"; did you mean {key}.{near[0]}?" if near else f"; it knows {', '.join(parameters)}."
             raise UserError(f"{key} has no option {name!r}{hint}")
-        _check_type(f"{key}.{name}", node[name], parameters[name].annotation)
+        _check_type(f"{key}.{name}", node[name], parameters[name])
 
 
-def _check_type(key: str, value, annotation) -> None:
+def _parameters(key: str, target: str) -> dict[str, str]:
+    """Names and annotations of the parameters of ``src.<module>.<function, class or Class.method>``."""
+    parts = target.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        file = HOME.joinpath(*parts[:end]).with_suffix(".py")
+        if file.is_file():
+            found: ast.AST | None = ast.parse(file.read_text(encoding="utf-8"))
+            for name in parts[end:]:
+                found = _defined(found, name)
+            if isinstance(found, ast.ClassDef):
+                found = _defined(found, "__init__")
+            if isinstance(found, ast.FunctionDef):
+                every = found.args.args + found.args.kwonlyargs
+                return {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in every}
+    raise UserError(f"{key}._target_={target} names nothing in this project.")
+
+
+def _defined(scope: ast.AST | None, name: str) -> ast.AST | None:
+    return next((node for node in getattr(scope, "body", ()) if getattr(node, "name", None) == name), None)
+
+
+def _check_type(key: str, value, annotation: str) -> None:
     simple = {"int": int, "float": (int, float), "bool": bool, "str": str}
-    wanted = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-    if wanted not in simple or value is None:
+    if annotation not in simple:
         return
-    right = isinstance(value, simple[wanted]) and (wanted == "bool" or not isinstance(value, bool))
+    right = isinstance(value, simple[annotation]) and (annotation == "bool" or not isinstance(value, bool))
     if not right:
-        raise UserError(f"{key} must be of type {wanted}; got {value!r}.")
+        raise UserError(f"{key} must be of type {annotation}; got {value!r}.")
 
 
-def _rehearse_fusion(cfg: DictConfig) -> None:
+def _rehearse_fusion(cfg: DictConfig) -> Fusion:
     """Build the fusion without memory, between stand-ins for vision and language, so that it can refuse its options."""
     import torch
-    from hydra.utils import instantiate
 
     from src.contracts import LanguageSpec, VisionSpec
 
     vision = VisionSpec(width=768, tokens=49, pooled_width=768, image_size=224, levels=12)
     language = LanguageSpec(width=768, layers=12, heads=12, vocabulary=1000, context=1024, bos=0, eos=1, pad=2)
     with torch.device("meta"):
-        instantiate_plainly(cfg.fusion, instantiate)(vision, language)
+        return make(cfg.fusion)(vision, language)
 
 
-def instantiate_plainly(node: DictConfig, instantiate):
+def make(node: DictConfig):
     """Hydra's instantiate, with a UserError raised inside shown as itself."""
     from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
 
     try:
         return instantiate(node)

@@ -21,8 +21,8 @@ from src.cli import verb
 @verb
 def main(cfg: DictConfig) -> float | None:
     """Configuration -> parts -> fit -> best checkpoint -> scores on the test split -> run folder."""
-    config.check(cfg)
     cfg = config.use_previous_language(cfg)
+    source = config.check(cfg)
     run = Path(HydraConfig.get().runtime.output_dir)
     print(f"run folder: {run}", flush=True)
     OmegaConf.save(cfg, run / "config.yaml", resolve=True)
@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> float | None:
     from src.build import build, load_weights, parameter_counts
     from src.cost import peak_memory_mb, training_flops
 
-    parts = build(cfg)
+    parts = build(cfg, source)
     parts.captioner.tokenizer.save(run / "tokenizer")
     counts = parameter_counts(parts.captioner)
     print(f"parameters: {counts['trainable']:,} trainable of {counts['total']:,}", flush=True)

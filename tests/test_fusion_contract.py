@@ -17,7 +17,7 @@ EXACT = {"rtol": 0, "atol": 1e-10}
 VARIANTS = [
     *[(name, ()) for name in FUSIONS],
     ("clipcap", ("fusion.mapper=transformer",)),
-    ("srau", ("fusion.level_source=vision",)),
+    ("srau", ("fusion.level_source=encoder",)),
     ("srau", ("fusion.level_norm=mean", "fusion.share_ln=false", "fusion.gate_bias_init=4.0")),
     ("cross_attention", ("fusion.every=2",)),
 ]

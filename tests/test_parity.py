@@ -258,7 +258,7 @@ def test_srau_reference_defect_leaves_padding_unmasked():
     )
     text = make_text(1, 4)
     for defect in (False, True):
-        fusion = make_fusion("srau", language, f"fusion.reference_defects={defect}")
+        fusion = make_fusion("srau", language, f"fusion.reference_defects={defect}", "fusion.level_source=encoder")
         gap = fusion.decode(language, fusion.encode(language, padded), text)
         gap = gap - fusion.decode(language, fusion.encode(language, visual), text)
         assert (gap.abs().max() > 1e-6) == defect

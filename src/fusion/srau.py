@@ -22,8 +22,9 @@ are therefore named by role ("visual_gate", "language_gate"). A gate below tau i
 a gradient, so it can open again; gates renormalised to sum 1 would not ("self-resurrecting"). 0 <= tau < 0.5, else both
 sides can be shut at once.
 
-The levels come from a small trained encoder, as in the authors' code: LN(drop(GELU(Linear C -> D))), then K post-norm
-layers; ``level_source: vision`` takes the last K levels of the vision encoder instead. ``reference_defects: true``
+The levels are the last K of the vision encoder where it hands them out (``level_source: vision``), LN(Linear C -> D)
+each; otherwise, as in the authors' code, those of a small trained encoder over its tokens (``encoder``):
+LN(drop(GELU(Linear C -> D))), then K post-norm layers. ``auto`` chooses. ``reference_defects: true``
 restores two defects of the authors' code for comparisons with it: the region mask tests whether normalised features sum
 to exactly 0 (so padding is not masked), and dropout falls on the whole residual stream instead of a branch.
 """
@@ -65,6 +66,8 @@ class SRAU(Fusion):
         _check(gate, tau, levels, level_norm, level_source)
         self.tau, self.share_ln, self.reference_defects = tau, share_ln, reference_defects
         self.levels, self.level_scale = levels, levels**-0.5 if level_norm == "sqrt" else 1 / levels
+        if level_source == "auto":
+            level_source = "vision" if vision.levels >= levels else "encoder"
         self.needs_levels = levels if level_source == "vision" else 0
         D = language.width
         self.encoder = (
@@ -144,8 +147,8 @@ def _check(gate: str, tau: float, levels: int, level_norm: str, level_source: st
         raise UserError(f"fusion.levels must be at least 1; got {levels}.")
     if level_norm not in ("sqrt", "mean"):
         raise UserError(f"fusion.level_norm must be sqrt or mean; got {level_norm!r}.")
-    if level_source not in ("encoder", "vision"):
-        raise UserError(f"fusion.level_source must be encoder or vision; got {level_source!r}.")
+    if level_source not in ("auto", "encoder", "vision"):
+        raise UserError(f"fusion.level_source must be auto, encoder or vision; got {level_source!r}.")
 
 
 def _xavier(module: nn.Module) -> None:
@@ -218,5 +221,5 @@ class LevelProjector(nn.Module):
         _xavier(self.fc)
 
     def forward(self, visual: Visual) -> Tensor:
-        levels_KINC = visual.levels_IKNC().unbind(1)
+        levels_KINC = visual.levels_IKNC().unbind(1)[-len(self.fc) :]
         return torch.stack([norm(fc(x_INC)) for fc, norm, x_INC in zip(self.fc, self.norm, levels_KINC, strict=True)])
