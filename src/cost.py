@@ -49,10 +49,13 @@ class CostMeter(lightning.Callback):
 
 
 def training_flops(captioner: Captioner, batch: Batch) -> int:
-    """Floating-point operations of one forward and backward pass on ``batch``; gradients are left empty."""
+    """Floating-point operations of one forward and backward pass on ``batch``; gradients are left empty.
+
+    In eval mode, which costs the same: training mode would move the running statistics of batch norms.
+    """
     counter = FlopCounterMode(display=False)
     was_training = captioner.training
-    captioner.train()
+    captioner.eval()
     with counter:
         loss, _ = captioner.loss(batch)
         if loss.requires_grad:

@@ -143,6 +143,12 @@ def test_verbs_on_something_that_is_no_run(tmp_path):
         assert str(tmp_path) in answer.stderr and "Traceback" not in answer.stderr
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "caption"])
+def test_a_run_must_be_named(verb):
+    answer = run(f"src.{verb}", ok=False)
+    assert "run= is missing" in answer.stderr and "Traceback" not in answer.stderr
+
+
 def test_no_pictures_to_caption(trained, tmp_path):
     answer = run("src.caption", f"run={trained}", f"images={tmp_path}/none", ok=False)
     assert "names no picture" in answer.stderr

@@ -2,7 +2,8 @@
 
 Dosovitskiy et al. 2021, "An image is worth 16x16 words", arXiv 2010.11929, with the convolutional stem of Xiao et al.
 2021, "Early convolutions help transformers see better", arXiv 2106.14881: stride-2 3x3 convolutions instead of one
-large patch projection. One departure from the latter: as many transformer blocks with either stem.
+large patch projection. Two departures from the latter: the last convolution is 3x3 instead of 1x1, so that a patch sees
+its neighbours before attention does, and there are as many transformer blocks with either stem.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Block(nn.Module):
 
 
 def conv_stem(width: int, patch: int) -> nn.Sequential:
-    """Stride-2 3x3 convolutions that double their channels up to ``width``, then a 1x1 convolution."""
+    """Stride-2 3x3 convolutions that double their channels up to ``width``, then a 3x3 one without stride."""
     steps = patch.bit_length() - 1
     layers: list[nn.Module] = []
     before = 3
@@ -98,7 +99,7 @@ def conv_stem(width: int, patch: int) -> nn.Sequential:
             nn.ReLU(),
         ]
         before = channels
-    return nn.Sequential(*layers, nn.Conv2d(before, width, 1))
+    return nn.Sequential(*layers, nn.Conv2d(before, width, 3, padding=1))
 
 
 def _check(image_size: int, patch: int, width: int, layers: int, heads: int, stem: str) -> None:
