@@ -120,19 +120,17 @@ def build_data(cfg: DictConfig, source: Source, captioner: Captioner) -> Caption
     return data
 
 
-def restore(run: Path, overrides: DictConfig | None = None) -> Parts:
-    """The parts of a run with its trained weights. ``overrides`` are merged over the run's configuration."""
-    cfg = run_config(run)
-    if overrides is not None:
-        cfg = OmegaConf.merge(cfg, overrides)
+def restore(run: Path, decode: DictConfig | None = None) -> Parts:
+    """The parts of a run with its trained weights. ``decode`` replaces the run's way of decoding."""
+    cfg = _run_config(run, decode)
     parts = build(cfg, make(cfg.data.source), run / "tokenizer")
     load_weights(parts.captioner, checkpoint_path(run))
     return parts
 
 
-def restore_captioner(run: Path, overrides: DictConfig) -> Captioner:
+def restore_captioner(run: Path, decode: DictConfig | None = None) -> Captioner:
     """The captioner of a run with its best weights, without its data (which need not be here)."""
-    cfg = OmegaConf.merge(run_config(run), overrides)
+    cfg = _run_config(run, decode)
     checkpoint = load_checkpoint(run)
     tokenizer = load_tokenizer(run / "tokenizer")
     saw = "vision" in checkpoint["frozen"] or any(name.startswith("vision.") for name in checkpoint["state_dict"])
@@ -141,6 +139,13 @@ def restore_captioner(run: Path, overrides: DictConfig) -> Captioner:
     check_frozen(checkpoint["frozen"], captioner.frozen_hashes())
     captioner.load_state_dict(checkpoint["state_dict"])
     return captioner
+
+
+def _run_config(run: Path, decode: DictConfig | None) -> DictConfig:
+    cfg = run_config(run)
+    if decode is not None:
+        cfg.decode = decode
+    return cfg
 
 
 def load_weights(captioner: Captioner, path: Path) -> None:

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig
 
 from src import records
 from src.cli import verb
@@ -35,8 +35,7 @@ def main(cfg: DictConfig) -> None:
     from src.data.images import load_picture
     from src.sheet import write_sheet
 
-    overrides = OmegaConf.create({"decode": cfg.decode} if cfg.get("decode") else {})
-    captioner = restore_captioner(Path(cfg.run), overrides)
+    captioner = restore_captioner(Path(cfg.run), cfg.get("decode"))
     if captioner.vision is None:
         raise UserError(f"{cfg.run} was trained without pictures (fusion=blind); it cannot caption any.")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,7 +104,18 @@ def _parameters(key: str, target: str) -> dict[str, str]:
             if isinstance(found, ast.FunctionDef):
                 every = found.args.args + found.args.kwonlyargs
                 return {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in every}
-    raise UserError(f"{key}._target_={target} names nothing in this project.")
+    return _imported_parameters(key, target)
+
+
+def _imported_parameters(key: str, target: str) -> dict[str, str]:
+    """The same by importing, for classes that inherit their constructor."""
+    from hydra.utils import get_object
+
+    try:
+        parameters = inspect.signature(get_object(target)).parameters
+    except Exception as error:
+        raise UserError(f"{key}._target_={target} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return {name: str(p.annotation) for name, p in parameters.items()}
 
 
 def _defined(scope: ast.AST | None, name: str) -> ast.AST | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src import records
 from src.cli import verb
@@ -22,11 +22,10 @@ def main(cfg: DictConfig) -> float:
     """Results go to their own folder: what the run itself wrote stays."""
     run = Path(cfg.run)
     records.checkpoint_path(run)
-    overrides = OmegaConf.create({"decode": cfg.decode} if cfg.get("decode") else {})
     from src.build import parameter_counts, restore
     from src.evaluation import evaluate, report
 
-    parts = restore(run, overrides=overrides)
+    parts = restore(run, cfg.get("decode"))
     if cfg.split not in parts.source.splits():
         raise UserError(f"split={cfg.split} does not exist; this data has {', '.join(parts.source.splits())}.")
     name = "-".join(filter(None, [cfg.split, HydraConfig.get().runtime.choices.get("decode")]))

@@ -19,7 +19,13 @@ SMOKE = ("debug=smoke", "language.model.width=32", "vision.width=32", "vision.la
 def run(*command: str, cwd: Path = ROOT, ok: bool = True) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     answer = subprocess.run(
-        [sys.executable, "-m", *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", *command],
+        cwd=cwd,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert (answer.returncode == 0) == ok, answer.stdout + answer.stderr
     return answer
