@@ -49,6 +49,9 @@ def main(cfg: DictConfig) -> float | None:
 
 def make_trainer(cfg: DictConfig, run: Path):
     """Lightning's Trainer with our callbacks, and the meter that it fills."""
+    import logging
+    import warnings
+
     import lightning
     from hydra.utils import instantiate
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
@@ -56,6 +59,8 @@ def make_trainer(cfg: DictConfig, run: Path):
     from src.build import precision
     from src.cost import CostMeter
 
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements between our lines
+    warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")  # lightning's own business
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     meter = CostMeter()
     callbacks = [

@@ -293,7 +293,7 @@ def test_no_value_is_read_from_the_device(kind, ragged):
     """Tensors without values raise as soon as Python asks for one."""
     with FakeTensorMode(), torch.no_grad():
         config = CONFIGS[kind]()
-        lm = load.FAMILIES[config.model_type](transformers.AutoModelForCausalLM.from_config(config), Words())
+        lm = load.FAMILIES[config.model_type](transformers.AutoModelForCausalLM.from_config(config), Words()).eval()
         ids_BT = torch.zeros(2, 5, dtype=torch.long)
         valid_BT = torch.ones(2, 5, dtype=torch.bool)
         cache = Cache(2, 8)
