@@ -2,8 +2,8 @@
 
 Dosovitskiy et al. 2021, "An image is worth 16x16 words", arXiv 2010.11929, with the convolutional stem of Xiao et al.
 2021, "Early convolutions help transformers see better", arXiv 2106.14881: stride-2 3x3 convolutions instead of one
-large patch projection. Two departures from the latter: convolutions without stride between those with, so that a patch
-sees its neighbours before attention does, and as many transformer blocks with either stem.
+large patch projection. Two departures from the latter: the last convolution is 3x3 instead of 1x1, so that a patch sees
+its neighbours before attention does, and there are as many transformer blocks with either stem.
 """
 
 from __future__ import annotations
@@ -87,24 +87,19 @@ class Block(nn.Module):
 
 
 def conv_stem(width: int, patch: int) -> nn.Sequential:
-    """Down to the patch grid: stride-2 3x3 convolutions that double their channels up to ``width``, each but the first
-    followed by one without stride."""
+    """Stride-2 3x3 convolutions that double their channels up to ``width``, then a 3x3 one without stride."""
     steps = patch.bit_length() - 1
     layers: list[nn.Module] = []
     before = 3
     for step in range(steps):
         channels = max(8, width >> (steps - 1 - step))
-        layers += _convolution(before, channels, stride=2)
-        if step > 0:
-            layers += _convolution(channels, channels, stride=1)
+        layers += [
+            nn.Conv2d(before, channels, 3, stride=2, padding=1, bias=False),  # the norm brings a bias
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+        ]
         before = channels
-    return nn.Sequential(*layers, nn.Conv2d(before, width, 1))
-
-
-def _convolution(before: int, channels: int, stride: int) -> list[nn.Module]:
-    # The norm brings a bias.
-    convolution = nn.Conv2d(before, channels, 3, stride=stride, padding=1, bias=False)
-    return [convolution, nn.BatchNorm2d(channels), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Conv2d(before, width, 3, padding=1))
 
 
 def _check(image_size: int, patch: int, width: int, layers: int, heads: int, stem: str) -> None:
