@@ -54,10 +54,13 @@ class Fusion(nn.Module, ABC):
         return lm.unembed(hidden_XD)
 
 
-def gpt2_init(module: nn.Module, std: float = 0.02) -> None:
-    """GPT-2's start for new layers: normal weights, zero biases (Radford et al. 2019, section 2.3)."""
+def gpt2_init(module: nn.Module) -> None:
+    """GPT-2's start for new layers: normal weights, zero biases (Radford et al. 2019, section 2.3).
+
+    Its standard deviation of 0.02 belongs to width 768; narrower layers get the same variance of their outputs.
+    """
     for part in module.modules():
         if isinstance(part, nn.Linear):
-            nn.init.normal_(part.weight, std=std)
+            nn.init.normal_(part.weight, std=0.02 * (768 / part.in_features) ** 0.5)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)

@@ -37,6 +37,7 @@ def tiny(
         n_layer=layers,
         n_head=heads,
         activation_function=FUSED_GELU,
+        initializer_range=0.02 * (768 / width) ** 0.5,  # 0.02 belongs to width 768; the same variances at this one
         embd_pdrop=dropout,
         attn_pdrop=dropout,
         resid_pdrop=dropout,
