@@ -45,6 +45,11 @@ def check(cfg: DictConfig) -> Source:
     source = make(cfg.data.source)
     if fusion.sees and not source.has_images:
         raise UserError("This fusion reads pictures and the data has none; use fusion=blind or data with pictures.")
+    for split in ("train", "val", *([cfg.test_split] if source.has_images else [])):
+        if split not in source.splits():
+            raise UserError(
+                f"The data has no split {split!r}, only {', '.join(source.splits())}; see test_split= and data=."
+            )
     return source
 
 

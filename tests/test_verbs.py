@@ -131,6 +131,7 @@ WRONG = {
     "a frozen random language model": (("regime=frozen_lm",), "language.weights"),
     "no run folder as weights": (("language.weights=/nowhere",), "not a run folder"),
     "pictures for a text-only set": (("data=captions_text",), "fusion=blind"),
+    "a split that is not there, before any training": (("test_split=exam",), "no split 'exam'"),
     "endless training": (("trainer.max_steps=-1",), "never end"),
 }
 
