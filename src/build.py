@@ -12,9 +12,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src.captioner import PARTS, Captioner, check_frozen
-from src.config import make
+from src.config import data_sets, make
 from src.contracts import Language, Source, Tokenizer
-from src.data.module import CaptionData
+from src.data.mixture import Mixture
+from src.data.module import CaptionData, DocumentData
 from src.errors import UserError
 from src.records import checkpoint_path, run_config
 from src.text.tokenizers import load_tokenizer
@@ -25,23 +26,35 @@ TOKENIZER_EXAMPLES = 20_000  # pictures whose captions train a tokenizer; enough
 
 @dataclass
 class Parts:
-    """Everything that a verb needs."""
+    """Everything that a verb needs. ``data`` is a Mixture where several data sets train together."""
 
     captioner: Captioner
-    data: CaptionData
-    source: Source
+    data: CaptionData | Mixture
+
+    @property
+    def source(self) -> Source:
+        return self.data.source
+
+    def data_sets(self) -> dict[str, Parts]:
+        """The same captioner with each data set by name; a single one is named ""."""
+        if isinstance(self.data, Mixture):
+            return {name: Parts(self.captioner, member) for name, member in self.data.members.items()}
+        return {"": self}
 
 
-def build(cfg: DictConfig, source: Source, tokenizer_folder: Path | None = None) -> Parts:
-    """Build all parts around a data source. ``tokenizer_folder``: restore a run's tokenizer instead of making one."""
-    tokenizer = build_tokenizer(cfg, source, tokenizer_folder)
+def build(cfg: DictConfig, sources: dict[str, Source], tokenizer_folder: Path | None = None) -> Parts:
+    """Build all parts around data sources. ``tokenizer_folder``: restore a run's tokenizer instead of making one."""
+    tokenizer = build_tokenizer(cfg, sources, tokenizer_folder)
     language = build_language(cfg, tokenizer)
-    vision = build_vision(cfg) if source.has_images else None
+    vision = build_vision(cfg) if any(source.has_images for source in sources.values()) else None
     captioner = build_captioner(cfg, vision, language, tokenizer)
-    return Parts(captioner, build_data(cfg, source, captioner), source)
+    data = {name: build_data(options, cfg.seed, sources[name], captioner) for name, options in data_sets(cfg).items()}
+    if "members" in cfg.data:
+        return Parts(captioner, Mixture(data, cfg.data.weights, cfg.data.schedule))
+    return Parts(captioner, data[""])
 
 
-def build_tokenizer(cfg: DictConfig, source: Source, folder: Path | None) -> Tokenizer:
+def build_tokenizer(cfg: DictConfig, sources: dict[str, Source], folder: Path | None) -> Tokenizer:
     """From ``folder``, from the run named by language.weights, or made anew from the training captions."""
     folder = folder or (Path(cfg.language.weights) / "tokenizer" if cfg.language.weights else None)
     if folder is not None:
@@ -49,7 +62,8 @@ def build_tokenizer(cfg: DictConfig, source: Source, folder: Path | None) -> Tok
     made = make(cfg.language.tokenizer)
     if not callable(made):
         return made
-    examples = itertools.islice(iter(source.examples("train")), TOKENIZER_EXAMPLES)
+    share = TOKENIZER_EXAMPLES // len(sources)
+    examples = (e for source in sources.values() for e in itertools.islice(iter(source.examples("train")), share))
     return made([caption for example in examples for caption in example.captions])
 
 
@@ -89,25 +103,33 @@ def build_captioner(cfg: DictConfig, vision: Vision | None, language: Language, 
     if vision is None or not fusion.sees:
         vision, regime["train_vision"] = None, False  # what is not read is neither trained nor counted
     optim = {**OmegaConf.to_container(cfg.optim, resolve=True), "precision": precision(cfg.trainer.precision)}
-    return Captioner(vision, fusion, language, tokenizer, regime, optim, make(cfg.decode))
+    tagged = any(options.get("image_tag", "max_images" in options) for options in data_sets(cfg).values())
+    return Captioner(vision, fusion, language, tokenizer, regime, optim, make(cfg.decode), tagged)
 
 
-def build_data(cfg: DictConfig, source: Source, captioner: Captioner) -> CaptionData:
+def build_data(options: DictConfig, seed: int, source: Source, captioner: Captioner) -> CaptionData:
     """The data module; with a frozen encoder it reads features that are computed once and kept on disk."""
-    vision, options = captioner.vision, cfg.data
+    vision = captioner.vision
     if vision is not None and hasattr(source, "prepare"):
         source.prepare(vision.preprocessing)
-    data = CaptionData(
-        source,
-        captioner.tokenizer,
-        image_size=vision.spec.image_size if vision else None,
-        batch_size=options.batch_size,
-        captions_per_image=options.captions_per_image,
-        train_fraction=options.train_fraction,
-        seed=cfg.seed,
-        max_tokens=options.max_tokens,
-        workers=options.workers,
-    )
+    needed, context = options.max_tokens + captioner.fusion.extra_positions, captioner.language.spec.context
+    if needed > context:
+        raise UserError(
+            f"data.max_tokens={options.max_tokens} and the fusion need {needed} positions, but the language model "
+            f"reads {context}; lower data.max_tokens, or raise language.model.context of a model made here."
+        )
+    shared = {
+        "image_size": vision.spec.image_size if vision else None,
+        "batch_size": options.batch_size,
+        "train_fraction": options.train_fraction,
+        "seed": seed,
+        "max_tokens": options.max_tokens,
+        "workers": options.workers,
+    }
+    if source.interleaved:
+        return DocumentData(source, captioner.tokenizer, options.max_images, options.p_next, **shared)
+    shared |= {"captions_per_image": options.captions_per_image, "image_tag": options.get("image_tag", False)}
+    data = CaptionData(source, captioner.tokenizer, **shared)
     if vision is not None and not captioner.trains("vision"):
         from src.data.features import FeatureCache
 
@@ -123,7 +145,8 @@ def build_data(cfg: DictConfig, source: Source, captioner: Captioner) -> Caption
 def restore(run: Path, decode: DictConfig | None = None) -> Parts:
     """The parts of a run with its trained weights. ``decode`` replaces the run's way of decoding."""
     cfg = _run_config(run, decode)
-    parts = build(cfg, make(cfg.data.source), run / "tokenizer")
+    sources = {name: make(options.source) for name, options in data_sets(cfg).items()}
+    parts = build(cfg, sources, run / "tokenizer")
     load_weights(parts.captioner, checkpoint_path(run))
     return parts
 
@@ -163,12 +186,13 @@ def precision(wanted: str) -> str:
     """Resolve "auto": bf16-mixed where the hardware multiplies bf16 natively, else 32-true."""
     if wanted != "auto":
         return wanted
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else _cpu_has_amx()
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else _cpu_has_bf16()
     return "bf16-mixed" if native else "32-true"
 
 
-def _cpu_has_amx() -> bool:
-    return torch.cpu._is_amx_tile_supported()
+def _cpu_has_bf16() -> bool:
+    """AMX or AVX-512 BF16: either multiplies bfloat16 matrices several times faster than float32 ones."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def _load(path: Path) -> dict:

@@ -9,13 +9,12 @@ import time
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from src import records
 from src.cli import verb
 from src.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 SHEET_LIMIT = 100  # pictures on the sheet; captions.jsonl has all
 
 
@@ -24,6 +23,8 @@ SHEET_LIMIT = 100  # pictures on the sheet; captions.jsonl has all
 def main(cfg: DictConfig) -> None:
     """Pictures -> captions.jsonl and a sheet. A picture that can't be read is named and skipped."""
     records.checkpoint_path(cfg.run)
+    from src.data.images import find_pictures, load_picture
+
     files = find_pictures(cfg.images)
     folder = Path(cfg.output or f"captions-{time.strftime('%Y-%m-%d_%H-%M-%S')}")
 
@@ -32,7 +33,6 @@ def main(cfg: DictConfig) -> None:
 
     from src.build import restore_captioner
     from src.contracts import Batch
-    from src.data.images import load_picture
     from src.sheet import write_sheet
 
     captioner = restore_captioner(Path(cfg.run), cfg.get("decode"))
@@ -63,24 +63,6 @@ def main(cfg: DictConfig) -> None:
     for row in rows[:20]:
         print(f"{row['image']}: {row['caption']}")
     print(f"written: {folder}/captions.jsonl, captions.png")
-
-
-def find_pictures(images: str | ListConfig) -> list[Path]:
-    """Files named by a file, a folder, a pattern, or a list of these, sorted. Raises UserError when there are none."""
-    found: list[Path] = []
-    for entry in images if isinstance(images, ListConfig) else [images]:
-        path = Path(entry)
-        if path.is_dir():
-            found += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        elif path.is_file():
-            found.append(path)
-        else:
-            found += sorted(p for p in path.parent.glob(path.name) if p.is_file())
-    if not found:
-        raise UserError(
-            f"images={images} names no picture; give a file, a folder, or a pattern such as 'photos/*.jpg'."
-        )
-    return found
 
 
 if __name__ == "__main__":

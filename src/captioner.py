@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 import lightning
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.contracts import Batch, Language, Memory, Text, Tokenizer, UserError, Visual
-from src.fusion.base import Fusion
+from src.fusion.base import Fusion, Terms
 from src.hashing import tensor_hash
 from src.layers.cache import Cache
 
@@ -23,7 +24,8 @@ class Captioner(lightning.LightningModule):
     """One language model, one vision encoder (None for text without pictures), one fusion.
 
     ``regime`` says which parts train and at which learning rate; ``optim`` holds the AdamW and schedule settings.
-    Frozen parts have ``requires_grad`` False, stay in eval mode, and are left out of checkpoints (their hash is kept).
+    ``tagged``: captions begin with the image tag. Frozen parts have ``requires_grad`` False, stay in eval mode, and are
+    left out of checkpoints (their hash is kept).
     """
 
     def __init__(
@@ -35,10 +37,12 @@ class Captioner(lightning.LightningModule):
         regime: dict,
         optim: dict,
         decoder,
+        tagged: bool = False,
     ):
         super().__init__()
         self.vision, self.fusion, self.language = vision, fusion, language
         self.tokenizer, self.regime, self.optim, self.decoder = tokenizer, regime, optim, decoder
+        self.tagged = tagged
         self.strict_loading = False  # frozen parts are absent from checkpoints; load_state_dict checks the rest
         for part in self.frozen_parts():
             part.requires_grad_(False)
@@ -59,9 +63,9 @@ class Captioner(lightning.LightningModule):
         return self
 
     # ------------------------------------------------------------------------------------------------- loss
-    def memory(self, batch: Batch) -> Memory:
+    def memory(self, batch: Batch, aux: dict | None = None) -> Memory:
         """What the fusion keeps of the batch's pictures."""
-        return self.fusion.encode(self.language, self._visual(batch))
+        return self.fusion.encode(self.language, self._visual(batch), aux)
 
     def _visual(self, batch: Batch) -> Visual | None:
         if not self.fusion.sees:
@@ -70,46 +74,94 @@ class Captioner(lightning.LightningModule):
             return _float(batch.visual)
         if batch.pixels_IM3hw is None:
             raise UserError("This fusion reads pictures and the data has none; use fusion=blind or data with pictures.")
-        return self.vision(batch.pixels_IM3hw, levels=self.fusion.needs_levels)
+        if batch.image_valid_IM is None:
+            return self.vision(batch.pixels_IM3hw, levels=self.fusion.needs_levels)
+        return self._encode_valid(batch.pixels_IM3hw, batch.image_valid_IM)
+
+    def _encode_valid(self, pixels_IM3hw: Tensor, valid_IM: Tensor) -> Visual:
+        """Only real pictures are encoded: blank ones would cost time and move the statistics of batch norms."""
+        kept_IM = valid_IM.clone()
+        kept_IM[0, 0] |= ~valid_IM.any()  # a batch without pictures still has to say how wide they would be
+        found = self.vision(pixels_IM3hw[kept_IM][:, None], levels=self.fusion.needs_levels)  # (X, 1, ...)
+        spread = partial(_spread, kept_IM=kept_IM)
+        levels = found.levels_IMKNC
+        return Visual(
+            spread(found.tokens_IMNC),
+            spread(found.pooled_IMC),
+            None if levels is None else spread(levels),
+            image_valid_IM=valid_IM,
+        )
 
     def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean negative log-likelihood in nats per target token, and the number of target tokens.
+        """Mean negative log-likelihood in nats per target token, and the number of target tokens."""
+        loss, targets, _ = self.losses(batch)
+        return loss, targets
 
-        The label shift happens here and nowhere else: column t predicts column t + 1, and only valid columns are
-        targets. Logits are made at the targets alone.
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Terms]:
+        """``loss`` and the further terms of the fusion.
+
+        The label shift happens here and nowhere else: column t predicts column t + 1 where that is a target. Logits are
+        made at the targets alone.
         """
-        hidden_BTD = self.fusion.decode(self.language, self.memory(batch), batch.text.columns(None, -1))
-        target_BT = batch.text.valid_BT[:, 1:]
+        hidden_BTD, terms = self.fusion.learn(self.language, self.memory(batch), batch.text)
+        target_BT = batch.text.targets()[:, 1:]
         logits_XV = self.fusion.readout(self.language, hidden_BTD[target_BT])
-        return F.cross_entropy(logits_XV.float(), batch.text.ids_BT[:, 1:][target_BT]), target_BT.sum()
+        loss = F.cross_entropy(logits_XV.float(), batch.text.ids_BT[:, 1:][target_BT])
+        return loss, target_BT.sum(), terms
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        loss, _ = self.loss(batch)
-        if not torch.isfinite(loss):
+        loss, targets, terms = self.losses(batch)
+        scale = self._reduction(targets, len(batch.text.ids_BT))
+        total = self.fusion.caption_weight * scale * loss + sum(weight * value for value, weight in terms.values())
+        if not torch.isfinite(total):
             raise UserError(
-                f"The training loss is {loss.item()} at step {self.global_step}; lower the learning rates "
+                f"The training loss is {total.item()} at step {self.global_step}; lower the learning rates "
                 f"(regime.lr_*) or use trainer.precision=32-true. The last checkpoint is kept."
             )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch.ids))
-        return loss
+        name = f"train/{batch.dataset}/" if batch.dataset else "train/"
+        self.log(f"{name}loss", loss, prog_bar=True, batch_size=len(batch.ids))
+        for term, (value, _) in terms.items():
+            self.log(f"{name}{term}", value, batch_size=len(batch.ids))
+        if self.trainer.is_global_zero and self.global_step % self.trainer.log_every_n_steps == 0:
+            self.log_dict({f"fusion/{name}": value for name, value in self.fusion.scalars().items()})
+        return batch.weight * total
+
+    def _reduction(self, targets: Tensor, rows: int) -> Tensor | float:
+        """What turns the mean over this process's tokens into the reduction that ``optim.reduction`` asks for.
+
+        token_mean: the mean over the tokens of all processes, whose gradients are averaged afterwards: short captions
+        on one of them must not weigh more. sequence_sum: summed over the tokens of a row, mean over rows, as in arXiv
+        2204.14198.
+        """
+        if self.optim["reduction"] == "sequence_sum":
+            return targets / rows
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return 1.0
+        everywhere = targets.clone()
+        torch.distributed.all_reduce(everywhere)
+        return targets * torch.distributed.get_world_size() / everywhere
 
     def validation_step(self, batch: Batch, index: int) -> None:
         loss, targets = self.loss(batch)
         self.log("val/loss", loss, prog_bar=True, batch_size=int(targets), sync_dist=True)
+        if batch.dataset:
+            self.log(f"val/{batch.dataset}/loss", loss, batch_size=int(targets), sync_dist=True)
 
     # ------------------------------------------------------------------------------------------------- captions
     def start(self, contexts: int, device: torch.device) -> Text:
-        """The prompt of plain captioning: one start token per picture."""
-        ids_I1 = torch.full((contexts, 1), self.tokenizer.bos, device=device)
-        ones_I1 = torch.ones_like(ids_I1)
-        return Text(ids_I1, ones_I1.bool(), ones_I1)
+        """The prompt of plain captioning: one start token per picture, and the image tag if captions carry it."""
+        tag = self.tokenizer.image_tag if self.tagged else []
+        ids_IT = torch.tensor([[self.tokenizer.bos, *tag]], device=device).repeat(contexts, 1)
+        phi_IT = torch.ones_like(ids_IT)
+        phi_IT[:, 0] = not self.tagged
+        return Text(ids_IT, torch.ones_like(ids_IT, dtype=torch.bool), phi_IT)
 
     # no_grad rather than inference_mode: under autocast the latter casts every weight again at every step.
     @torch.no_grad()
-    def generate(self, batch: Batch, decoder=None) -> list[list[int]]:
-        """Token ids for every picture of ``batch``; the pictures are encoded once."""
+    def generate(self, batch: Batch, decoder=None, prompt: Text | None = None) -> list[list[int]]:
+        """Token ids for every context of ``batch``, encoded once; they follow ``prompt`` if one is given."""
         memory = self.memory(batch)
-        prompt = self.start(len(batch.ids), self.device)
+        prompt = self.start(len(batch.ids), self.device) if prompt is None else prompt
         decode = decoder or self.decoder
         return decode(self.step, memory, prompt, self.tokenizer.eos, self.fusion.extra_positions)
 
@@ -118,15 +170,15 @@ class Captioner(lightning.LightningModule):
         hidden_BTD = self.fusion.decode(self.language, memory, text, cache)
         return self.fusion.readout(self.language, hidden_BTD[:, -1])
 
-    def caption(self, batches: Iterable[Batch], decoder=None) -> dict[str, str]:
-        """Captions by picture id; the module is put into eval mode for it and back."""
+    def caption(self, batches: Iterable[Batch], decoder=None, prompted: bool = False) -> dict[str, str]:
+        """Captions by id, made in eval mode. ``prompted``: go on with the text of the batches."""
         was_training = self.training
         self.eval()
         captions = {}
         for batch in batches:
             batch = self.transfer_batch_to_device(batch, self.device, 0)
             with self.autocast():
-                ids = self.generate(batch, decoder)
+                ids = self.generate(batch, decoder, batch.text if prompted else None)
             captions.update({id: self.tokenizer.decode(row) for id, row in zip(batch.ids, ids, strict=True)})
         self.train(was_training)
         return captions
@@ -226,6 +278,13 @@ def _float(visual: Visual) -> Visual:
         pooled_IMC=visual.pooled_IMC.to(dtype),
         levels_IMKNC=None if levels is None else levels.to(dtype),
     )
+
+
+def _spread(found_X1: Tensor, kept_IM: Tensor) -> Tensor:
+    """Rows of the pictures that were encoded, (X, 1, ...), at their places among all, (I, M, ...); zeros elsewhere."""
+    spread = found_X1.new_zeros(*kept_IM.shape, *found_X1.shape[2:])
+    spread[kept_IM] = found_X1[:, 0]
+    return spread
 
 
 def warmup_cosine(step: int, total: int, warmup: float, floor: float) -> float:

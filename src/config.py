@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 HOME = Path(__file__).resolve().parents[1]
 
 
-def check(cfg: DictConfig) -> Source:
+def data_sets(cfg: DictConfig) -> dict[str, DictConfig]:
+    """The data sets of a configuration by name; a single one is named ""."""
+    return dict(cfg.data.members) if "members" in cfg.data else {"": cfg.data}
+
+
+def check(cfg: DictConfig) -> dict[str, Source]:
     """Refuse unknown options, options that the chosen parts refuse, parts that do not fit, and data that are not here.
 
-    Returns the data source, since making it is how its files are looked for. The cheap checks come first, and nothing
-    heavier than torch is imported. Raises UserError.
+    Returns the data sources by name, since making them is how their files are looked for. The cheap checks come first,
+    and nothing heavier than torch is imported. Raises UserError.
     """
     try:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -41,16 +46,27 @@ def check(cfg: DictConfig) -> Source:
             "regime=frozen_lm would freeze a language model with random weights; "
             "give language.weights=<run folder>, or use regime=finetune_lm."
         )
+    if cfg.optim.reduction not in ("token_mean", "sequence_sum"):
+        raise UserError(f"optim.reduction must be token_mean or sequence_sum; got {cfg.optim.reduction!r}.")
+    if "members" in cfg.data:
+        from src.data.mixture import check_mixture
+
+        check_mixture(cfg.data.members, cfg.data.weights, cfg.data.schedule)
     fusion = _rehearse_fusion(cfg)
-    source = make(cfg.data.source)
+    sources = {name: make(node.source) for name, node in data_sets(cfg).items()}
+    for source in sources.values():
+        _check_source(source, fusion, cfg.test_split)
+    return sources
+
+
+def _check_source(source: Source, fusion: Fusion, test_split: str) -> None:
     if fusion.sees and not source.has_images:
         raise UserError("This fusion reads pictures and the data has none; use fusion=blind or data with pictures.")
-    for split in ("train", "val", *([cfg.test_split] if source.has_images else [])):
+    for split in ("train", "val", *([test_split] if source.has_images else [])):
         if split not in source.splits():
             raise UserError(
                 f"The data has no split {split!r}, only {', '.join(source.splits())}; see test_split= and data=."
             )
-    return source
 
 
 def use_previous_language(cfg: DictConfig) -> DictConfig:

@@ -39,15 +39,38 @@ class Example:
     extra: dict = field(default_factory=dict)  # what is known beside the captions, e.g. the true scene
 
 
+@dataclass(frozen=True)
+class Chunk:
+    """Text of a document and the picture right before it; None where the document begins with text."""
+
+    text: str
+    picture: Example | None = None
+
+
+@dataclass(frozen=True)
+class Document:
+    """Pictures and text in reading order. ``extra``: what is known beside them, e.g. what each sentence asks."""
+
+    id: str
+    chunks: tuple[Chunk, ...]
+    extra: dict = field(default_factory=dict)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """The texts, where a vocabulary is learnt or a data set is identified."""
+        return tuple(chunk.text for chunk in self.chunks)
+
+
 class Source(Protocol):
-    """A data set: named splits of examples, and the pixels of one example."""
+    """A data set: named splits of examples (or of documents), and the pixels of one example."""
 
     name: str
     has_images: bool
+    interleaved: bool  # whether ``examples`` are documents
 
     def splits(self) -> tuple[str, ...]: ...
 
-    def examples(self, split: str) -> Sequence[Example]: ...
+    def examples(self, split: str) -> Sequence[Example] | Sequence[Document]: ...
 
     def pixels(self, example: Example, size: int) -> Tensor:
         """uint8 RGB tensor (3, size, size)."""
@@ -59,28 +82,42 @@ class Text:
     """Token rows. ``valid`` is False at padding; ``phi`` is the 1-based index of the picture a token looks at, or 0.
 
     ``ragged`` says that some row starts with padding (left-padded prompts); without it every row starts at column 0,
-    so that a plain causal mask is exact and no mask tensor is made.
+    so that a plain causal mask is exact and no mask tensor is made. ``target`` marks the tokens that are to be
+    predicted; None: all valid ones.
     """
 
     ids_BT: Tensor
     valid_BT: Tensor
     phi_BT: Tensor
     ragged: bool = False
+    target_BT: Tensor | None = None
 
     def columns(self, start: int | None, stop: int | None) -> Text:
         """The same rows, positions ``start:stop`` only."""
         cut = slice(start, stop)
-        return Text(self.ids_BT[:, cut], self.valid_BT[:, cut], self.phi_BT[:, cut], self.ragged)
+        target_BT = None if self.target_BT is None else self.target_BT[:, cut]
+        return Text(self.ids_BT[:, cut], self.valid_BT[:, cut], self.phi_BT[:, cut], self.ragged, target_BT)
+
+    def targets(self) -> Tensor:
+        """Which tokens are to be predicted, (B, T); the first column cannot be."""
+        return self.valid_BT if self.target_BT is None else self.target_BT
 
 
 @dataclass
 class Batch:
-    """What a data loader yields: I contexts, their B = I * G captions, and pixels or cached features."""
+    """What a data loader yields: I contexts, their B = I * G captions, and pixels or cached features.
+
+    ``image_valid``: False where a context has fewer pictures than M; None when all are there. ``dataset`` and
+    ``weight``: name and loss weight among several data sets.
+    """
 
     ids: list[str]
     text: Text
     pixels_IM3hw: Tensor | None = None  # uint8
     visual: Visual | None = None
+    image_valid_IM: Tensor | None = None
+    dataset: str = ""
+    weight: float = 1.0
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -99,13 +136,17 @@ class VisionSpec:
 
 @dataclass
 class Visual:
-    """Encoded pictures of I contexts; masks are None when everything is valid."""
+    """Encoded pictures of I contexts; masks are None when everything is valid.
+
+    A "picture" may be a video of F frames, whose tokens then stand one frame after the other (N = F * tokens of one).
+    """
 
     tokens_IMNC: Tensor
     pooled_IMC: Tensor
     levels_IMKNC: Tensor | None = None
     image_valid_IM: Tensor | None = None
     token_valid_IMN: Tensor | None = None
+    frames: int = 1
 
     @property
     def tokens_INC(self) -> Tensor:
@@ -153,6 +194,7 @@ class Tokenizer(Protocol):
     bos: int
     eos: int
     pad: int
+    image_tag: list[int]  # what stands for a picture in a document
 
     def __len__(self) -> int: ...
 
@@ -212,4 +254,8 @@ class Language(Protocol):
 
     def unembed(self, h_XD: Tensor) -> Tensor:
         """Logits (..., V)."""
+        ...
+
+    def unembedding(self) -> Tensor:
+        """The matrix of ``unembed``, (V, D)."""
         ...

@@ -57,9 +57,10 @@ def training_flops(captioner: Captioner, batch: Batch) -> int:
     was_training = captioner.training
     captioner.eval()
     with counter:
-        loss, _ = captioner.loss(batch)
-        if loss.requires_grad:
-            loss.backward()
+        loss, _, terms = captioner.losses(batch)
+        total = loss + sum(value for value, _ in terms.values())
+        if total.requires_grad:
+            total.backward()
     captioner.zero_grad(set_to_none=True)
     captioner.train(was_training)
     return counter.get_total_flops()

@@ -1,6 +1,7 @@
 """Score a trained run again: another split, another decoding.
 
 python -m src.evaluate run=runs/... split=val decode=greedy
+python -m src.evaluate run=runs/... shots=4
 """
 
 from __future__ import annotations
@@ -23,16 +24,20 @@ def main(cfg: DictConfig) -> float:
     run = Path(cfg.run)
     records.checkpoint_path(run)
     from src.build import parameter_counts, restore
-    from src.evaluation import evaluate, report
+    from src.evaluation import evaluate, evaluate_few_shot, report
 
-    parts = restore(run, cfg.get("decode"))
+    sets = restore(run, cfg.get("decode")).data_sets()
+    if cfg.data_set not in sets and cfg.data_set:
+        raise UserError(f"data_set={cfg.data_set} does not exist; this run has {', '.join(sets)}.")
+    parts = sets[cfg.data_set or next(iter(sets))]
     if cfg.split not in parts.source.splits():
         raise UserError(f"split={cfg.split} does not exist; this data has {', '.join(parts.source.splits())}.")
-    name = "-".join(filter(None, [cfg.split, HydraConfig.get().runtime.choices.get("decode")]))
+    shots = None if cfg.shots is None else f"{cfg.shots}-shot"
+    name = "-".join(filter(None, [cfg.data_set, cfg.split, shots, HydraConfig.get().runtime.choices.get("decode")]))
     folder = Path(cfg.output) if cfg.output else run / "evaluate" / name
-    result = evaluate(parts, cfg.split)
+    result = evaluate(parts, cfg.split) if cfg.shots is None else evaluate_few_shot(parts, cfg.split, cfg.shots)
     report(parts, result, folder, {"parameters": parameter_counts(parts.captioner)}, cfg.samples)
-    return result.scores["CIDEr-D"]
+    return result.scores.get("CIDEr-D", result.scores.get("loss"))
 
 
 if __name__ == "__main__":

@@ -1,47 +1,133 @@
-"""Score a captioner on a split: captions, their scores, and how long they took."""
+"""Score a captioner on a split: captions (or answers in stories), their scores, and how long they took."""
 
 from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from src.build import Parts
-from src.contracts import Example
+from src.contracts import Batch, Chunk, Document, Example
+from src.data.base import stable_number
+from src.data.documents import few_shot
+from src.errors import UserError
+from src.metrics.answers import Asked, answer_scores, judge
 from src.metrics.captions import CaptionScorer
+from src.metrics.retrieval import recall_at_k
 from src.metrics.truth import truth_scores
 from src.records import write_json, write_jsonl
 from src.sheet import write_sheet
 from src.text.scene_language import Scene
 
+CAPTIONS = 5  # of a picture, in retrieval
+
 
 @dataclass
 class Evaluation:
-    """``predictions``: caption by picture id; ``rows``: one dict per picture, for predictions.jsonl."""
+    """``rows``: one dict per picture, for predictions.jsonl."""
 
     split: str
     scores: dict[str, float | None]
     rows: list[dict]
-    captions_per_second: float
+    captions_per_second: float | None
 
 
 def evaluate(parts: Parts, split: str) -> Evaluation:
-    """Caption every picture of ``split`` once and score the captions; on scenes also whether they are true."""
-    data, captioner = parts.data, parts.captioner
-    loader = data.pictures(split)
+    """Everything that the data and the mechanism allow; documents get answers to their questions, if they have any."""
+    if parts.source.interleaved:
+        return evaluate_documents(parts, split)
+    predictions, speed = _captions(parts, parts.data.pictures(split), split)
+    result = score_captions(parts, split, predictions, speed)
+    result.scores = {"loss": split_loss(parts, split), **result.scores}
+    if parts.captioner.fusion.retrieves:
+        result.scores |= retrieval_scores(parts, split)
+    return result
+
+
+def evaluate_few_shot(parts: Parts, split: str, shots: int) -> Evaluation:
+    """Captions with ``shots`` training pictures and their captions standing before each picture.
+
+    Which ones depends on the run's seed and the picture's id alone. Raises UserError where there is no such thing.
+    """
+    if parts.source.interleaved or not parts.captioner.fusion.multi_image or shots < 0:
+        raise UserError(
+            f"shots={shots} needs captioned pictures, a mechanism that reads several pictures (fusion=flamingo), and 0 "
+            "or more examples."
+        )
+    pool = parts.data.examples("train")
+
+    def prompt(example: Example) -> Document:
+        chance = Random(stable_number(parts.data.seed, "shots", example.id))
+        return few_shot(example, [pool[int(chance.random() * len(pool))] for _ in range(shots)])
+
+    documents = [prompt(example) for example in parts.data.examples(split)]
+    predictions, speed = _captions(parts, _prompts(parts, documents), split, prompted=True)
+    return score_captions(parts, split, predictions, speed)
+
+
+def evaluate_documents(parts: Parts, split: str) -> Evaluation:
+    """Nats per token, and for stories whether each sentence is finished as the right picture tells."""
+    asked, documents = {}, []
+    for document in parts.data.examples(split):
+        questions = document.extra.get("questions", [])
+        answers = [question["answer"] for question in questions]
+        for number, question in enumerate(questions):
+            chunk = document.chunks[number]
+            others = frozenset(answers[:number] + answers[number + 1 :])
+            asked[chunk.picture.id] = Asked(question["kind"], question["answer"], others)
+            documents.append(_question(document, number, question["lead"]))
+    scores, rows, speed = {"loss": split_loss(parts, split)}, [], None
+    if documents:
+        said, speed = _captions(parts, _prompts(parts, documents), split, prompted=True)
+        scores |= answer_scores(said, asked)
+        leads = {document.id: document.chunks[-1].text for document in documents}
+        rows = [
+            {
+                "id": id,
+                "caption": f"{leads[id]} {answer}",
+                "answer": asked[id].right,
+                "verdict": judge(answer, asked[id]),
+            }
+            for id, answer in said.items()
+        ]
+    return Evaluation(split, scores, rows, speed)
+
+
+def _question(document: Document, number: int, lead: str) -> Document:
+    """The story up to picture ``number`` and the beginning of its sentence; its id is the picture's."""
+    asked = document.chunks[number].picture
+    return Document(asked.id, (*document.chunks[:number], Chunk(lead, asked)))
+
+
+def _prompts(parts: Parts, documents: list[Document]) -> Iterator[Batch]:
+    size = parts.data.batch_size
+    for first in range(0, len(documents), size):
+        yield parts.data.prompts(documents[first : first + size])
+
+
+def _captions(
+    parts: Parts, batches: Iterable[Batch], split: str, prompted: bool = False
+) -> tuple[dict[str, str], float]:
+    """Captions by id, and how many there were per second."""
     started = time.perf_counter()
-    predictions = captioner.caption(tqdm(loader, desc=f"captions of {split}", unit="batch", leave=False))
-    seconds = time.perf_counter() - started
-    references = data.references(split)
+    shown = tqdm(batches, desc=f"captions of {split}", unit="batch", leave=False)
+    predictions = parts.captioner.caption(shown, prompted=prompted)
+    return predictions, len(predictions) / (time.perf_counter() - started)
+
+
+def score_captions(parts: Parts, split: str, predictions: dict[str, str], speed: float | None) -> Evaluation:
+    """Standard scores against the references; on scenes also whether captions are true."""
+    references = parts.data.references(split)
     scores = CaptionScorer(references).score(predictions)
-    corpus = {"loss": split_loss(parts, split), **scores.corpus}
-    per_image = scores.per_image
-    scenes = {e.id: Scene.from_dict(e.extra["scene"]) for e in data.examples(split) if "scene" in e.extra}
+    corpus, per_image = scores.corpus, scores.per_image
+    scenes = {e.id: Scene.from_dict(e.extra["scene"]) for e in parts.data.examples(split) if "scene" in e.extra}
     if scenes:
         truth = truth_scores(predictions, scenes)
         corpus = {**truth.corpus, **corpus}
@@ -50,12 +136,12 @@ def evaluate(parts: Parts, split: str) -> Evaluation:
         {"id": id, "caption": caption, "references": list(references[id]), **per_image[id]}
         for id, caption in predictions.items()
     ]
-    return Evaluation(split, corpus, rows, len(predictions) / seconds)
+    return Evaluation(split, corpus, rows, speed)
 
 
 @torch.no_grad()
 def split_loss(parts: Parts, split: str) -> float:
-    """Nats per token of the split's first references, one per picture."""
+    """Nats per token of the split's first references, one per picture; of all targets of documents."""
     captioner = parts.captioner
     captioner.eval()
     total, count = 0.0, 0
@@ -65,6 +151,23 @@ def split_loss(parts: Parts, split: str) -> float:
             loss, targets = captioner.loss(batch)
         total, count = total + loss.item() * int(targets), count + int(targets)
     return total / count
+
+
+@torch.no_grad()
+def retrieval_scores(parts: Parts, split: str) -> dict[str, float]:
+    """Recall of finding a picture's captions, and a caption's picture, among all of the split."""
+    captioner = parts.captioner
+    captioner.eval()
+    per_picture = min(CAPTIONS, *(len(example.captions) for example in parts.data.examples(split)))
+    pictures, texts = [], []
+    for batch in parts.data.pictures(split, captions=per_picture):
+        batch = captioner.transfer_batch_to_device(batch, captioner.device, 0)
+        with captioner.autocast():
+            pictures.append(captioner.fusion.embed_pictures(captioner.memory(batch)).float())
+            texts.append(captioner.fusion.embed_texts(captioner.language, batch.text).float())
+    similarity_IB = torch.cat(pictures) @ torch.cat(texts).T
+    picture_B = torch.arange(len(similarity_IB)).repeat_interleave(per_picture)
+    return recall_at_k(similarity_IB.cpu(), picture_B)
 
 
 def report(parts: Parts, result: Evaluation, folder: Path, cost: dict, samples: int) -> None:
@@ -77,15 +180,26 @@ def report(parts: Parts, result: Evaluation, folder: Path, cost: dict, samples: 
         "cost": {**cost, "captions_per_second": result.captions_per_second},
     }
     write_json(folder / "metrics.json", metrics)
+    print(table(f"{result.split}, {len(result.rows)} pictures", result.scores))
+    if not result.rows:
+        print(f"written: {folder}/metrics.json", flush=True)
+        return
     write_jsonl(folder / "predictions.jsonl", result.rows)
     chosen = result.rows[:samples]
-    by_id = {example.id: example for example in itertools.islice(parts.data.examples(result.split), samples)}
+    by_id = {example.id: example for example in _pictures(itertools.islice(parts.data.examples(result.split), samples))}
     pictures = [picture(parts, by_id[row["id"]]) for row in chosen]
     write_sheet(folder / "samples.png", pictures, [row["caption"] for row in chosen])
-    print(table(f"{result.split}, {len(result.rows)} pictures", result.scores))
     for row in chosen[:8]:
         print(f"  {row['id']}: {row['caption']}")
     print(f"written: {folder}/metrics.json, predictions.jsonl, samples.png", flush=True)
+
+
+def _pictures(examples: Iterable[Example | Document]) -> Iterator[Example]:
+    for example in examples:
+        if isinstance(example, Document):
+            yield from (chunk.picture for chunk in example.chunks if chunk.picture)
+        else:
+            yield example
 
 
 def picture(parts: Parts, example: Example) -> Image.Image:

@@ -31,12 +31,25 @@ def main(cfg: DictConfig) -> None:
     predictions = read_predictions(str(cfg.predictions))
     references = read_references(str(cfg.references), predictions, split)
     scores = CaptionScorer(references).score(predictions).corpus
+    if cfg.meteor:
+        scores = {**scores, "METEOR": corpus_meteor(predictions, references)}
     write_json(output, {"split": split, "pictures": len(references), "scores": scores, "cost": {}})
     for name, value in scores.items():
-        print(f"{name:<12}{value:>10.4f}")
+        print(f"{name:<12}{'-' if value is None else format(value, '.4f'):>10}")
     if len(references) < FEW:
         print(f"note: CIDEr-D of only {len(references)} pictures cannot be compared with that of a whole test split.")
     print(f"written: {output}")
+
+
+def corpus_meteor(predictions: dict[str, str], references: dict[str, list[str]]) -> float | None:
+    """METEOR of the corpus; None, with the reason printed, where it cannot be had."""
+    from src.metrics.meteor import Unavailable, meteor
+
+    try:
+        return meteor([predictions[id] for id in references], list(references.values()))[-1]
+    except Unavailable as error:
+        print(f"note: {error}")
+        return None
 
 
 def output_path(output: str | None, predictions: Path) -> Path:

@@ -22,7 +22,7 @@ from src.cli import verb
 def main(cfg: DictConfig) -> float | None:
     """Configuration -> parts -> fit -> best checkpoint -> scores on the test split -> run folder."""
     cfg = config.use_previous_language(cfg)
-    source = config.check(cfg)
+    sources = config.check(cfg)
     run = Path(HydraConfig.get().runtime.output_dir)
     print(f"run folder: {run}", flush=True)
     OmegaConf.save(cfg, run / "config.yaml", resolve=True)
@@ -31,11 +31,11 @@ def main(cfg: DictConfig) -> float | None:
     from src.build import build, load_weights, parameter_counts
     from src.cost import peak_memory_mb, training_flops
 
-    parts = build(cfg, source)
+    parts = build(cfg, sources)
     parts.captioner.tokenizer.save(run / "tokenizer")
     counts = parameter_counts(parts.captioner)
     print(f"parameters: {counts['trainable']:,} trainable of {counts['total']:,}", flush=True)
-    trainer, meter = make_trainer(cfg, run)
+    trainer, meter = make_trainer(cfg, run, parts.data.batches_per_update)
     started = time.perf_counter()
     fit(trainer, parts, cfg)
     cost = {"train_seconds": time.perf_counter() - started, **meter.summary(), "parameters": counts}
@@ -47,8 +47,11 @@ def main(cfg: DictConfig) -> float | None:
     return finish(parts, cfg, run, cost)
 
 
-def make_trainer(cfg: DictConfig, run: Path):
-    """Lightning's Trainer with our callbacks, and the meter that it fills."""
+def make_trainer(cfg: DictConfig, run: Path, batches_per_update: int):
+    """Lightning's Trainer with our callbacks, and the meter that it fills.
+
+    ``batches_per_update``: of all data sets together, before accumulation over several updates.
+    """
     import logging
     import warnings
 
@@ -70,6 +73,10 @@ def make_trainer(cfg: DictConfig, run: Path):
         meter,
     ]
     options = {**OmegaConf.to_container(cfg.trainer, resolve=True), "precision": precision(cfg.trainer.precision)}
+    options["accumulate_grad_batches"] *= batches_per_update
+    if isinstance(options["val_check_interval"], int):  # Lightning counts batches there, this configuration steps
+        steps = even_interval(options["val_check_interval"], options["max_steps"])
+        options["val_check_interval"] = steps * options["accumulate_grad_batches"]
     trainer = lightning.Trainer(
         default_root_dir=run,
         logger=instantiate(cfg.logger, save_dir=str(run)),
@@ -79,6 +86,11 @@ def make_trainer(cfg: DictConfig, run: Path):
         **options,
     )
     return trainer, meter
+
+
+def even_interval(wanted: int, steps: int) -> int:
+    """About ``wanted``, such that the last validation comes when training ends: what it has not seen is not kept."""
+    return wanted if steps < 1 else steps // max(1, round(steps / wanted))
 
 
 def fit(trainer, parts, cfg: DictConfig) -> None:
@@ -93,18 +105,21 @@ def fit(trainer, parts, cfg: DictConfig) -> None:
 
 def finish(parts, cfg: DictConfig, run: Path, cost: dict) -> float | None:
     """Score the best checkpoint, write the results, show some captions. Returns the score that sweeps compare."""
-    if not parts.source.has_images:
-        from src.evaluation import split_loss
+    from src.evaluation import evaluate, report, split_loss
 
-        scores = {"loss": split_loss(parts, "val")}
-        records.write_json(run / "metrics.json", {"split": "val", "scores": scores, "cost": cost})
-        print(f"val loss {scores['loss']:.4f} nats per token; use it with language.weights={run}")
-        return scores["loss"]
-    from src.evaluation import evaluate, report
-
-    result = evaluate(parts, cfg.test_split)
-    report(parts, result, run, cost, cfg.samples)
-    return result.scores["CIDEr-D"]
+    results = []
+    for name, one in parts.data_sets().items():
+        folder = run / name if results else run  # the first data set is the main one
+        if not one.source.has_images:
+            scores = {"loss": split_loss(one, "val")}
+            records.write_json(folder / "metrics.json", {"split": "val", "scores": scores, "cost": cost})
+            print(f"{name} val loss {scores['loss']:.4f} nats per token; use it with language.weights={run}".strip())
+            results.append(scores["loss"])
+        else:
+            result = evaluate(one, cfg.test_split)
+            report(one, result, folder, cost, cfg.samples)
+            results.append(result.scores.get("CIDEr-D", result.scores["loss"]))
+    return results[0]
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ class Characters:
     """One token per ASCII character; 0, 1, 2 are bos, eos, pad."""
 
     bos, eos, pad = 0, 1, 2
+    image_tag = (3 + ord("#"),)
 
     def __len__(self) -> int:
         return 131

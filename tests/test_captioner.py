@@ -15,7 +15,7 @@ from src.contracts import Batch, Text, UserError, Visual
 from src.decoding.beam import BeamSearch
 from src.decoding.greedy import Greedy
 
-OPTIM = {"betas": [0.9, 0.98], "weight_decay": 0.1, "warmup": 0.1, "floor": 0.0}
+OPTIM = {"betas": [0.9, 0.98], "weight_decay": 0.1, "warmup": 0.1, "floor": 0.0, "reduction": "token_mean"}
 REGIMES = {
     "finetune_lm": {"train_language": True, "train_vision": True},
     "frozen_lm": {"train_language": False, "train_vision": True},
@@ -91,7 +91,8 @@ def test_exactly_the_regimes_parameters_train(name, regime):
     for part in model.frozen_parts():
         assert not any(module.training for module in part.modules())
     if want:
-        model.loss(make_batch())[0].backward()
+        loss, _, terms = model.losses(make_batch())
+        (loss + sum(value for value, _ in terms.values())).backward()
     assert {n for n, p in model.named_parameters() if p.grad is not None} == want
 
 
@@ -103,8 +104,9 @@ def test_no_decay_on_norms_biases_and_learnt_constants():
     assert all(n.endswith("bias") or "norm" in n or ".ln_" in n or "const" in n for n in plain)
 
 
-def test_the_picture_is_encoded_once_however_long_the_caption():
-    model = make_captioner("srau").eval()
+@pytest.mark.parametrize("name", [f for f in FUSIONS if f != "blind"])
+def test_the_picture_is_encoded_once_however_long_the_caption(name):
+    model = make_captioner(name).eval()
     model.generate(make_batch(rows=2), BeamSearch(8, beams=3, length_penalty=0.0))
     assert model.vision.count == 1
 
@@ -165,8 +167,9 @@ def test_overfits_captions_and_says_them(name):
 
 def _single(visual: Visual) -> Visual:
     levels = visual.levels_IMKNC
-    # Standardised, as an encoder's last norm leaves it: raw pixel means hardly differ between noise pictures.
-    tokens = nn.functional.layer_norm(visual.tokens_IMNC.float(), visual.tokens_IMNC.shape[1:])
+    # Standardised over pictures: raw pixel means hardly differ between noise pictures.
+    tokens = visual.tokens_IMNC.float()
+    tokens = (tokens - tokens.mean(0)) / tokens.std(0)
     return Visual(tokens, tokens.flatten(2)[:, :, : VISION.pooled_width], None if levels is None else levels.float())
 
 
@@ -232,8 +235,8 @@ def test_imports_only_go_down():
         ["captioner"],
         ["config"],
         ["build", "cost"],
-        ["evaluation"],
-        ["train", "evaluate", "caption", "score"],
+        ["evaluation", "diagnostics"],
+        ["train", "evaluate", "caption", "score", "explain"],
     ]
     floor = {room: level for level, rooms in enumerate(floors) for room in rooms}
     wrong = []
@@ -252,3 +255,12 @@ def test_imports_only_go_down():
                     if there != here and floor[there] >= floor[here]:
                         wrong.append(f"{file.relative_to(ROOT)} imports {module}")
     assert not wrong
+
+
+@pytest.mark.parametrize(("wanted", "steps"), [(500, 1500), (500, 1300), (500, 4), (187, 750), (3, 10), (1, 7)])
+def test_the_last_validation_comes_at_the_end(wanted, steps):
+    from src.train import even_interval
+
+    interval = even_interval(wanted, steps)
+    assert steps - interval * (steps // interval) < steps // interval
+    assert interval == pytest.approx(wanted, rel=0.5) or steps < wanted

@@ -32,6 +32,7 @@ class Listed:
 
     groups: dict[str, list[Example]]
     has_images: bool = True
+    interleaved: bool = False
     name: str = "listed"
     broken: set[str] = field(default_factory=set)
 

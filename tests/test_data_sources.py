@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -314,7 +315,11 @@ def test_coco_captions_inside_the_spice_program():
 def test_configurations_have_what_build_reads(name):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose(overrides=[f"+data={name}"]).data
-    assert {"batch_size", "captions_per_image", "train_fraction", "max_tokens", "workers", "cache_dir"} <= set(cfg)
+    members = cfg.members.values() if "members" in cfg else [cfg]  # a mixture has data sets in place of a source
+    assert members
+    for member in members:
+        assert {"source", "batch_size", "train_fraction", "max_tokens", "workers"} <= set(member)
+        assert ("captions_per_image" in member) != ("p_next" in member)  # captions of a picture, or documents
 
 
 def test_root_is_given_once(flickr):
@@ -326,8 +331,9 @@ def test_root_is_given_once(flickr):
 
 @pytest.mark.parametrize("name", DATA)
 def test_every_line_of_a_configuration_is_explained(name):
+    names_others = re.compile(r" *- |defaults:|_target_|(source|members|pairs|stories):$")  # yaml files explained elsewhere
     for line in (ROOT / "conf" / "data" / f"{name}.yaml").read_text().splitlines():
-        explained = "#" in line or line.startswith("defaults") or "_target_" in line or line.endswith("source:")
+        explained = "#" in line or names_others.match(line.strip()) or names_others.match(line)
         assert explained or line.strip() in ("", f"name: {name}"), line
 
 

@@ -20,6 +20,11 @@ VARIANTS = [
     ("srau", ("fusion.level_source=encoder",)),
     ("srau", ("fusion.level_norm=mean", "fusion.share_ln=false", "fusion.gate_bias_init=4.0")),
     ("cross_attention", ("fusion.every=2",)),
+    ("vcgpt", ("fusion.head=shared",)),
+    ("vcgpt", ("fusion.self_ensemble=false",)),
+    ("flamingo", ("fusion.last_image=false", "fusion.every=2")),
+    ("flamingo", ("fusion.gate=false", "fusion.activation=gelu", "fusion.resampler_width=16")),
+    ("coca", ("fusion.pool=parallel", "fusion.n_uni=2")),
 ]
 
 
@@ -141,8 +146,10 @@ def test_padded_regions_change_nothing(parts):
 
 def test_gradient_reaches_every_trainable_parameter(parts):
     fusion, language = parts
-    loss = logits(fusion.train(), language, make_visual(2), make_text(4, 6)).logsumexp(-1).sum()
-    loss.backward()
+    memory = fusion.train().encode(language, make_visual(2))
+    hidden, terms = fusion.learn(language, memory, make_text(4, 7))
+    loss = fusion.readout(language, hidden).logsumexp(-1).sum()
+    (loss + sum(value for value, _ in terms.values())).backward()
     for name, parameter in fusion.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 

@@ -137,7 +137,7 @@ def test_srau_gates_are_the_formula():
     for b in range(2):
         for t in range(4):
             for i in range(3):
-                c = slow_attention(fusion.cross[0], block.norm(a[b, t]), block.norm(levels[i, b]))
+                c = slow_attention(fusion.cross[0], block.norm(a[b, t]), block.norm(levels[b, i]))
                 gate = fusion.gates[0].W[i]
                 z = gate.weight @ torch.cat([a[b, t], c]) + gate.bias
                 for d in range(a.shape[-1]):
@@ -202,7 +202,7 @@ def test_srau_shut_gate_still_learns():
     fusion = make_fusion("srau_paper", language)
     z = torch.tensor(-2.0, dtype=torch.float64, requires_grad=True)
     a, c = z.expand(1, 1, 32), torch.ones(1, 1, 32, dtype=torch.float64)
-    visual_gate, language_gate = fusion._gate_pair(0, a, c[:, None])
+    visual_gate, language_gate = fusion._gate_pair(0, a, c[None])
     assert visual_gate.abs().max() == 0
     (visual_gate * c + language_gate * 1.5)[0, 0, 0, 0].backward()
     s = torch.sigmoid(z.detach())
@@ -215,13 +215,13 @@ def test_srau_closed_share_grows_with_tau():
     shares = []
     for tau in (0.1, 0.2, 0.3, 0.4):
         fusion = make_fusion("srau_paper", make_language(layers=1), f"fusion.tau={tau}")
-        shares.append((fusion._gate_pair(0, a, a[:, None])[0] == 0).double().mean().item())
+        shares.append((fusion._gate_pair(0, a, a[None])[0] == 0).double().mean().item())
     assert shares == pytest.approx([0.014, 0.083, 0.199, 0.343], abs=2e-3)
 
 
 def test_srau_pair_is_never_empty_and_sums_to_one_without_threshold():
     language = make_language(layers=1)
-    a, c = 3 * torch.randn(2, 5, 32, dtype=torch.float64), 3 * torch.randn(2, 3, 5, 32, dtype=torch.float64)
+    a, c = 3 * torch.randn(2, 5, 32, dtype=torch.float64), 3 * torch.randn(3, 2, 5, 32, dtype=torch.float64)
     for name in ("srau", "srau_paper"):
         open_pair = make_fusion(name, language, "fusion.tau=0.0")._gate_pair(0, a, c)
         torch.testing.assert_close(sum(open_pair), torch.ones_like(c), rtol=0, atol=1e-15)
@@ -290,3 +290,30 @@ def make_on_meta(name, vision, language, *overrides):
 
     with torch.device("meta"):
         return instantiate(fusion_config(name, *overrides))(vision, language.spec)
+
+
+# ------------------------------------------------------------------------------------------------- ClipCap's invariants
+def test_clipcap_reads_the_pooled_vector_only():
+    language = make_language()
+    fusion, text = make_fusion("clipcap", language), make_text(1, 5)
+    one, two = make_visual(1, seed=2), make_visual(1, seed=5)
+    two.pooled_IMC = one.pooled_IMC
+    outs = [fusion.decode(language, fusion.encode(language, visual), text) for visual in (one, two)]
+    assert torch.equal(*outs)
+
+
+def test_clipcap_transformer_sees_the_picture_through_its_linear_map_alone():
+    mapper = nudge(TransformerMapper(20, 32, prefix_length=4, clip_length=3, layers=2, heads=4).double())
+    e = torch.randn(2, 20, dtype=torch.float64)
+    assert (mapper(e)[0] - mapper(e)[1]).abs().max() > 1e-3
+    with torch.no_grad():
+        mapper.linear.weight.zero_()
+    torch.testing.assert_close(mapper(e)[0], mapper(e)[1], **EXACT)
+
+
+def test_clipcap_mapper_learns_through_a_frozen_language_model():
+    language = make_language().requires_grad_(False)
+    fusion = make_fusion("clipcap", language)
+    fusion.decode(language, fusion.encode(language, make_visual(2)), make_text(2, 5)).sum().backward()
+    assert all(p.grad is None for p in language.parameters())
+    assert all(p.grad.abs().max() > 0 for p in fusion.parameters())

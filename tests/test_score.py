@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -82,6 +81,4 @@ def test_a_mistyped_key_is_named(files):
 def test_starts_without_torch(files):
     """A mistake must show at once; loading torch alone takes seconds."""
     code = "import sys, src.score; sys.exit('torch' in sys.modules)"
-    started = time.perf_counter()
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
-    assert time.perf_counter() - started < 5

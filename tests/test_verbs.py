@@ -159,3 +159,79 @@ def test_a_run_must_be_named(verb):
 def test_no_pictures_to_caption(trained, tmp_path):
     answer = run("src.caption", f"run={trained}", f"images={tmp_path}/none", ok=False)
     assert "names no picture" in answer.stderr
+
+
+@pytest.fixture(scope="module")
+def on_two_data_sets(tmp_path_factory) -> Path:
+    """A tiny run on captions and stories together, by the mechanism that reads several pictures."""
+    folder = tmp_path_factory.mktemp("runs") / "mixture"
+    small = [
+        f"data.members.{name}.source.{split}=16" for name in ("pairs", "stories") for split in ("train", "val", "test")
+    ]
+    tiny = ("data.members.pairs.batch_size=8", "data.members.stories.batch_size=4", "fusion.resampler_layers=1")
+    workers = ("data.members.pairs.workers=0", "data.members.stories.workers=0", "trainer.log_every_n_steps=1")
+    quick = ("trainer.max_steps=4", "trainer.val_check_interval=2", "decode.max_tokens=12", "samples=4")
+    run(
+        "src.train",
+        "data=mixture",
+        "fusion=flamingo",
+        *small,
+        *tiny,
+        *workers,
+        *quick,
+        *SMOKE[1:],
+        f"hydra.run.dir='{folder}'",
+    )
+    return folder
+
+
+def test_a_run_on_two_data_sets_scores_and_logs_both(on_two_data_sets):
+    pairs = json.loads((on_two_data_sets / "metrics.json").read_text())["scores"]
+    stories = json.loads((on_two_data_sets / "stories" / "metrics.json").read_text())["scores"]
+    assert "CIDEr-D" in pairs and "answers/right" in stories
+    header = (on_two_data_sets / "log" / "metrics.csv").read_text().splitlines()[0].split(",")
+    wanted = {"train/pairs/loss", "train/stories/loss", "val/pairs/loss", "val/stories/loss", "fusion/tanh_alpha/0"}
+    assert wanted <= set(header)
+
+
+def test_examples_in_the_context_and_the_second_data_set(on_two_data_sets):
+    run("src.evaluate", f"run={on_two_data_sets}", "shots=2", "decode=greedy")
+    scores = json.loads((on_two_data_sets / "evaluate" / "test-2-shot-greedy" / "metrics.json").read_text())["scores"]
+    assert "CIDEr-D" in scores
+    run("src.evaluate", f"run={on_two_data_sets}", "data_set=stories")
+    again = json.loads((on_two_data_sets / "evaluate" / "stories-test" / "metrics.json").read_text())["scores"]
+    assert again == json.loads((on_two_data_sets / "stories" / "metrics.json").read_text())["scores"]
+
+
+def test_examples_need_a_mechanism_that_reads_several_pictures(trained):
+    assert "fusion=flamingo" in run("src.evaluate", f"run={trained}", "shots=2", ok=False).stderr
+
+
+def test_explain_draws_what_the_mechanism_notes(trained, on_two_data_sets, tmp_path):
+    run("src.explain", f"run={trained}", "samples=1")
+    names = {path.name for path in (trained / "explain").glob("*.png")}
+    assert {"visual_gate.png", "language_gate.png"} <= names and any(n.startswith("attention-") for n in names)
+    Image.effect_noise((50, 60), 80).convert("RGB").save(tmp_path / "noise.jpg")
+    run("src.explain", f"run={on_two_data_sets}", f"images={tmp_path}/noise.jpg")
+    found = {path.name for path in (on_two_data_sets / "explain").glob("*.png")}
+    assert found == {"attention-noise.png", "occlusion-noise.png", "pooler-noise.png", "tanh_gates.png"}
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(tmp_path):
+    """DDP over a mixture: both processes step on the same sums, one scores everything."""
+    small = [
+        f"data.members.{name}.source.{split}=8" for name in ("pairs", "stories") for split in ("train", "val", "test")
+    ]
+    sizes = ("data.members.pairs.batch_size=2", "data.members.stories.batch_size=2", "fusion.resampler_layers=1")
+    quick = (
+        "trainer.max_steps=2",
+        "trainer.val_check_interval=2",
+        "decode.max_tokens=8",
+        "trainer.log_every_n_steps=1",
+    )
+    both = ("trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp", "samples=2")
+    folder = f"hydra.run.dir='{tmp_path}/ddp'"
+    run("src.train", "data=mixture", "fusion=flamingo", *small, *sizes, *quick, *both, *SMOKE[1:], folder)
+    assert len((tmp_path / "ddp" / "predictions.jsonl").read_text().splitlines()) == 8
+    assert json.loads((tmp_path / "ddp" / "stories" / "metrics.json").read_text())["pictures"] >= 16

@@ -383,3 +383,18 @@ def test_open_clip_names_the_package_when_it_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(UserError, match="pip install open_clip_torch"):
         OpenClip()
+
+
+def test_vit_takes_over_the_encoder_of_a_run(tmp_path):
+    trained = ViT(image_size=16, patch=8, width=16, layers=1, heads=2)
+    (tmp_path / "checkpoints").mkdir()
+    state = {f"vision.{name}": x for name, x in trained.state_dict().items()}
+    torch.save({"state_dict": {**state, "fusion.w": torch.zeros(1)}}, tmp_path / "checkpoints" / "best.ckpt")
+    again = ViT(image_size=16, patch=8, width=16, layers=1, heads=2, weights=str(tmp_path))
+    assert again.pretrained and not trained.pretrained
+    assert all(torch.equal(x, again.state_dict()[name]) for name, x in trained.state_dict().items())
+    with pytest.raises(UserError, match="has other sizes"):
+        ViT(image_size=16, patch=8, width=32, layers=1, heads=2, weights=str(tmp_path))
+    torch.save({"state_dict": {"fusion.w": torch.zeros(1)}}, tmp_path / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match="holds no trained vision encoder"):
+        ViT(image_size=16, patch=8, width=16, layers=1, heads=2, weights=str(tmp_path))

@@ -21,6 +21,7 @@ class PictureFiles:
     """The picture half of a Source whose examples name files. Pictures are squashed, bicubic, unless prepared."""
 
     has_images = True
+    interleaved = False
     resize = "squash"
     interpolation = "bicubic"
 

@@ -103,6 +103,19 @@ def token_row(caption: list[int], tokenizer: Tokenizer, max_tokens: int) -> list
     return row if len(row) <= max_tokens else row[:max_tokens]
 
 
+def tagged(text: Text, tag: Sequence[int]) -> Text:
+    """``text`` with the image tag after the start token, as a document of one picture has it."""
+    first, rest = text.columns(0, 1), text.columns(1, None)
+    ids_BX = torch.tensor(tag).expand(len(text.ids_BT), -1)
+    ones_BX = torch.ones_like(ids_BX)
+    return Text(
+        torch.cat([first.ids_BT, ids_BX, rest.ids_BT], 1),
+        torch.cat([first.valid_BT, ones_BX.bool(), rest.valid_BT], 1),
+        torch.cat([torch.zeros_like(first.phi_BT), ones_BX, rest.phi_BT], 1),
+        target_BT=torch.cat([torch.zeros_like(first.valid_BT), ~ones_BX.bool(), rest.valid_BT], 1),
+    )
+
+
 def pad_rows(rows: Sequence[list[int]], pad: int, picture: int) -> Text:
     """Rows to the length of the longest, padded on the right; ``picture``: what all real tokens look at (0 = none)."""
     length = max(map(len, rows))
@@ -122,7 +135,7 @@ class CaptionBatches(Dataset):
     """Whole batches by ``Pick``: the rows of one picture are neighbours.
 
     Pixels come from ``source`` at ``image_size`` (None: no pictures), or encoded pictures from ``features`` by position
-    in ``examples``. Outside training, the first captions are used.
+    in ``examples``. Outside training, the first captions are used. ``image_tag``: captions begin with the image tag.
     """
 
     def __init__(
@@ -135,10 +148,11 @@ class CaptionBatches(Dataset):
         seed: int,
         image_size: int | None,
         features,
+        image_tag: bool,
     ):
         self.examples, self.source, self.tokenizer = examples, source, tokenizer
         self.captions_per_image, self.max_tokens, self.seed = captions_per_image, max_tokens, seed
-        self.image_size, self.features = image_size, features
+        self.image_size, self.features, self.image_tag = image_size, features, image_tag
 
     def __getitem__(self, pick: Pick) -> PinnableBatch | UserError:
         # Raised in a worker, an error would reach the user wrapped in the worker's traceback; the loader raises it.
@@ -153,6 +167,8 @@ class CaptionBatches(Dataset):
         found = self.tokenizer.encode([normalise_caption(caption) for caption in captions])
         rows = [token_row(caption, self.tokenizer, self.max_tokens) for caption in found]
         text = pad_rows(rows, self.tokenizer.pad, picture=int(self.source.has_images))
+        if self.image_tag:
+            text = tagged(text, self.tokenizer.image_tag)
         return PinnableBatch([e.id for e in examples], text, self._pixels(examples), self._visual(indices))
 
     def _captions(self, epoch: int | None, index: int, example: Example) -> list[str]:

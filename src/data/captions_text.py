@@ -38,6 +38,7 @@ class CaptionsText:
 
     name = "captions_text"
     has_images = False
+    interleaved = False
 
     def __init__(self, files: Sequence[str], validation: float = 0.02, exclude_from: Sequence[str] = ()):
         if not 0 < validation < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from src.errors import UserError
 
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs; a 100-megapixel camera still passes
 # What decoders raise for files that are empty, cut off, or not pictures.
 BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
@@ -92,3 +93,21 @@ def _middle(pixels_3hw: Tensor, height: int, width: int) -> Tensor:
     top = round((pixels_3hw.shape[1] - height) / 2)
     left = round((pixels_3hw.shape[2] - width) / 2)
     return pixels_3hw[:, top : top + height, left : left + width]
+
+
+def find_pictures(images: str | Sequence[str]) -> list[Path]:
+    """Files named by a file, a folder, a pattern, or a list of these, sorted. Raises UserError when there are none."""
+    found: list[Path] = []
+    for entry in [images] if isinstance(images, str) else images:
+        path = Path(entry)
+        if path.is_dir():
+            found += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        elif path.is_file():
+            found.append(path)
+        else:
+            found += sorted(p for p in path.parent.glob(path.name) if p.is_file())
+    if not found:
+        raise UserError(
+            f"images={images} names no picture; give a file, a folder, or a pattern such as 'photos/*.jpg'."
+        )
+    return found

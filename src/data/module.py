@@ -11,9 +11,10 @@ from dataclasses import replace
 import lightning
 import torch
 
-from src.contracts import Example, Source, Tokenizer
+from src.contracts import Batch, Document, Example, Source, Tokenizer
 from src.data.base import stable_number
 from src.data.batches import CaptionBatches, EpochBatchSampler, InOrder, Loader, TrainLoader
+from src.data.documents import DocumentBatches, prompts
 from src.errors import UserError
 from src.text.normalise import normalise_caption
 
@@ -26,7 +27,8 @@ class CaptionData(lightning.LightningDataModule):
     smaller share lies inside a larger one of the same ``seed``. ``max_tokens``: longest row, start and end token
     included (a longer caption is cut and has no end token). ``workers``: loading processes per loader. ``features``:
     split -> table whose ``visual(rows)`` gives the encoded pictures at positions of ``examples(split)``; pixels are
-    then not loaded. It may be set later, before the loaders are asked for.
+    then not loaded. It may be set later, before the loaders are asked for. ``image_tag``: captions begin with the tag
+    that stands for a picture in documents.
 
     Batches, their order and their captions depend on (source, seed, epoch) alone. Raises UserError for options out of
     range, missing splits, repeated ids, and pictures without any caption.
@@ -44,6 +46,7 @@ class CaptionData(lightning.LightningDataModule):
         max_tokens: int = 40,
         workers: int = 0,
         features: Mapping | None = None,
+        image_tag: bool = False,
     ):
         super().__init__()
         _require("batch_size", batch_size, batch_size >= 1, "at least 1")
@@ -54,8 +57,18 @@ class CaptionData(lightning.LightningDataModule):
         self.source, self.tokenizer, self.image_size = source, tokenizer, image_size
         self.batch_size, self.captions_per_image, self.max_tokens = batch_size, captions_per_image, max_tokens
         self.train_fraction, self.seed, self.workers = train_fraction, seed, workers
-        self.features = features or {}
+        self.features, self.image_tag = features or {}, image_tag
         self._examples: dict[str, Sequence[Example]] = {}
+
+    @property
+    def batches_per_update(self) -> int:
+        """How many batches the trainer has to accumulate for one update."""
+        return 1
+
+    def prompts(self, documents: Sequence[Document]) -> Batch:
+        """Documents whose last chunk is to be continued; they may be longer than training's captions."""
+        longest = self.max_tokens * max(len(document.chunks) for document in documents)
+        return prompts(documents, self.source, self.tokenizer, self.image_size, longest)
 
     # ------------------------------------------------------------------------------------------------- examples
     def examples(self, split: str) -> Sequence[Example]:
@@ -71,7 +84,8 @@ class CaptionData(lightning.LightningDataModule):
         examples = self.source.examples(split)
         # Sources that make examples on demand make them right; looking at each would make them all.
         if isinstance(examples, list):
-            examples = without_empty_captions(examples, f"{self.source.name}/{split}")
+            if not self.source.interleaved:
+                examples = without_empty_captions(examples, f"{self.source.name}/{split}")
             _require_distinct(examples, f"{self.source.name}/{split}")
         if split == "train" and self.train_fraction < 1:
             examples = [examples[i] for i in nested_share(len(examples), self.train_fraction, self.seed)]
@@ -107,13 +121,14 @@ class CaptionData(lightning.LightningDataModule):
         """All pictures of the split "val" in order, each with its first captions."""
         return self._in_order("val", self.captions_per_image)
 
-    def pictures(self, split: str, limit: int | None = None) -> Loader:
-        """Each picture of a split once, in order, with its first caption; only the first ``limit`` ones if given."""
-        return self._in_order(split, 1, limit)
-
-    def _in_order(self, split: str, captions_per_image: int, limit: int | None = None) -> Loader:
+    def pictures(self, split: str, limit: int | None = None, captions: int = 1) -> Loader:
+        """Each picture of a split once, in order, with its first captions; only the first ``limit`` ones if given."""
         n = len(self.examples(split))
-        order = InOrder(n if limit is None else min(n, limit), self.batch_size, *_rank_and_world())
+        order = InOrder(n if limit is None else min(n, limit), self.batch_size)  # by one process for all
+        return Loader(self._batches(split, captions), order, self.workers)
+
+    def _in_order(self, split: str, captions_per_image: int) -> Loader:
+        order = InOrder(len(self.examples(split)), self.batch_size, *_rank_and_world())
         return Loader(self._batches(split, captions_per_image), order, self.workers)
 
     def _batches(self, split: str, captions_per_image: int) -> CaptionBatches:
@@ -126,6 +141,36 @@ class CaptionData(lightning.LightningDataModule):
             self.seed,
             self.image_size,
             self.features.get(split),
+            self.image_tag,
+        )
+
+
+class DocumentData(CaptionData):
+    """Documents instead of captioned pictures: one row per document, with up to ``max_images`` pictures.
+
+    ``p_next``: share of the training documents whose text looks at the next picture, see ``data.documents``.
+    """
+
+    def __init__(self, source: Source, tokenizer: Tokenizer, max_images: int, p_next: float, **options):
+        super().__init__(source, tokenizer, captions_per_image=1, **options)
+        _require("max_images", max_images, max_images >= 1, "at least 1")
+        _require("p_next", p_next, 0 <= p_next <= 1, "between 0 and 1")
+        self.max_images, self.p_next = max_images, p_next
+
+    def prompts(self, documents: Sequence[Document]) -> Batch:
+        """Documents whose last chunk is to be continued."""
+        return prompts(documents, self.source, self.tokenizer, self.image_size, self.max_tokens)
+
+    def _batches(self, split: str, captions_per_image: int) -> DocumentBatches:
+        return DocumentBatches(
+            self.examples(split),
+            self.source,
+            self.tokenizer,
+            self.max_tokens,
+            self.max_images,
+            self.p_next,
+            self.seed,
+            self.image_size,
         )
 
 

@@ -62,6 +62,11 @@ def sample_scene(rng: Random, pairs: Sequence[tuple[str, str]] = SEEN_PAIRS) -> 
         trait = (*pick(pairs, rng), size)
         if trait not in traits:
             traits.append(trait)
+    return scene_of(traits, rng)
+
+
+def scene_of(traits: Sequence[tuple[str, str, str]], rng: Random) -> Scene:
+    """A scene of things with these (colour, shape, size), at random places on a random background."""
     radii = [_between(*RADII[size], rng) for _, _, size in traits]
     things = tuple(
         Thing(shape, colour, size, x, y, radius)
@@ -259,34 +264,46 @@ class _Drawn(Sequence):
         return Example(f"{self._split}-{index:06d}", describe(scene, rng), extra={"scene": scene.to_dict()})
 
 
-class Scenes:
-    """The drawn world as a data source (``contracts.Source``); see the head of this file for its splits.
+class DrawnWorld:
+    """What sources of drawn pictures share. ``groups``: split -> examples, made when asked for."""
 
-    ``train``, ``val``, ``test`` and ``compositional`` are numbers of pictures. A longer split begins with the pictures
-    of a shorter one. Raises UserError for a negative number.
-    """
-
-    name = "scenes"
     has_images = True
+    interleaved = False
 
-    def __init__(self, seed: int = 0, train: int = 50_000, val: int = 500, test: int = 1_000, compositional: int = 500):
-        lengths = {"train": train, "val": val, "test": test, "compositional": compositional}
-        for split, length in lengths.items():
-            if length < 0:
-                raise UserError(f"The {split} split of the scenes cannot have {length} pictures.")
-        self._examples = {split: _Drawn(seed, split, length) for split, length in lengths.items()}
+    def __init__(self, name: str, groups: dict[str, Sequence]):
+        self.name, self._groups = name, groups
 
     def splits(self) -> tuple[str, ...]:
-        return tuple(self._examples)
+        return tuple(self._groups)
 
-    def examples(self, split: str) -> Sequence[Example]:
+    def examples(self, split: str) -> Sequence:
         """The examples of a split, by index. Raises UserError for a split that does not exist."""
-        if split not in self._examples:
-            raise UserError(f"The scenes have no split {split!r}, only {', '.join(self._examples)}.")
-        return self._examples[split]
+        if split not in self._groups:
+            raise UserError(f"The {self.name} have no split {split!r}, only {', '.join(self._groups)}.")
+        return self._groups[split]
 
     def pixels(self, example: Example, size: int) -> Tensor:
         """uint8 RGB tensor (3, size, size). Raises UserError where the shapes would be too small to tell apart."""
         if size < SMALLEST:
             raise UserError(f"Scenes are drawn {SMALLEST} pixels wide or wider, not {size}.")
         return torch.from_numpy(draw(Scene.from_dict(example.extra["scene"]), size))
+
+
+def check_lengths(name: str, lengths: dict[str, int]) -> None:
+    """Raises UserError for a split of negative length."""
+    for split, length in lengths.items():
+        if length < 0:
+            raise UserError(f"The {split} split of the {name} cannot have {length} pictures.")
+
+
+class Scenes(DrawnWorld):
+    """The drawn world as a data source (``contracts.Source``); see the head of this file for its splits.
+
+    ``train``, ``val``, ``test`` and ``compositional`` are numbers of pictures. A longer split begins with the pictures
+    of a shorter one. Raises UserError for a negative number.
+    """
+
+    def __init__(self, seed: int = 0, train: int = 50_000, val: int = 500, test: int = 1_000, compositional: int = 500):
+        lengths = {"train": train, "val": val, "test": test, "compositional": compositional}
+        check_lengths("scenes", lengths)
+        super().__init__("scenes", {split: _Drawn(seed, split, length) for split, length in lengths.items()})

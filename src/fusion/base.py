@@ -1,8 +1,9 @@
 """What every fusion promises: it owns the walk through the language model.
 
-    encode(lm, visual) -> memory                         once per picture: all work that does not depend on text
+    encode(lm, visual, aux) -> memory                    once per picture: all work that does not depend on text
     decode(lm, memory, text, cache, aux) -> hidden_BTD   the whole walk; hidden[:, t] decides token t + 1
     readout(lm, hidden_XD) -> logits_XV                  only at the positions where logits are wanted
+    learn(lm, memory, text) -> hidden_BTD, terms         decode for training, with losses beside the caption's
 
 Where the mechanisms enter a pre-norm block stack (slot letters used in headers and reports):
 
@@ -13,11 +14,14 @@ Where the mechanisms enter a pre-norm block stack (slot letters used in headers 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.layers.cache import Cache
+
+Terms = dict[str, tuple[Tensor, float]]  # further losses by name: value and weight
 
 
 class Fusion(nn.Module, ABC):
@@ -28,6 +32,9 @@ class Fusion(nn.Module, ABC):
     needs_levels: int = 0  # how many levels of the vision encoder ``encode`` reads
     extra_positions: int = 0  # text positions taken before the first token (prefixes)
     preserves_lm_at_init: bool = False  # logits equal the plain language model before training
+    multi_image: bool = False  # reads contexts of several pictures, token by token as ``text.phi`` says
+    retrieves: bool = False  # is a Retriever, too
+    caption_weight: float = 1.0  # of the caption's loss, beside the terms of ``learn``
     undecayed: tuple[str, ...] = ()  # learnt constants (latents, prefixes): no weight decay, like norms and biases
 
     def __init__(self, vision: VisionSpec | None, language: LanguageSpec):
@@ -37,8 +44,8 @@ class Fusion(nn.Module, ABC):
         """Called once after construction, for parameters that start as a function of the language model's."""
 
     @abstractmethod
-    def encode(self, lm: Language, visual: Visual | None) -> Memory:
-        """Everything about the pictures that text will read; leading axis I."""
+    def encode(self, lm: Language, visual: Visual | None, aux: dict | None = None) -> Memory:
+        """Everything about the pictures that text will read; leading axis I. ``aux`` as in ``decode``."""
 
     @abstractmethod
     def decode(
@@ -52,6 +59,26 @@ class Fusion(nn.Module, ABC):
     def readout(self, lm: Language, hidden_XD: Tensor) -> Tensor:
         """Logits (..., V) of hidden states returned by ``decode``."""
         return lm.unembed(hidden_XD)
+
+    def learn(self, lm: Language, memory: Memory, text: Text) -> tuple[Tensor, Terms]:
+        """Training's walk: hidden states (B, T-1, width) of all columns but the last, and further losses."""
+        return self.decode(lm, memory, text.columns(None, -1)), {}
+
+    def scalars(self) -> dict[str, float]:
+        """Named learnt numbers worth following over training (gates, temperatures)."""
+        return {}
+
+
+class Retriever(Protocol):
+    """What a fusion with ``retrieves`` has besides."""
+
+    def embed_pictures(self, memory: Memory) -> Tensor:
+        """Unit vectors (I, E) to be compared with those of texts."""
+        ...
+
+    def embed_texts(self, lm: Language, text: Text) -> Tensor:
+        """Unit vectors (B, E) of whole texts, start and end token included."""
+        ...
 
 
 def gpt2_init(module: nn.Module) -> None:

@@ -21,7 +21,7 @@ class Blind(Fusion):
     sees = False
     preserves_lm_at_init = True
 
-    def encode(self, lm: Language, visual: Visual | None) -> Memory:
+    def encode(self, lm: Language, visual: Visual | None, aux: dict | None = None) -> Memory:
         return Memory()
 
     def decode(

@@ -56,7 +56,7 @@ class ClipCap(Fusion):
             raise UserError(f"fusion.mapper must be mlp or transformer; got {mapper!r}.")
         self.extra_positions = prefix_length - 1
 
-    def encode(self, lm: Language, visual: Visual) -> Memory:
+    def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
         return Memory(prefix=self.mapper(visual.pooled_IC))  # (I, P, D)
 
     def decode(

@@ -37,7 +37,7 @@ class PlainCrossAttention(Fusion):
         self.drop = Dropout(dropout)
         gpt2_init(self)
 
-    def encode(self, lm: Language, visual: Visual) -> Memory:
+    def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
         X_INC = visual.tokens_INC
         memory = Memory(bias=key_bias(visual.valid_IN, X_INC.dtype))
         for i, cross in enumerate(self.cross):

@@ -85,16 +85,14 @@ class SRAU(Fusion):
         if gate == "concat":
             self.gates.extend(LearntGates(D, levels, gate_bias_init) for _ in range(language.layers))
 
-    def encode(self, lm: Language, visual: Visual) -> Memory:
-        E_KIND = self.encoder(visual)
-        memory = Memory(bias=self._region_bias(visual, E_KIND))
+    def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
+        E_IKND = self.encoder(visual)
+        memory = Memory(bias=self._region_bias(visual, E_IKND))
         for l, block in enumerate(lm.blocks()):
-            source_KIND = block.norm(E_KIND) if self.share_ln else E_KIND
-            k_KIHNd, v_KIHNd = (
-                torch.stack(parts) for parts in zip(*map(self.cross[l].keys_values, source_KIND), strict=True)
-            )
-            memory[f"k{l}"], memory[f"v{l}"] = k_KIHNd.transpose(0, 1), v_KIHNd.transpose(0, 1)  # (I, K, H, N, d)
-        return memory
+            source_IKND = block.norm(E_IKND) if self.share_ln else E_IKND
+            k_XHNd, v_XHNd = self.cross[l].keys_values(source_IKND.flatten(0, 1))  # X = I*K
+            memory[f"k{l}"], memory[f"v{l}"] = (x.unflatten(0, E_IKND.shape[:2]) for x in (k_XHNd, v_XHNd))
+        return memory  # (I, K, H, N, d) each
 
     def decode(
         self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
@@ -109,30 +107,29 @@ class SRAU(Fusion):
     def _fuse(self, l: int, block: Block, a_BTD: Tensor, memory: Memory, aux: dict | None) -> Tensor:
         """a' of block l."""
         q_BTD = block.norm(a_BTD) if self.share_ln else a_BTD
-        c_BKTD = self.cross[l].levels(q_BTD, memory[f"k{l}"], memory[f"v{l}"], memory["bias"], aux)
-        visual_BKTD, language_BKTD = self._gate_pair(l, a_BTD, c_BKTD)
-        note(aux, "visual_gate", visual_BKTD)
-        note(aux, "language_gate", language_BKTD)
-        return self.level_scale * (visual_BKTD * c_BKTD + language_BKTD * a_BTD[:, None]).sum(1)
+        c_KBTD = self.cross[l].levels(q_BTD, memory[f"k{l}"], memory[f"v{l}"], memory["bias"], aux)
+        visual_KBTD, language_KBTD = self._gate_pair(l, a_BTD, c_KBTD)
+        note(aux, "visual_gate", visual_KBTD.transpose(0, 1))  # (B, K, T, D)
+        note(aux, "language_gate", language_KBTD.transpose(0, 1))
+        return self.level_scale * ((visual_KBTD * c_KBTD).sum(0) + language_KBTD.sum(0) * a_BTD)
 
-    def _gate_pair(self, l: int, a_BTD: Tensor, c_BKTD: Tensor) -> tuple[Tensor, Tensor]:
-        """Thresholded gates (visual, language), (B, K, T, D) each."""
+    def _gate_pair(self, l: int, a_BTD: Tensor, c_KBTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Thresholded gates (visual, language), (K, B, T, D) each."""
         if self.gates:
-            visual_BKTD = 1 - torch.sigmoid(self.gates[l](a_BTD, c_BKTD))
+            visual_KBTD = 1 - torch.sigmoid(self.gates[l](a_BTD, c_KBTD))
         else:
-            visual_BKTD = torch.sigmoid(a_BTD)[:, None].expand_as(c_BKTD)
-        language_BKTD = 1 - visual_BKTD
-        return visual_BKTD * (visual_BKTD > self.tau), language_BKTD * (language_BKTD > self.tau)
+            visual_KBTD = torch.sigmoid(a_BTD).expand_as(c_KBTD)
+        return F.threshold(visual_KBTD, self.tau, 0.0), F.threshold(1 - visual_KBTD, self.tau, 0.0)
 
-    def _region_bias(self, visual: Visual, E_KIND: Tensor) -> Tensor | None:
+    def _region_bias(self, visual: Visual, E_IKND: Tensor) -> Tensor | None:
         """Additive mask of padded regions, (I, K, 1, 1, N), or None when there is nothing to mask."""
         if self.reference_defects:
-            valid_KIN = E_KIND.sum(-1) != 0  # the levels leave a LayerNorm, so this is nearly always true
+            valid_IKN = E_IKND.sum(-1) != 0  # the levels leave a LayerNorm, so this is nearly always true
         elif visual.valid_IN is not None:
-            valid_KIN = visual.valid_IN.expand(self.levels, -1, -1)
+            valid_IKN = visual.valid_IN[:, None].expand(-1, self.levels, -1)
         else:
             return None
-        return torch.stack([key_bias(valid_IN, E_KIND.dtype) for valid_IN in valid_KIN], dim=1)
+        return key_bias(valid_IKN.flatten(0, 1), E_IKND.dtype).unflatten(0, valid_IKN.shape[:2])
 
     def _stream_drop(self, h_BTD: Tensor) -> Tensor:
         return dropout(h_BTD, 0.1, self.training) if self.reference_defects else h_BTD
@@ -159,7 +156,7 @@ def _xavier(module: nn.Module) -> None:
 
 
 class LearntGates(nn.Module):
-    """Logits W_i [a ; c_i] + b_i of one block, one Linear per level; (B, T, D), (B, K, T, D) -> (B, K, T, D)."""
+    """Logits W_i [a ; c_i] + b_i of one block, one Linear per level; (B, T, D), (K, B, T, D) -> (K, B, T, D)."""
 
     def __init__(self, width: int, levels: int, bias_init: float):
         super().__init__()
@@ -167,13 +164,19 @@ class LearntGates(nn.Module):
         for W in self.W:
             nn.init.constant_(W.bias, bias_init)
 
-    def forward(self, a_BTD: Tensor, c_BKTD: Tensor) -> Tensor:
-        pairs = (torch.cat([a_BTD, c_BTD.to(a_BTD.dtype)], dim=-1) for c_BTD in c_BKTD.unbind(1))
-        return torch.stack([W(pair_BTE) for W, pair_BTE in zip(self.W, pairs, strict=True)], dim=1)
+    def forward(self, a_BTD: Tensor, c_KBTD: Tensor) -> Tensor:
+        # W [a ; c] = W_a a + W_c c: no copy of a for every level
+        D = a_BTD.shape[-1]
+        return torch.stack(
+            [
+                F.linear(a_BTD, W.weight[:, :D], W.bias) + F.linear(c_BTD, W.weight[:, D:])
+                for W, c_BTD in zip(self.W, c_KBTD, strict=True)
+            ]
+        )
 
 
 class LevelEncoder(nn.Module):
-    """Post-norm transformer over visual tokens; hands out the output of every layer, (K, I, N, D)."""
+    """Post-norm transformer over visual tokens; hands out the output of every layer, (I, K, N, D)."""
 
     def __init__(self, source_width: int, width: int, heads: int, levels: int, dropout: float):
         super().__init__()
@@ -192,7 +195,7 @@ class LevelEncoder(nn.Module):
         for layer in self.layers:
             x_IND = layer(x_IND, bias)
             levels.append(x_IND)
-        return torch.stack(levels)  # (K, I, N, D)
+        return torch.stack(levels, dim=1)  # (I, K, N, D)
 
 
 class LevelLayer(nn.Module):
@@ -212,7 +215,7 @@ class LevelLayer(nn.Module):
 
 
 class LevelProjector(nn.Module):
-    """LN(Linear C -> D) of each of the last K levels of the vision encoder, (K, I, N, D)."""
+    """LN(Linear C -> D) of each of the last K levels of the vision encoder, (I, K, N, D)."""
 
     def __init__(self, source_width: int, width: int, levels: int):
         super().__init__()
@@ -222,4 +225,5 @@ class LevelProjector(nn.Module):
 
     def forward(self, visual: Visual) -> Tensor:
         levels_KINC = visual.levels_IKNC().unbind(1)[-len(self.fc) :]
-        return torch.stack([norm(fc(x_INC)) for fc, norm, x_INC in zip(self.fc, self.norm, levels_KINC, strict=True)])
+        projected = [norm(fc(x_INC)) for fc, norm, x_INC in zip(self.fc, self.norm, levels_KINC, strict=True)]
+        return torch.stack(projected, dim=1)  # (I, K, N, D)

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from src.contracts import Block, LanguageSpec, Tokenizer, UserError
-from src.layers.attention import attention
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout
 
@@ -87,6 +86,10 @@ class LanguageModel(nn.Module, ABC):
         """Logits (..., V)."""
         return self.model.lm_head(h_XD)
 
+    def unembedding(self) -> Tensor:
+        """The matrix of ``unembed``, (V, D)."""
+        return self.model.lm_head.weight
+
     def begin(
         self, inputs_BTD: Tensor, valid_BT: Tensor, ragged: bool = False, cache: Cache | None = None
     ) -> tuple[Tensor, Walk]:
@@ -127,21 +130,6 @@ def use_fast_dropout(model: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, nn.Dropout):
                 setattr(module, name, Dropout(child.p))
-
-
-def self_attention(
-    q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor, walk: Walk, slot: str, scale: float, dropout: float
-) -> Tensor:
-    """Attention over the walk's columns so far, heads joined again: (B, T, H*d).
-
-    K key-value heads serve H query heads (H a multiple of K). New keys and values go into the cache under ``slot``.
-    """
-    # Under autocast rotated keys are float32 although attention reads them in half precision: not worth caching.
-    k_BKSd, v_BKSd = k_BKTd.to(v_BKTd.dtype), v_BKTd
-    if walk.cache is not None:
-        k_BKSd, v_BKSd = walk.cache.append(slot, k_BKSd, v_BKSd)
-    read_BHTd = attention(q_BHTd, k_BKSd, v_BKSd, walk.bias, walk.causal, scale, dropout)
-    return read_BHTd.transpose(1, 2).flatten(2)  # (B, H, T, d) -> (B, T, H*d)
 
 
 def causal_bias(valid_BS: Tensor, T: int, dtype: torch.dtype) -> Tensor:

@@ -14,7 +14,8 @@ from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block as LibraryBlock
 
 from src.contracts import Tokenizer
-from src.language.base import LanguageModel, Walk, self_attention
+from src.language.base import LanguageModel, Walk
+from src.layers.attention import self_attention
 
 
 class GPT2(LanguageModel):

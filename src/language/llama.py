@@ -14,7 +14,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from src.contracts import Tokenizer
-from src.language.base import LanguageModel, Walk, self_attention
+from src.language.base import LanguageModel, Walk
+from src.layers.attention import self_attention
 
 
 class Llama(LanguageModel):

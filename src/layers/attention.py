@@ -62,8 +62,16 @@ def attention(
         scores_BHTS = scores_BHTS.masked_fill(later_TS, -torch.inf)
     if bias is not None:
         scores_BHTS = scores_BHTS + bias
-    weights_BHTS = drop(scores_BHTS.float().softmax(-1), dropout, training=True)
-    return weights_BHTS.to(v_BKSd.dtype) @ v_BKSd
+    return drop(softmax(scores_BHTS), dropout, training=True) @ v_BKSd
+
+
+def softmax(scores_BHTS: Tensor) -> Tensor:
+    """Softmax over the last axis that stays in the type of the scores, also under autocast.
+
+    The kernel sums in float32 either way; converting to it and back would double the memory traffic.
+    """
+    with torch.autocast(scores_BHTS.device.type, enabled=False):
+        return scores_BHTS.softmax(-1)
 
 
 def _short_on_cpu(q_BHTd: Tensor, k_BKSd: Tensor, dropout: float) -> bool:
@@ -74,6 +82,23 @@ def _short_on_cpu(q_BHTd: Tensor, k_BKSd: Tensor, dropout: float) -> bool:
         and torch.is_grad_enabled()
         and q_BHTd.shape[-2] * k_BKSd.shape[-2] <= SHORT
     )
+
+
+def self_attention(
+    q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor, walk, slot: str, scale: float, dropout: float
+) -> Tensor:
+    """Attention of text over its own columns so far, heads joined again: (B, T, H*d).
+
+    ``walk``: what ``Language.begin`` returned; it knows mask and cache.
+
+    K key-value heads serve H query heads (H a multiple of K). New keys and values go into the cache under ``slot``.
+    """
+    # Under autocast rotated keys are float32 although attention reads them in half precision: not worth caching.
+    k_BKSd, v_BKSd = k_BKTd.to(v_BKTd.dtype), v_BKTd
+    if walk.cache is not None:
+        k_BKSd, v_BKSd = walk.cache.append(slot, k_BKSd, v_BKSd)
+    read_BHTd = attention(q_BHTd, k_BKSd, v_BKSd, walk.bias, walk.causal, scale, dropout)
+    return read_BHTd.transpose(1, 2).flatten(2)  # (B, H, T, d) -> (B, T, H*d)
 
 
 class CrossAttention(nn.Module):
@@ -110,12 +135,12 @@ class CrossAttention(nn.Module):
         under "attention".
         """
         bias = None if bias is None else bias[:, None]
-        return self.levels(h_BTD, k_IHNd[:, None], v_IHNd[:, None], bias, aux)[:, 0]
+        return self.levels(h_BTD, k_IHNd[:, None], v_IHNd[:, None], bias, aux)[0]
 
     def levels(
         self, h_BTD: Tensor, k_IKHNd: Tensor, v_IKHNd: Tensor, bias: Tensor | None = None, aux: dict | None = None
     ) -> Tensor:
-        """The same for K sources per picture with shared weights, each read by itself: (B, K, T, D)."""
+        """The same for K sources per picture with shared weights, each read by itself: (K, B, T, D)."""
         B, T, _ = h_BTD.shape
         I, K = k_IKHNd.shape[:2]
         G = B // I
@@ -126,8 +151,8 @@ class CrossAttention(nn.Module):
         if aux is not None:
             self._note_weights(q_XHQd, k_XHNd, bias, (I, K, G, T), aux)
         read_XHQd = attention(q_XHQd, k_XHNd, v_XHNd, bias, dropout=self.dropout if self.training else 0.0)
-        read_IKGTE = read_XHQd.transpose(1, 2).reshape(I, K, G, T, -1)  # E = H*d
-        return self.out(read_IKGTE.transpose(1, 2).flatten(0, 1))  # (B, K, T, D)
+        read_KIQHd = read_XHQd.unflatten(0, (I, K)).permute(1, 0, 3, 2, 4)
+        return self.out(read_KIQHd.reshape(K, B, T, -1))  # (K, B, T, D)
 
     def _note_weights(self, q_XHQd: Tensor, k_XHNd: Tensor, bias: Tensor | None, sizes: tuple, aux: dict) -> None:
         scores = q_XHQd @ k_XHNd.transpose(-1, -2) * q_XHQd.shape[-1] ** -0.5

@@ -18,7 +18,8 @@ from src.text.normalise import normalise_caption
 # The library would start a thread per core in every data-loading worker, for batches that take milliseconds.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-SPECIALS = {"pad": "<pad>", "bos": "<bos>", "eos": "<eos>"}  # of a vocabulary trained here
+IMAGE_TAG = "<image>"  # stands where a picture stands in a document
+SPECIALS = {"pad": "<pad>", "bos": "<bos>", "eos": "<eos>", "image": IMAGE_TAG}  # of a vocabulary trained here
 GPT2_LENGTH = 50_257  # 256 bytes + 50,000 merges + <|endoftext|> (Radford et al. 2019, section 2.2)
 
 
@@ -62,6 +63,13 @@ class FastTokenizer:
             ids = ids[: ids.index(self.eos)]
         return self.backend.decode([id for id in ids if id not in (self.bos, self.pad)], skip_special_tokens=True)
 
+    @property
+    def image_tag(self) -> list[int]:
+        """The ids that stand for a picture: one token in vocabularies made here, plain text elsewhere (as in Flamingo,
+        arXiv 2204.14198, whose tag is no new token)."""
+        id = self.backend.token_to_id(IMAGE_TAG)
+        return self.encode([IMAGE_TAG])[0] if id is None else [id]
+
     def save(self, folder) -> None:
         """Write tokenizer.json (readable by the Hugging Face libraries) and special_ids.json."""
         write_text(Path(folder) / "tokenizer.json", self.backend.to_str(pretty=True))
@@ -75,7 +83,7 @@ class ByteLevelBPE(FastTokenizer):
     def train(cls, texts: Iterable[str], vocabulary: int) -> ByteLevelBPE:
         """Learn at most ``vocabulary`` tokens from ``texts``, in the form that models read them; deterministic.
 
-        Raises UserError when the 256 bytes and 3 special tokens do not fit, or there is nothing to learn from.
+        Raises UserError when the 256 bytes and 4 special tokens do not fit, or there is nothing to learn from.
         """
         smallest = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIALS)
         if vocabulary < smallest:
@@ -91,7 +99,7 @@ class ByteLevelBPE(FastTokenizer):
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer, length=len(texts))
-        return cls(backend, **{name: backend.token_to_id(token) for name, token in SPECIALS.items()})
+        return cls(backend, **{name: backend.token_to_id(SPECIALS[name]) for name in ("bos", "eos", "pad")})
 
     @classmethod
     def load(cls, folder) -> ByteLevelBPE:

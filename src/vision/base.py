@@ -38,11 +38,14 @@ class Vision(nn.Module, ABC):
         """
 
     def forward(self, pixels_IM3hw: Tensor, levels: int = 0) -> Visual:
-        """Encode uint8 pictures (I, M, 3, size, size).
+        """Encode uint8 pictures (I, M, 3, size, size), or videos of F frames (I, M, F, 3, size, size).
 
+        The tokens and levels of a video are those of its frames one after the other, its pooled vector is their mean.
         Raises UserError for pictures of another size and for more levels than the encoder has, TypeError for pixels
         that are no uint8: those have been scaled already, and would be scaled again.
         """
+        if pixels_IM3hw.ndim == 6:
+            return _joined(self(pixels_IM3hw.flatten(1, 2), levels), frames=pixels_IM3hw.shape[2])
         self._check(pixels_IM3hw, levels)
         pictures = pixels_IM3hw.shape[:2]
         pixels_X3hw = self.normalise(pixels_IM3hw.flatten(0, 1))  # X = I*M
@@ -76,3 +79,14 @@ class Vision(nn.Module, ABC):
                 f"This fusion reads {levels} levels of the vision encoder, which hands out {have}; "
                 "choose another vision encoder or fewer levels."
             )
+
+
+def _joined(visual: Visual, frames: int) -> Visual:
+    """Frames that were encoded as pictures of their own, (I, M*F, ...), as videos (I, M, F*N, ...)."""
+    levels = visual.levels_IMKNC
+    return Visual(
+        tokens_IMNC=visual.tokens_IMNC.unflatten(1, (-1, frames)).flatten(2, 3),
+        pooled_IMC=visual.pooled_IMC.unflatten(1, (-1, frames)).mean(2),
+        levels_IMKNC=None if levels is None else levels.unflatten(1, (-1, frames)).transpose(2, 3).flatten(3, 4),
+        frames=frames,
+    )

@@ -8,16 +8,22 @@ its neighbours before attention does, and there are as many transformer blocks w
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.contracts import UserError, VisionSpec
+from src.layers.attention import softmax
+from src.records import checkpoint_path
 from src.vision.base import Vision
 
 
 class ViT(Vision):
-    """Random weights. Tokens are the patches after the final norm, pooled is their mean.
+    """Random weights, or with ``weights`` those of a run that trained such an encoder.
+
+    Tokens are the patches after the final norm, pooled is their mean.
 
     Levels are the outputs of the last blocks, each after the final norm: raw outputs grow from block to block, and the
     last level equals the tokens this way. Raises UserError for sizes that do not divide.
@@ -31,6 +37,7 @@ class ViT(Vision):
         layers: int = 4,
         heads: int = 4,
         stem: str = "conv",
+        weights: str | None = None,
     ):
         _check(image_size, patch, width, layers, heads, stem)
         tokens = (image_size // patch) ** 2
@@ -42,12 +49,26 @@ class ViT(Vision):
             "std": (0.5, 0.5, 0.5),
         }
         super().__init__(
-            VisionSpec(width, tokens, width, image_size, levels=layers), preprocessing, f"heads={heads}", False
+            VisionSpec(width, tokens, width, image_size, levels=layers),
+            preprocessing,
+            f"heads={heads}",
+            pretrained=weights is not None,
         )
         self.stem = conv_stem(width, patch) if stem == "conv" else nn.Conv2d(3, width, patch, stride=patch)
         self.position_NC = nn.Parameter(nn.init.trunc_normal_(torch.empty(tokens, width), std=0.02))
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
+        if weights is not None:
+            self._load(trained_vision(Path(weights)), weights)
+
+    def _load(self, state: dict[str, Tensor], run: str) -> None:
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(
+                f"The vision encoder of {run} has other sizes than vision=vit here; give the vision options of its "
+                "config.yaml."
+            ) from error
 
     def encode(self, pixels_X3hw: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor | None]:
         # Channels last: on a CPU the convolutions are a seventh faster, counted over the whole encoder.
@@ -60,6 +81,15 @@ class ViT(Vision):
                 outputs.append(self.norm(h_XNC))
         tokens_XNC = outputs[-1] if outputs else self.norm(h_XNC)
         return tokens_XNC, tokens_XNC.mean(1), torch.stack(outputs, 1) if outputs else None
+
+
+def trained_vision(run: Path) -> dict[str, Tensor]:
+    """The encoder's tensors in the best checkpoint of a run. Raises UserError where none was trained."""
+    state = torch.load(checkpoint_path(run), map_location="cpu", weights_only=True)["state_dict"]
+    found = {name.removeprefix("vision."): x for name, x in state.items() if name.startswith("vision.")}
+    if not found:
+        raise UserError(f"{run} holds no trained vision encoder; give a run that trained one.")
+    return found
 
 
 class Block(nn.Module):
@@ -81,8 +111,8 @@ class Block(nn.Module):
         nn.TransformerEncoderLayer with it, trains at less than half the speed in bfloat16."""
         qkv_XN3Hd = self.qkv(h_XNC).unflatten(-1, (3, self.heads, -1))
         q_XHNd, k_XHNd, v_XHNd = qkv_XN3Hd.permute(2, 0, 3, 1, 4)  # unpacks the axis of 3
-        weights_XHNN = (q_XHNd * q_XHNd.shape[-1] ** -0.5 @ k_XHNd.transpose(-1, -2)).softmax(-1)
-        read_XHNd = weights_XHNN.to(v_XHNd.dtype) @ v_XHNd
+        weights_XHNN = softmax(q_XHNd * q_XHNd.shape[-1] ** -0.5 @ k_XHNd.transpose(-1, -2))
+        read_XHNd = weights_XHNN @ v_XHNd
         return self.out(read_XHNd.transpose(1, 2).flatten(2))  # (X, N, C)
 
 

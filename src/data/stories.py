@@ -1,0 +1,99 @@
+"""data=scenes_interleaved: stories over several drawn scenes, in which only the right picture answers a sentence.
+
+Every picture of a story shows one thing that all of them share in one trait and none in the other; each sentence names
+the shared trait and tells the other one:
+
+    <image> first the circle is red <eos>  <image> then the circle is blue <eos>  <image> now the circle is pink <eos>
+    <image> first the red shape is a star <eos>  <image> then the red shape is a ring <eos>
+
+So a model that looks at another picture of the story says something that is true there and false here. Scenes follow
+from (seed, split, index) alone, as in ``data.scenes``; a second thing, unlike the asked one in both traits, is there to
+distract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+from src.contracts import Chunk, Document, Example, UserError
+from src.data.scenes import SEEN_PAIRS, DrawnWorld, check_lengths, scene_of
+from src.text.scene_language import COLOURS, SHAPES, SIZES, pick
+
+OPENINGS = ("first", "then", "now", "here", "next", "later")
+KINDS = ("colour", "shape")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one sentence asks: ``lead`` is given to the model, ``answer`` is what it should say."""
+
+    kind: str
+    lead: str
+    answer: str
+
+
+class ScenesInterleaved(DrawnWorld):
+    """Stories of 2 to ``pictures`` scenes. ``train``, ``val``, ``test``: numbers of stories.
+
+    Every document keeps its questions in ``extra["questions"]``, one per chunk, as plain dicts. Raises UserError for a
+    negative number and for stories of fewer than two pictures or more than there are colours or shapes to tell apart.
+    """
+
+    interleaved = True
+
+    def __init__(self, seed: int, pictures: int, train: int, val: int, test: int):
+        most = min(len(COLOURS), len(SHAPES)) - 1
+        if not 2 <= pictures <= most:
+            raise UserError(f"data.source.pictures must be between 2 and {most}; got {pictures}.")
+        lengths = {"train": train, "val": val, "test": test}
+        check_lengths("stories", lengths)
+        super().__init__("scenes_interleaved", {split: _Told(seed, split, n, pictures) for split, n in lengths.items()})
+
+
+class _Told(Sequence):
+    """The stories of one split, made when asked for."""
+
+    def __init__(self, seed: int, split: str, length: int, pictures: int):
+        self._seed, self._split, self._length, self._pictures = seed, split, length, pictures
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int | slice) -> Document | list[Document]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(self._length)[index]]
+        index = range(self._length)[index]
+        rng = Random(f"{self._seed}/stories/{self._split}/{index}")
+        return tell(f"{self._split}-{index:06d}", 2 + int(rng.random() * (self._pictures - 1)), rng)
+
+
+def tell(name: str, pictures: int, rng: Random) -> Document:
+    """A story of ``pictures`` scenes about one shared trait."""
+    kind = pick(KINDS, rng)
+    shared, told = _traits(kind, pictures, rng)
+    chunks, questions = [], []
+    for number, trait in enumerate(told):
+        colour, shape = (trait, shared) if kind == "colour" else (shared, trait)
+        opening = pick(OPENINGS, rng)
+        lead = f"{opening} the {shared} is" if kind == "colour" else f"{opening} the {shared} shape is a"
+        scene = scene_of([(colour, shape, pick(SIZES, rng)), *_distraction(colour, shape, rng)], rng)
+        chunks.append(Chunk(f"{lead} {trait}", Example(f"{name}/{number}", (), extra={"scene": scene.to_dict()})))
+        questions.append(vars(Question(kind, lead, trait)))
+    return Document(name, tuple(chunks), {"questions": questions})
+
+
+def _traits(kind: str, pictures: int, rng: Random) -> tuple[str, list[str]]:
+    """The shared trait, and as many different others that go with it."""
+    shared = pick(SHAPES if kind == "colour" else COLOURS, rng)
+    fitting = [c if kind == "colour" else s for c, s in SEEN_PAIRS if shared == (s if kind == "colour" else c)]
+    return shared, sorted(fitting, key=lambda _: rng.random())[:pictures]
+
+
+def _distraction(colour: str, shape: str, rng: Random) -> list[tuple[str, str, str]]:
+    """With even odds a second thing of another colour and another shape."""
+    if rng.random() < 0.5:
+        return []
+    others = [(c, s) for c, s in SEEN_PAIRS if c != colour and s != shape]
+    return [(*pick(others, rng), pick(SIZES, rng))]

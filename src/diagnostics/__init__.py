@@ -1,0 +1,1 @@
+"""What a mechanism does inside, read off while it says a caption, and drawn."""

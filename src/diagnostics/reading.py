@@ -1,0 +1,128 @@
+"""One caption, read again word by word with all diagnostics on.
+
+attention   what the mechanism itself notes: its weights over picture tokens, mean over heads, layers and levels.
+            Weights are no explanation by themselves (Jain & Wallace 2019, arXiv 1902.10186); hence also
+occlusion   how much the log-probability of each word falls when a square of the picture is painted grey (Zeiler &
+            Fergus 2014, arXiv 1311.2901, section 2): works for every mechanism, with or without attention
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from src.captioner import Captioner
+from src.contracts import Batch, Text
+
+GREY = 128
+END = "(end)"
+
+
+@dataclass
+class Reading:
+    """W words of one caption; maps are (W, side, side). ``columns``: for each word, the text columns that made it.
+
+    ``aux``: everything noted by encode and decode, as the mechanisms document it.
+    """
+
+    words: list[str]
+    columns: list[list[int]]
+    attention: Tensor | None
+    occlusion: Tensor
+    aux: dict[str, list[Tensor]]
+
+
+@torch.no_grad()
+def read(captioner: Captioner, pixels_3hw: Tensor, squares: int = 8) -> Reading:
+    """Caption a picture, uint8 (3, size, size), and look at how. ``squares`` x ``squares`` of it are painted over."""
+    captioner.eval()
+    batch = Batch(["picture"], captioner.start(1, captioner.device), pixels_3hw[None, None].to(captioner.device))
+    with captioner.autocast():
+        (ids,) = captioner.generate(batch)
+    prompt = batch.text
+    text = _continued(prompt, [*ids, captioner.tokenizer.eos])
+    aux: dict[str, list[Tensor]] = {}
+    memory = captioner.memory(batch, aux)
+    captioner.fusion.decode(captioner.language, memory, text.columns(None, -1), aux=aux)
+    words, tokens = words_of(captioner.tokenizer, ids)
+    words, tokens = [*words, END], [*tokens, [len(ids)]]  # why a caption stops is worth a look too
+    ahead = prompt.ids_BT.shape[1] - 1  # token j was made by column ahead + j
+    columns = [[ahead + j for j in group] for group in tokens]
+    attention_TN = _attention(aux)
+    maps = None if attention_TN is None else grids(_by_word(attention_TN, columns))
+    falls_XT = _occlusion(captioner, batch.pixels_IM3hw, text, squares)[:, ahead:]
+    occlusion_WX = _by_word(falls_XT.T, tokens, total=True)
+    return Reading(words, columns, maps, occlusion_WX.unflatten(-1, (squares, squares)), aux)
+
+
+def words_of(tokenizer, ids: list[int]) -> tuple[list[str], list[list[int]]]:
+    """The caption's words, and which of its tokens spell each: a token that begins with a space begins a word."""
+    words: list[str] = []
+    tokens: list[list[int]] = []
+    for j in range(len(ids)):
+        piece = tokenizer.decode(ids[: j + 1])[len(tokenizer.decode(ids[:j])) :]
+        if not words or piece.startswith(" "):
+            words.append("")
+            tokens.append([])
+        words[-1] += piece
+        tokens[-1].append(j)
+    return [word.strip() for word in words], tokens
+
+
+def _continued(prompt: Text, ids: list[int]) -> Text:
+    """The prompt and the caption after it; the caption looks at the picture that the prompt ended with."""
+    new_BT = torch.tensor([ids], device=prompt.ids_BT.device, dtype=torch.long)
+    ones_BT = torch.ones_like(new_BT)
+    return Text(
+        torch.cat([prompt.ids_BT, new_BT], 1),
+        torch.cat([prompt.valid_BT, ones_BT.bool()], 1),
+        torch.cat([prompt.phi_BT, ones_BT * prompt.phi_BT[:, -1:]], 1),
+    )
+
+
+def _attention(aux: dict) -> Tensor | None:
+    """Mean over everything that was noted, (T, N)."""
+    noted = [weights_BHTN[0].float().mean(0) for weights_BHTN in aux.get("attention", [])]
+    return torch.stack(noted).mean(0) if noted else None
+
+
+def _by_word(values_TX: Tensor, groups: list[list[int]], total: bool = False) -> Tensor:
+    """Mean (or sum) over the tokens of each word, (W, X)."""
+    if not groups:
+        return values_TX[:0]
+    return torch.stack([values_TX[group].sum(0) / (1 if total else len(group)) for group in groups])
+
+
+def grids(maps_WN: Tensor) -> Tensor | None:
+    """Tokens as the square grid that they are, (W, side, side); a leading class token is left out."""
+    N = maps_WN.shape[-1]
+    for extra in (0, 1):
+        side = math.isqrt(N - extra)
+        if side * side == N - extra:
+            return maps_WN[:, extra:].unflatten(-1, (side, side))
+    return None
+
+
+def _occlusion(captioner: Captioner, pixels_IM3hw: Tensor, text: Text, squares: int) -> Tensor:
+    """How far the log-probability of every next token falls with each square grey, (X, T-1), X = squares^2."""
+    size = pixels_IM3hw.shape[-1]
+    edges = [round(i * size / squares) for i in range(squares + 1)]
+    covered = [pixels_IM3hw[0]]
+    for top, bottom in itertools.pairwise(edges):
+        for left, right in itertools.pairwise(edges):
+            painted = pixels_IM3hw[0].clone()
+            painted[..., top:bottom, left:right] = GREY
+            covered.append(painted)
+    rows = len(covered)
+    many = Text(*(x.expand(rows, -1) for x in (text.ids_BT, text.valid_BT, text.phi_BT)))
+    batch = Batch([str(i) for i in range(rows)], many, torch.stack(covered))
+    with captioner.autocast():
+        memory = captioner.memory(batch)
+        hidden_BTD = captioner.fusion.decode(captioner.language, memory, many.columns(None, -1))
+        logits_BTV = captioner.fusion.readout(captioner.language, hidden_BTD)
+    logp_BT = logits_BTV.float().log_softmax(-1).gather(-1, many.ids_BT[:, 1:, None])[..., 0]
+    return logp_BT[0] - logp_BT[1:]

@@ -1,0 +1,94 @@
+"""Look inside a trained run: where each word comes from, and what the mechanism's gates, prefixes and queries do.
+
+python -m src.explain run=runs/...                 some test pictures of its data
+python -m src.explain run=runs/... images=photos/
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from src import records
+from src.cli import verb
+from src.errors import UserError
+
+
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="explain")
+@verb
+def main(cfg: DictConfig) -> None:
+    """Pictures -> PNG files in the run folder; which ones there are depends on what the mechanism notes."""
+    run = Path(cfg.run)
+    records.checkpoint_path(run)
+    from src.build import restore_captioner
+
+    captioner = restore_captioner(run)
+    if captioner.vision is None:
+        raise UserError(f"{run} was trained without pictures (fusion=blind); there is nothing to look at.")
+    named = pictures(cfg, captioner)
+
+    from tqdm import tqdm
+
+    from src.diagnostics.reading import read
+
+    readings = {name: read(captioner, pixels) for name, pixels in tqdm(named.items(), desc="reading", unit="picture")}
+    folder = Path(cfg.output) if cfg.output else run / "explain"
+    written = draw(captioner, run, named, readings, folder)
+    print("\n".join(f"written: {path}" for path in written))
+
+
+def pictures(cfg: DictConfig, captioner) -> dict:
+    """Pixels (3, size, size) by name: of ``images``, or of the first test pictures of the run's data."""
+    from src.data.images import find_pictures, load_picture
+
+    if cfg.images is not None:
+        files = find_pictures(cfg.images)[: cfg.samples]
+        return {file.stem: load_picture(file, captioner.vision.preprocessing) for file in files}
+    from src.config import data_sets, make
+
+    source = make(next(iter(data_sets(records.run_config(Path(cfg.run))).values())).source)
+    if source.interleaved:
+        raise UserError("images= must be given for a run on documents.")
+    if hasattr(source, "prepare"):
+        source.prepare(captioner.vision.preprocessing)
+    examples = source.examples("test")[: cfg.samples]
+    return {example.id: source.pixels(example, captioner.vision.spec.image_size) for example in examples}
+
+
+def draw(captioner, run: Path, named: dict, readings: dict, folder: Path) -> list[Path]:
+    """All figures that the readings allow."""
+    from PIL import Image
+
+    from src.diagnostics import figures
+    from src.diagnostics.reading import grids
+
+    written = []
+
+    def keep(figure, name: str) -> None:
+        if figure is not None:
+            written.append(figures.save(figure, folder / f"{name}.png"))
+
+    for name, reading in readings.items():
+        picture = Image.fromarray(named[name].permute(1, 2, 0).numpy()).resize((224, 224))
+        caption = " ".join(reading.words[:-1])  # without the end
+        if reading.attention is not None:
+            keep(
+                figures.word_maps(picture, reading.words, reading.attention, f"attention: {caption}"),
+                f"attention-{name}",
+            )
+        title = f"log-probability lost where grey: {caption}"
+        keep(figures.word_maps(picture, reading.words, reading.occlusion, title), f"occlusion-{name}")
+        keep(figures.pooler_maps(picture, reading, grids), f"pooler-{name}")
+    every = list(readings.values())
+    for gate in ("visual_gate", "language_gate"):
+        keep(figures.gate_openness(every, gate), gate)
+    keep(figures.logit_share(every), "logit_share")
+    keep(figures.tanh_gates(every, run), "tanh_gates")
+    keep(figures.prefix_words(every, captioner.language.unembedding(), captioner.tokenizer), "prefix_words")
+    return written
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,274 @@
+"""CoCa: a decoder whose lower half never sees the picture, and one text vector to compare with it (slot A, upper half).
+
+Yu, Wang, Vasudevan, Yeung, Seyedhosseini, Wu 2022, "CoCa: Contrastive Captioners are Image-Text Foundation Models",
+arXiv 2205.01917, section 3.2, on a language model's own blocks:
+
+    pool(X; Q) = MHA(q = LN Q, kv = LN X)             attentional pooler, Q learnt; no residual, no MLP
+    U          = pool(X; Q_1 .. Q_n)                  for the decoder; X: visual tokens (I, N, C)
+    v          = pool(U; Q_con)                       for retrieval; pool: parallel has pool(X; Q_con)
+    [t ; cls]  = lower blocks on [tokens ; CLS]       unimodal: no picture; CLS: a learnt vector behind the text
+    a          = t + SelfAttention(LN1 t)             upper blocks, tokens only: their self-attention,
+    u          = a + CA(q = LN a, kv = LN U)              what the words read from the picture,
+    t          = u + MLP(LN2 u)                           and their MLP
+    x, y       = norm(W_i v), norm(W_t LN cls)        unit vectors of a picture and of a text
+
+    L_con = (CE(x y^T / sigma) + CE(y x^T / sigma)) / 2        over the pictures of all processes; sigma learnt
+    L     = contrastive_weight * L_con + caption_weight * L_cap
+
+Text is causal, so no token sees CLS, and CLS reaches neither the cache nor the upper half. It sees the real tokens of
+its own text, the end included, and stands at the position after the last of them. One caption per picture enters L_con:
+a second one would be a false negative of the first.
+
+Weights: the paper's 2 L_cap + 1 L_con has the sum of both directions as L_con and the sum over a caption's tokens as
+L_cap. In open_clip's units, which are ours, L_con is the mean of both directions, so the paper's weight of it is 2 (and
+2:1 is 1:1); L_cap is a mean over tokens, so the paper's weight of it has no fixed counterpart. The defaults, caption 2
+and contrastive 1, are open_clip's flags.
+
+Where open_clip differs:
+
+    C-d1   its shipped models have one pooler of 256 queries, of which one is v and 255 go to the decoder
+    C-d3   with padding, its CLS sees one pad token and not itself, unless correct_cls_mask is set; it also stands at
+           the last position of the padded row, whatever the length of the text
+    C-d4   its upper layers have two MLPs: a full block, then a full cross-attention block. The count of the paper's
+           parameters (297 M at base size) fits one
+    C-d6   its L_cap skips token id 0, which is a word ("!"); here padding is known by position
+
+kv = LN U: the equations read here do not say whether U is normalised. open_clip has an LN on U in every layer, which
+equals one shared LN, as the matrices behind it take up its scale and offset (and lucidrains' CoCa has one shared LN).
+UNVERIFIED: the paper's dropout (none here, none in open_clip); a bound on 1 / sigma (none here; CLIP's is 100).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn import functional as F
+
+from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
+from src.fusion.base import Fusion, Terms, gpt2_init
+from src.layers.attention import CrossAttention, key_bias, note
+from src.layers.cache import Cache
+
+
+class CoCa(Fusion):
+    """See the formulas above. ``queries``: n; ``n_uni``: how many lower blocks, None for half of them.
+
+    ``embed_width``: width E of x and y, None for the language model's. ``xattn_out_init``: zero starts exactly at the
+    language model. With ``contrastive_weight`` 0 this is a plain captioner: no CLS, no term, and what only L_con would
+    train is frozen (data-parallel training refuses parameters without a gradient) and not offered for retrieval.
+    """
+
+    where = "A"
+    retrieves = True
+    undecayed = ("pooler.query_nD", "contrast.pooler.query_nD")
+
+    def __init__(
+        self,
+        vision: VisionSpec,
+        language: LanguageSpec,
+        queries: int,
+        pool: str,
+        n_uni: int | None,
+        embed_width: int | None,
+        pooler_heads: int,
+        xattn_out_init: str,
+        contrastive_weight: float,
+        caption_weight: float,
+        temperature_init: float,
+    ):
+        super().__init__(vision, language)
+        D, heads = language.width, language.heads
+        n_uni = language.layers // 2 if n_uni is None else n_uni
+        embed_width = D if embed_width is None else embed_width
+        _check_shape(language, queries, pool, n_uni, embed_width, pooler_heads)
+        _check_learning(xattn_out_init, contrastive_weight, caption_weight, temperature_init)
+        self.n_uni, self.cascade = n_uni, pool == "cascade"
+        self.contrastive_weight, self.caption_weight = contrastive_weight, caption_weight
+        self.pooler = AttentionalPooler(D, vision.width, pooler_heads, queries)
+        self.norm_u = nn.LayerNorm(D)
+        upper = range(n_uni, language.layers)
+        self.norms = nn.ModuleList(nn.LayerNorm(D) for _ in upper)
+        self.cross = nn.ModuleList(CrossAttention(D, D, heads) for _ in upper)
+        source_width = D if self.cascade else vision.width
+        self.contrast = Contrast(D, source_width, pooler_heads, embed_width, temperature_init)
+        gpt2_init(self)
+        if xattn_out_init == "zero":
+            for cross in self.cross:
+                nn.init.zeros_(cross.out.weight)
+        self.preserves_lm_at_init = xattn_out_init == "zero"
+        self.retrieves = contrastive_weight > 0
+        self.contrast.requires_grad_(self.retrieves)
+
+    # -------------------------------------------------------------------------------------------------- the picture
+    def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
+        X_INC = visual.tokens_INC
+        bias = key_bias(visual.valid_IN, X_INC.dtype)
+        U_InD = self.pooler(X_INC, bias, aux)
+        x_IE = self.contrast.picture(U_InD) if self.cascade else self.contrast.picture(X_INC, bias)
+        memory, U_InD = Memory(contrastive=x_IE), self.norm_u(U_InD)
+        for i, cross in enumerate(self.cross):
+            memory[f"k{i}"], memory[f"v{i}"] = cross.keys_values(U_InD)  # (I, H, n, d) each
+        return memory
+
+    # ----------------------------------------------------------------------------------------------------- the text
+    def decode(
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+    ) -> Tensor:
+        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text.valid_BT, text.ragged, cache)
+        t_BTD = self._lower(lm, h_BTD, walk)
+        return self._upper(lm, t_BTD, walk, memory, aux)
+
+    def learn(self, lm: Language, memory: Memory, text: Text) -> tuple[Tensor, Terms]:
+        """The lower half runs once, for captions and for CLS; one more column costs less than a pass of its own."""
+        if self.contrastive_weight == 0:
+            return super().learn(lm, memory, text)
+        t_BTD, cls_BD = self._tokens_and_cls(lm, text)
+        t_BTD, said = t_BTD[:, :-1], text.columns(None, -1)
+        _, walk = lm.begin(t_BTD, said.valid_BT, said.ragged)  # for its walk, which has no column of CLS
+        x_IE = memory["contrastive"]
+        G = len(cls_BD) // len(x_IE)
+        term = self.contrast.loss(x_IE, self.contrast.text(cls_BD[::G]))
+        return self._upper(lm, t_BTD, walk, memory), {"contrastive": (term, self.contrastive_weight)}
+
+    def _tokens_and_cls(self, lm: Language, text: Text) -> tuple[Tensor, Tensor]:
+        """Lower half on [tokens ; CLS]: (B, T, D) and (B, D)."""
+        tokens_BTD = lm.embed(text.ids_BT)
+        cls_B1D = self.contrast.cls_D.expand(len(tokens_BTD), 1, -1)
+        valid_BS = torch.cat([text.valid_BT, torch.ones_like(text.valid_BT[:, :1])], dim=1)
+        # CLS stands behind the padding of shorter texts. Such rows are ragged: a mask hides padding from CLS, and CLS
+        # gets the position after the last real token.
+        h_BSD, walk = lm.begin(torch.cat([tokens_BTD, cls_B1D], dim=1), valid_BS, ragged=True)
+        h_BSD = self._lower(lm, h_BSD, walk)
+        return h_BSD[:, :-1], h_BSD[:, -1]
+
+    def _lower(self, lm: Language, h_BTD: Tensor, walk) -> Tensor:
+        for block in lm.blocks()[: self.n_uni]:
+            h_BTD = block.feed(block.attend(h_BTD, walk))
+        return h_BTD
+
+    def _upper(self, lm: Language, t_BTD: Tensor, walk, memory: Memory, aux: dict | None = None) -> Tensor:
+        for i, block in enumerate(lm.blocks()[self.n_uni :]):
+            read: dict | None = None if aux is None else {}
+            a_BTD = block.attend(t_BTD, walk)
+            u_BTD = a_BTD + self.cross[i](self.norms[i](a_BTD), memory[f"k{i}"], memory[f"v{i}"], aux=read)
+            t_BTD = block.feed(u_BTD)
+            if read is not None:
+                _note_attention(aux, read["attention"][0])
+        return lm.final_norm(t_BTD)
+
+    # ---------------------------------------------------------------------------------------------------- retrieval
+    def embed_pictures(self, memory: Memory) -> Tensor:
+        return memory["contrastive"]
+
+    def embed_texts(self, lm: Language, text: Text) -> Tensor:
+        return self.contrast.text(self._tokens_and_cls(lm, text)[1])
+
+    def scalars(self) -> dict[str, float]:
+        return {"temperature": self.contrast.log_temperature.exp().item()}
+
+
+class AttentionalPooler(nn.Module):
+    """pool(X; Q): (I, N, C) -> (I, n, D)."""
+
+    def __init__(self, width: int, source_width: int, heads: int, queries: int):
+        super().__init__()
+        self.query_nD = nn.Parameter(torch.randn(queries, width))
+        self.norm_q, self.norm_k = nn.LayerNorm(width), nn.LayerNorm(source_width)
+        self.attend = CrossAttention(width, source_width, heads)
+
+    def forward(self, X_INC: Tensor, bias: Tensor | None = None, aux: dict | None = None) -> Tensor:
+        """With ``aux``, the weights (I, n, N), mean over heads, are noted under "pooler"."""
+        q_InD = self.norm_q(self.query_nD).expand(len(X_INC), -1, -1)
+        read: dict | None = None if aux is None else {}
+        U_InD = self.attend(q_InD, *self.attend.keys_values(self.norm_k(X_INC)), bias, read)
+        if read is not None:
+            note(aux, "pooler", read["attention"][0].mean(1))
+        return U_InD
+
+
+class Contrast(nn.Module):
+    """All that serves L_con alone: CLS, the pooler of v, W_i, W_t, sigma."""
+
+    def __init__(self, width: int, source_width: int, heads: int, embed_width: int, temperature: float):
+        super().__init__()
+        self.cls_D = nn.Parameter(torch.randn(width) * 0.02)
+        self.pooler = AttentionalPooler(width, source_width, heads, 1)
+        self.norm_cls = nn.LayerNorm(width)
+        self.W_i, self.W_t = (nn.Linear(width, embed_width, bias=False) for _ in "it")
+        self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
+
+    def picture(self, source_INC: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x (I, E) from U or, with ``pool: parallel``, from the visual tokens."""
+        return _unit(self.W_i(self.pooler(source_INC, bias)[:, 0]))
+
+    def text(self, cls_BD: Tensor) -> Tensor:
+        """y (B, E)."""
+        return _unit(self.W_t(self.norm_cls(cls_BD)))
+
+    def loss(self, x_IE: Tensor, y_IE: Tensor) -> Tensor:
+        """L_con of pictures and their texts, each the negatives of all others; log I where all are equally similar."""
+        if self.training:  # outside of training a process may be alone here and would wait for the others
+            x_IE, y_IE = _of_all_processes(x_IE), _of_all_processes(y_IE)
+        with torch.autocast(x_IE.device.type, enabled=False):  # half precision would round s by hundredths
+            s_II = x_IE @ y_IE.T / self.log_temperature.exp()
+        mine_I = torch.arange(len(s_II), device=s_II.device)
+        return (F.cross_entropy(s_II, mine_I) + F.cross_entropy(s_II.T, mine_I)) / 2
+
+
+def _unit(x_XE: Tensor) -> Tensor:
+    """x / |x|, at least in single precision."""
+    return F.normalize(x_XE.to(torch.promote_types(x_XE.dtype, torch.float32)), dim=-1)
+
+
+def _of_all_processes(x_IE: Tensor) -> Tensor:
+    """The rows of all processes, with gradients to where they came from; every process has equally many.
+
+    Every process then holds the whole loss: gradients arrive once from each, and data-parallel training takes the mean.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return x_IE
+    from torch.distributed.nn.functional import all_gather  # absent where torch has no distributed package
+
+    return torch.cat(all_gather(x_IE))
+
+
+def _note_attention(aux: dict, read_BHTn: Tensor) -> None:
+    """Weights of words over queries; over visual tokens (B, H, T, N) where the same ``aux`` holds the pooler's."""
+    if "pooler" not in aux:
+        note(aux, "latent_attention", read_BHTn)
+        return
+    pooled_InN = aux["pooler"][-1]
+    G = len(read_BHTn) // len(pooled_InN)
+    note(aux, "attention", read_BHTn @ pooled_InN.repeat_interleave(G, 0)[:, None])
+
+
+def _check_shape(
+    language: LanguageSpec, queries: int, pool: str, n_uni: int, embed_width: int, pooler_heads: int
+) -> None:
+    layers, D = language.layers, language.width
+    if layers < 2:
+        raise UserError(f"fusion=coca needs a language model of at least 2 blocks, one per half; this has {layers}.")
+    if not 1 <= n_uni < layers:
+        raise UserError(
+            f"fusion.n_uni must be from 1 to {layers - 1}, so that each half of the language model's {layers} blocks "
+            f"has one; got {n_uni}."
+        )
+    if pool not in ("cascade", "parallel"):
+        raise UserError(f"fusion.pool must be cascade or parallel; got {pool!r}.")
+    for name, value in (("queries", queries), ("embed_width", embed_width), ("pooler_heads", pooler_heads)):
+        if value < 1:
+            raise UserError(f"fusion.{name} must be at least 1; got {value}.")
+    if D % pooler_heads:
+        raise UserError(f"fusion.pooler_heads must divide the language model's width {D}; got {pooler_heads}.")
+
+
+def _check_learning(xattn_out_init: str, contrastive_weight: float, caption_weight: float, temperature: float) -> None:
+    if xattn_out_init not in ("default", "zero"):
+        raise UserError(f"fusion.xattn_out_init must be default or zero; got {xattn_out_init!r}.")
+    for name, value in (("contrastive_weight", contrastive_weight), ("caption_weight", caption_weight)):
+        if value < 0:
+            raise UserError(f"fusion.{name} must not be negative; got {value}.")
+    if contrastive_weight == caption_weight == 0:
+        raise UserError("fusion.contrastive_weight and fusion.caption_weight are both 0; one of them must be above.")
+    if temperature <= 0:
+        raise UserError(f"fusion.temperature_init must be above 0; got {temperature}.")

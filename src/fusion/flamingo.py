@@ -1,0 +1,321 @@
+"""Flamingo: gated cross-attention to a few latents per picture, in front of the language model's blocks (slot P).
+
+Alayrac et al. 2022, "Flamingo: a Visual Language Model for Few-Shot Learning", NeurIPS, arXiv 2204.14198v1, section
+3.1. Letters beside those of contracts.py: R latents per picture, L inserted layers, F frames of a video.
+
+    resampler, per picture or video of F frames                    X: its tokens (N, C)
+        X = X + time_f                              one learnt vector per frame; none with max_frames = 1
+        Z = latents (R, C)                          ~ N(0, latents_std^2), learnt; 1 in all public codes
+        6 times:
+            Z = Z + Attention(q = LN_z Z, kv = [LN_x X ; LN_z Z])
+            Z = Z + FFW(LN Z)
+        Z = LN Z
+
+    gated xattn-dense, before every block l with l mod n = 0       y: hidden states (T, D)
+        y = y + tanh(alpha) * A V W_o               q = LN y, kv = Z; A = softmax(q k / sqrt(d)) over allowed latents
+        y = y + tanh(beta) * FFW(LN y)              alpha = beta = 0 at the start: exactly the language model
+
+    FFW(x) = W_2 relu(W_1 x)^2                      inner width 4 D; no biases
+
+    Token t may read picture m (1-based; phi(t) is the picture it belongs to, 0 = none) if
+        last_image: true     m = phi(t)             earlier pictures reach t through the words only
+        last_image: false    m <= phi(t)
+    and m is no padding. A token that may read nothing reads exactly 0, yet its FFW still acts: once beta has moved,
+    text in front of all pictures is no longer the plain language model's.
+
+Departures from the paper
+    keys and values    no LN after the resampler's last one, as in open_flamingo, flamingo-mini and Idefics
+    heads              8 of width 64 everywhere, as in open_flamingo; the paper has width 128, 16 heads in the resampler
+                       and D / 128 in the inserted layers
+    width of Z         that of the vision encoder, as in open_flamingo, or ``resampler_width`` behind a linear map
+    end of a chunk     the language model's own end token, so no embedding is added or trained
+    weight decay       none on latents and time embeddings; the paper's recipe spares the whole resampler
+    no biases          in projections, and no dropout: as in the public codes (UNVERIFIED for the authors' own)
+
+Departures from the public codes: they insert at (l + 1) mod n = 0 (open_flamingo) or after the block (lucidrains), give
+a uniform average over all pictures, later ones included, to tokens without a picture in the mode of all previous
+pictures and to tokens whose picture was cut off, and compute keys and values again for every decoded token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
+from src.fusion.base import Fusion, gpt2_init
+from src.layers.attention import CrossAttention, key_bias, note
+from src.layers.cache import Cache
+
+
+def squared_relu(x: Tensor) -> Tensor:
+    """relu(x)^2, So et al. 2021, arXiv 2109.08668."""
+    return F.relu(x).square()
+
+
+ACTIVATIONS = {"sqrelu": squared_relu, "gelu": F.gelu}
+
+
+class Flamingo(Fusion):
+    """See the formulas above; ``every`` is n, ``latents`` R, ``gate: false`` replaces both tanh gates by 1.
+
+    Raises UserError for options out of range, and in ``encode`` for a video of more than ``max_frames`` frames.
+    """
+
+    where = "P"
+    multi_image = True
+    preserves_lm_at_init = True
+
+    def __init__(
+        self,
+        vision: VisionSpec,
+        language: LanguageSpec,
+        every: int,
+        latents: int,
+        latents_std: float,
+        resampler_layers: int,
+        resampler_width: int | None,
+        heads: int,
+        head_width: int,
+        ffw_ratio: int,
+        activation: str,
+        max_frames: int,
+        last_image: bool,
+        gate: bool,
+    ):
+        super().__init__(vision, language)
+        _check_counts(
+            every=every,
+            latents=latents,
+            resampler_layers=resampler_layers,
+            resampler_width=vision.width if resampler_width is None else resampler_width,
+            heads=heads,
+            head_width=head_width,
+            ffw_ratio=ffw_ratio,
+            max_frames=max_frames,
+        )
+        _check_choices(activation, last_image, gate)
+        if latents_std <= 0:
+            raise UserError(f"fusion.latents_std must be above 0; got {latents_std}.")
+        self.every, self.latents, self.last_image = every, latents, last_image
+        self.preserves_lm_at_init = gate
+        shape = {"heads": heads, "head_width": head_width, "ffw_ratio": ffw_ratio, "activation": activation}
+        width = resampler_width or vision.width
+        self.project = nn.Identity() if width == vision.width else nn.Linear(vision.width, width, bias=False)
+        self.resampler = Resampler(width, latents, latents_std, resampler_layers, max_frames, **shape)
+        self.layers = nn.ModuleList(
+            GatedCrossAttention(language.width, width, gate=gate, **shape) for _ in range(0, language.layers, every)
+        )
+        gpt2_init(self)
+        self.undecayed = tuple(f"resampler.{name}" for name, _ in self.resampler.named_parameters(recurse=False))
+
+    def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
+        """Keys and values of all latents for each inserted layer, (I, H, M*R, d), and which pictures exist, (I, M).
+
+        With ``aux``, the last resampler layer's weights over picture tokens are noted under "pooler", (I*M, R, N), and
+        kept in the memory, so that ``decode`` can say which tokens a word looks at.
+        """
+        I, M, N, _ = visual.tokens_IMNC.shape
+        valid_XN, image_valid_IM = None, torch.ones(I, M, dtype=torch.bool, device=visual.tokens_IMNC.device)
+        if visual.valid_IN is not None:
+            valid_IMN = visual.valid_IN.unflatten(1, (M, N))
+            valid_XN, image_valid_IM = valid_IMN.flatten(0, 1), valid_IMN.any(-1)  # no valid token: no picture
+        X_XNC = self.project(visual.tokens_IMNC.flatten(0, 1))  # X = I*M
+        Z_XRC = self.resampler(X_XNC, visual.frames, valid_XN, aux)
+        Z_ISC = Z_XRC.unflatten(0, (I, M)).flatten(1, 2)  # S = M*R
+        memory = Memory(image_valid=image_valid_IM)
+        for i, layer in enumerate(self.layers):
+            memory[f"k{i}"], memory[f"v{i}"] = layer.cross.keys_values(Z_ISC)
+        if aux is not None:
+            memory["pooler"] = aux["pooler"][-1].unflatten(0, (I, M))  # (I, M, R, N)
+        return memory
+
+    def decode(
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+    ) -> Tensor:
+        """Hidden states (B, T, D). With ``aux``, per inserted layer:
+
+        "attention": weights of text over picture tokens, (B, H, T, M*N), text over latents times the last resampler
+        layer's latents over tokens (earlier layers and residuals are left out); rows sum to 1, or 0 where nothing is
+        read. Without "pooler" in the memory, "latent_attention" over latents instead, (B, H, T, M*R).
+        "tanh_gate": tanh(alpha) and tanh(beta), (2,).
+        """
+        reads_BT1, bias = self._sight(memory, text.phi_BT)
+        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text.valid_BT, text.ragged, cache)
+        for l, block in enumerate(lm.blocks()):
+            if l % self.every == 0:
+                i = l // self.every
+                weights = None if aux is None else {}
+                h_BTD = self.layers[i](h_BTD, memory[f"k{i}"], memory[f"v{i}"], bias, reads_BT1, weights)
+                if aux is not None:
+                    self._note(self.layers[i], weights["attention"][0], reads_BT1, memory, aux)
+            h_BTD = block.feed(block.attend(h_BTD, walk))
+        return lm.final_norm(h_BTD)
+
+    def scalars(self) -> dict[str, float]:
+        """tanh(alpha) and tanh(beta) by the number of the block that the layer stands before."""
+        gates = {}
+        for i, layer in enumerate(self.layers):
+            if layer.alpha is not None:
+                gates[f"tanh_alpha/{i * self.every}"] = layer.alpha
+                gates[f"tanh_beta/{i * self.every}"] = layer.beta
+        if not gates:
+            return {}
+        values = torch.stack([gate.detach().float() for gate in gates.values()]).tanh().tolist()  # one transfer for all
+        return dict(zip(gates, values, strict=True))
+
+    def _sight(self, memory: Memory, phi_BT: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Which tokens read anything, (B, T, 1), and the additive mask (I, 1, G*T, M*R), or None with one picture."""
+        image_valid_IM, dtype = memory["image_valid"], memory["k0"].dtype
+        (I, M), (B, T) = image_valid_IM.shape, phi_BT.shape
+        allowed_BTM = allowed_pictures(phi_BT, image_valid_IM.repeat_interleave(B // I, 0), self.last_image)
+        reads_BT1 = allowed_BTM.any(-1, keepdim=True)
+        if M == 1:
+            return reads_BT1, None  # all latents or none: the row factor alone says it
+        # Half the smallest number and not -inf: a row without any allowed latent stays finite until its factor is 0.
+        bias_BTM = torch.zeros(B, T, M, dtype=dtype, device=phi_BT.device)
+        bias_BTM = bias_BTM.masked_fill(~allowed_BTM, 0.5 * torch.finfo(dtype).min)
+        return reads_BT1, bias_BTM.repeat_interleave(self.latents, -1).view(I, 1, -1, M * self.latents)
+
+    def _note(
+        self, layer: GatedCrossAttention, weights_BHTS: Tensor, reads_BT1: Tensor, memory: Memory, aux: dict
+    ) -> None:
+        weights_BHTS = weights_BHTS * reads_BT1[:, None]  # S = M*R
+        pooler_IMRN = memory.get("pooler")
+        if pooler_IMRN is None:
+            note(aux, "latent_attention", weights_BHTS)
+        else:
+            pooler_BMRN = pooler_IMRN.repeat_interleave(len(weights_BHTS) // len(pooler_IMRN), 0)
+            weights_BHTMR = weights_BHTS.unflatten(-1, pooler_BMRN.shape[1:3])
+            note(aux, "attention", torch.einsum("bhtmr,bmrn->bhtmn", weights_BHTMR, pooler_BMRN).flatten(-2))
+        if layer.alpha is not None:
+            note(aux, "tanh_gate", torch.stack([layer.alpha, layer.beta]).tanh())
+
+
+def allowed_pictures(phi_BT: Tensor, image_valid_BM: Tensor, last_image: bool) -> Tensor:
+    """Whether token t may read picture m, (B, T, M): its own only, or all up to it; padding never.
+
+    Without ``last_image``, a token whose own picture is absent (phi > M) still reads those before it.
+    """
+    phi_BT1 = phi_BT[:, :, None]
+    m_M = torch.arange(1, image_valid_BM.shape[1] + 1, device=phi_BT.device)
+    own_BTM = phi_BT1 == m_M if last_image else phi_BT1 >= m_M
+    return own_BTM & image_valid_BM[:, None]
+
+
+class GatedCrossAttention(nn.Module):
+    """y + tanh(alpha) * Attention(LN y, Z), then y + tanh(beta) * FFW(LN y); alpha and beta start at 0."""
+
+    def __init__(
+        self,
+        width: int,
+        source_width: int,
+        heads: int,
+        head_width: int,
+        ffw_ratio: int,
+        activation: str,
+        gate: bool,
+    ):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.cross = CrossAttention(width, source_width, heads, head_width, bias=False)
+        self.feed = FeedForward(width, ffw_ratio, activation)
+        self.alpha = nn.Parameter(torch.zeros(())) if gate else None
+        self.beta = nn.Parameter(torch.zeros(())) if gate else None
+
+    def forward(
+        self, y_BTD: Tensor, k_IHSd: Tensor, v_IHSd: Tensor, bias: Tensor | None, reads_BT1: Tensor, aux: dict | None
+    ) -> Tensor:
+        """(B, T, D); ``reads_BT1`` is False where the attention must be 0, whatever a backend makes of an empty row."""
+        read_BTD = self.cross(self.norm(y_BTD), k_IHSd, v_IHSd, bias, aux).masked_fill(~reads_BT1, 0.0)
+        y_BTD = y_BTD + _gated(self.alpha, read_BTD)
+        return y_BTD + _gated(self.beta, self.feed(y_BTD))
+
+
+def _gated(gate: Tensor | None, x: Tensor) -> Tensor:
+    return x if gate is None else gate.tanh() * x
+
+
+class Resampler(nn.Module):
+    """Tokens of X pictures (X, N, C) -> R latents each, (X, R, C)."""
+
+    def __init__(self, width: int, latents: int, std: float, layers: int, max_frames: int, **shape):
+        super().__init__()
+        self.max_frames = max_frames
+        self.latents_RC = nn.Parameter(std * torch.randn(latents, width))
+        self.times_FC = nn.Parameter(torch.randn(max_frames, width)) if max_frames > 1 else None
+        self.layers = nn.ModuleList(ResamplerLayer(width, **shape) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, X_XNC: Tensor, frames: int, valid_XN: Tensor | None, aux: dict | None = None) -> Tensor:
+        """``valid_XN`` is False at padded tokens. Raises UserError for more than ``max_frames`` frames.
+
+        With ``aux``, "pooler" is noted: the last layer's weights of latents over tokens, (X, R, N), averaged over heads
+        and divided by their sum, since latents also look at latents.
+        """
+        X_XNC = self._timed(X_XNC, frames)
+        bias = None
+        if valid_XN is not None:
+            bias = key_bias(F.pad(valid_XN, (0, len(self.latents_RC)), value=True), X_XNC.dtype)  # latents are real
+        Z_XRC = self.latents_RC.expand(len(X_XNC), -1, -1)
+        weights = None if aux is None else {}
+        for layer in self.layers:
+            Z_XRC = layer(Z_XRC, X_XNC, bias, weights)
+        if aux is not None:
+            pooler_XRN = weights["attention"][-1].mean(1)[:, :, : X_XNC.shape[1]]
+            note(aux, "pooler", F.normalize(pooler_XRN, p=1, dim=-1))
+        return self.norm(Z_XRC)
+
+    def _timed(self, X_XNC: Tensor, frames: int) -> Tensor:
+        if frames > self.max_frames:
+            raise UserError(
+                f"A video has {frames} frames but fusion.max_frames is {self.max_frames}; raise it or use fewer frames."
+            )
+        if self.times_FC is None:
+            return X_XNC
+        return X_XNC + self.times_FC[:frames].repeat_interleave(X_XNC.shape[1] // frames, 0)
+
+
+class ResamplerLayer(nn.Module):
+    """Z + Attention(LN_z Z, [LN_x X ; LN_z Z]), then Z + FFW(LN Z)."""
+
+    def __init__(self, width: int, heads: int, head_width: int, ffw_ratio: int, activation: str):
+        super().__init__()
+        self.norm_x, self.norm_z = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attend = CrossAttention(width, width, heads, head_width, bias=False)
+        self.feed = FeedForward(width, ffw_ratio, activation)
+
+    def forward(self, Z_XRC: Tensor, X_XNC: Tensor, bias: Tensor | None, aux: dict | None) -> Tensor:
+        """(X, R, C); ``bias`` over the N tokens and then the R latents."""
+        z_XRC = self.norm_z(Z_XRC)
+        k_XHSd, v_XHSd = self.attend.keys_values(torch.cat([self.norm_x(X_XNC), z_XRC], dim=1))  # S = N + R
+        Z_XRC = Z_XRC + self.attend(z_XRC, k_XHSd, v_XHSd, bias, aux)
+        return Z_XRC + self.feed(Z_XRC)
+
+
+class FeedForward(nn.Module):
+    """W_2 act(W_1 LN x), without biases."""
+
+    def __init__(self, width: int, ratio: int, activation: str):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fc1, self.fc2 = nn.Linear(width, ratio * width, bias=False), nn.Linear(ratio * width, width, bias=False)
+        self.act = ACTIVATIONS[activation]
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(self.norm(x_BTD))))
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise UserError(f"fusion.{name} must be a whole number of at least 1; got {count!r}.")
+
+
+def _check_choices(activation: str, last_image: bool, gate: bool) -> None:
+    if activation not in ACTIVATIONS:
+        raise UserError(f"fusion.activation must be sqrelu (the paper) or gelu (open_flamingo); got {activation!r}.")
+    for name, value in (("last_image", last_image), ("gate", gate)):
+        if not isinstance(value, bool):
+            raise UserError(f"fusion.{name} must be true or false; got {value!r}.")

@@ -1,0 +1,162 @@
+"""VC-GPT's self-ensemble: the finished language model and a visual stack on top of it add their logits (slots F, G).
+
+Luo, Xi, Zhang, Ma 2022, "A Frustratingly Simple Approach for End-to-End Image Captioning" (earlier versions: "VC-GPT:
+Visual Conditioned GPT for End-to-End Generative Vision-and-Language Pre-training"), arXiv 2201.12723:
+
+    h_G    = LN_f(LM(text))                            the plain language model, which sees no picture
+    X      = LN(W_v V)                                 V: visual tokens (I, N, C)
+    f_0    = h_G
+    f_j    = FusionLayer_j(f_{j-1}, X), j = 1..J       causal self-attention, cross-attention to X, MLP; pre-norm
+    h_F    = LN(f_J)
+    logits = W_G h_G + W_F h_F                         W_G starts as a copy of the word embeddings
+
+The sum stands in logit space: p is proportional to p_G * exp(W_F h_F), a product of experts, no average. With W_F = 0
+the logits are the language model's exactly, but the stack gets no gradient at the first step (only W_F does).
+
+    self_ensemble: false           logits = W_F h_F, the paper's ablation
+    head: shared                   logits = W (h_G + h_F) with the language model's own W, no matrix W_F: what Flamingo
+                                   (arXiv 2204.14198, table 3) calls grafting
+
+UNVERIFIED, as no full text or code could be read: J, the heads, the order of norms, dropout, and whether the paper
+freezes anything; its title says end-to-end. The layer here is GPT-2's block with cross-attention.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
+from src.fusion.base import Fusion, gpt2_init
+from src.layers.attention import CrossAttention, key_bias, note, self_attention
+from src.layers.cache import Cache
+from src.layers.dropout import Dropout
+
+
+class VCGPT(Fusion):
+    """``wg``: copy_trained and copy_frozen untie W_G from the input embeddings, tied keeps the model's own output.
+
+    Hidden states are [h_G ; h_F], (B, T, 2 D); ``readout`` takes them apart.
+    """
+
+    where = "F+G"
+
+    def __init__(
+        self,
+        vision: VisionSpec,
+        language: LanguageSpec,
+        layers: int,
+        head: str,
+        self_ensemble: bool,
+        wg: str,
+        wf_init: str,
+        dropout: float,
+    ):
+        super().__init__(vision, language)
+        _check(layers, head, self_ensemble, wg, wf_init)
+        D, V = language.width, language.vocabulary
+        self.self_ensemble = self_ensemble
+        self.W_v, self.norm_v = nn.Linear(vision.width, D), nn.LayerNorm(D)
+        self.stack = nn.ModuleList(FusionLayer(j, D, language.heads, dropout) for j in range(layers))
+        self.norm = nn.LayerNorm(D)
+        gpt2_init(self)
+        self.W_F = self.W_G = None
+        if head == "separate":
+            # With |h_F| = sqrt(D), 0.02 gives logits of 0.02 sqrt(D): small beside a trained language model's.
+            self.W_F = nn.Parameter(torch.randn(V, D) * 0.02 if wf_init == "normal" else torch.zeros(V, D))
+            if self_ensemble and wg == "copy_trained":
+                self.W_G = nn.Parameter(torch.zeros(V, D))
+            elif self_ensemble and wg == "copy_frozen":
+                del self.W_G
+                self.register_buffer("W_G", torch.zeros(V, D))
+        self.preserves_lm_at_init = self_ensemble and head == "separate" and wf_init == "zero"
+
+    def init_from(self, lm: Language) -> None:
+        if self.W_G is not None:
+            with torch.no_grad():
+                self.W_G.copy_(lm.unembedding())
+
+    def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
+        X_IND = self.norm_v(self.W_v(visual.tokens_INC))
+        memory = Memory(bias=key_bias(visual.valid_IN, X_IND.dtype))
+        for j, layer in enumerate(self.stack):
+            memory[f"k{j}"], memory[f"v{j}"] = layer.cross.keys_values(X_IND)  # (I, H, N, d) each
+        return memory
+
+    def decode(
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+    ) -> Tensor:
+        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text.valid_BT, text.ragged, cache)
+        for block in lm.blocks():
+            h_BTD = block.feed(block.attend(h_BTD, walk))
+        f_BTD = hG_BTD = lm.final_norm(h_BTD)
+        for j, layer in enumerate(self.stack):
+            f_BTD = layer(f_BTD, walk, memory[f"k{j}"], memory[f"v{j}"], memory["bias"], aux)
+        hF_BTD = self.norm(f_BTD)
+        if aux is not None:
+            self._note_share(lm, hG_BTD, hF_BTD, aux)
+        return torch.cat([hG_BTD, hF_BTD], dim=-1)  # (B, T, 2D)
+
+    def readout(self, lm: Language, hidden_XE: Tensor) -> Tensor:
+        hG_XD, hF_XD = hidden_XE.chunk(2, dim=-1)
+        if not self.self_ensemble:
+            return self._fusion_logits(lm, hF_XD)
+        if self.W_F is None:
+            return lm.unembed(hG_XD + hF_XD)
+        return self._language_logits(lm, hG_XD) + self._fusion_logits(lm, hF_XD)
+
+    def _language_logits(self, lm: Language, hG_XD: Tensor) -> Tensor:
+        return lm.unembed(hG_XD) if self.W_G is None else F.linear(hG_XD, self.W_G)
+
+    def _fusion_logits(self, lm: Language, hF_XD: Tensor) -> Tensor:
+        return lm.unembed(hF_XD) if self.W_F is None else F.linear(hF_XD, self.W_F)
+
+    def _note_share(self, lm: Language, hG_BTD: Tensor, hF_BTD: Tensor, aux: dict) -> None:
+        """The stack's share of the variance of the logits over the vocabulary, (B, T).
+
+        Variances, because logits are free up to a constant at every position.
+        """
+        z_F, z_G = self._fusion_logits(lm, hF_BTD).float().var(-1), self._language_logits(lm, hG_BTD).float().var(-1)
+        note(aux, "logit_share", z_F / (z_F + z_G) if self.self_ensemble else torch.ones_like(z_F))
+
+
+class FusionLayer(nn.Module):
+    """f + SA(LN f), then + CA(LN f, X), then + MLP(LN f): GPT-2's block with cross-attention (Radford et al. 2019)."""
+
+    def __init__(self, index: int, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.slot, self.heads, self.dropout = f"fusion.{index}", heads, dropout
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.cross = CrossAttention(width, width, heads, dropout=dropout)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.drop = Dropout(dropout)
+
+    def forward(
+        self, f_BTD: Tensor, walk, k_IHNd: Tensor, v_IHNd: Tensor, bias: Tensor | None, aux: dict | None
+    ) -> Tensor:
+        f_BTD = f_BTD + self.drop(self._attend(self.norm1(f_BTD), walk))
+        f_BTD = f_BTD + self.drop(self.cross(self.norm2(f_BTD), k_IHNd, v_IHNd, bias, aux))
+        inner_BTE = F.gelu(self.fc1(self.norm3(f_BTD)), approximate="tanh")
+        return f_BTD + self.drop(self.fc2(inner_BTE))
+
+    def _attend(self, f_BTD: Tensor, walk) -> Tensor:
+        qkv_BTHd = (x_BTD.unflatten(-1, (self.heads, -1)) for x_BTD in self.qkv(f_BTD).chunk(3, dim=-1))
+        q_BHTd, k_BHTd, v_BHTd = (x_BTHd.transpose(1, 2) for x_BTHd in qkv_BTHd)
+        dropout = self.dropout if self.training else 0.0
+        read_BTD = self_attention(q_BHTd, k_BHTd, v_BHTd, walk, self.slot, q_BHTd.shape[-1] ** -0.5, dropout)
+        return self.out(read_BTD)
+
+
+def _check(layers: int, head: str, self_ensemble: bool, wg: str, wf_init: str) -> None:
+    if layers < 1:
+        raise UserError(f"fusion.layers must be at least 1; got {layers}.")
+    if head not in ("separate", "shared"):
+        raise UserError(f"fusion.head must be separate (the paper's W_G and W_F) or shared (grafting); got {head!r}.")
+    if wg not in ("tied", "copy_frozen", "copy_trained"):
+        raise UserError(f"fusion.wg must be tied, copy_frozen or copy_trained; got {wg!r}.")
+    if wf_init not in ("normal", "zero"):
+        raise UserError(f"fusion.wf_init must be normal or zero; got {wf_init!r}.")
+    if wf_init == "zero" and not self_ensemble:
+        raise UserError("fusion.wf_init=zero without fusion.self_ensemble gives constant logits; use wf_init=normal.")
