@@ -106,8 +106,9 @@ class Captioner(lightning.LightningModule):
         hidden_BTD, terms = self.fusion.learn(self.language, self.memory(batch), batch.text)
         target_BT = batch.text.targets()[:, 1:]
         logits_XV = self.fusion.readout(self.language, hidden_BTD[target_BT])
-        loss = F.cross_entropy(logits_XV.float(), batch.text.ids_BT[:, 1:][target_BT])
-        return loss, target_BT.sum(), terms
+        total = F.cross_entropy(logits_XV.float(), batch.text.ids_BT[:, 1:][target_BT], reduction="sum")
+        targets = target_BT.sum()
+        return total / targets.clamp_min(1), targets, terms  # 0 where documents have pictures only
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         loss, targets, terms = self.losses(batch)

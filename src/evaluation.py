@@ -150,7 +150,7 @@ def split_loss(parts: Parts, split: str) -> float:
         with captioner.autocast():
             loss, targets = captioner.loss(batch)
         total, count = total + loss.item() * int(targets), count + int(targets)
-    return total / count
+    return total / max(1, count)
 
 
 @torch.no_grad()

@@ -77,6 +77,16 @@ def test_loss_is_the_mean_over_real_next_tokens(name):
     assert int(targets) == len(terms) == 18
 
 
+def test_a_batch_without_targets_costs_nothing():
+    """Documents of pictures alone: neither the loss nor a gradient becomes nan."""
+    model, batch = make_captioner("cross_attention"), make_batch()
+    batch.text.target_BT = torch.zeros_like(batch.text.valid_BT)
+    loss, targets = model.loss(batch)
+    loss.backward()
+    assert loss.item() == 0 and int(targets) == 0
+    assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("name", FUSIONS)
 def test_exactly_the_regimes_parameters_train(name, regime):

@@ -263,6 +263,17 @@ def test_without_gates_it_does_not_start_at_the_language_model():
     assert fusion.scalars() == {} and not any(n.endswith(("alpha", "beta")) for n, _ in fusion.named_parameters())
 
 
+def test_open_gates_start_where_they_are_told():
+    language, text = make_language(), document()
+    fusion = small(language, "fusion.gate_init=0.5", nudged=False)
+    assert not fusion.preserves_lm_at_init
+    assert list(fusion.scalars().values()) == pytest.approx([math.tanh(0.5)] * 2 * len(fusion.layers))
+    plain = language.hidden(text.ids_BT, text.valid_BT)
+    assert (hidden(fusion, language, pictures(), text) - plain).abs().max() > 1e-3
+    with pytest.raises(UserError, match=r"fusion\.gate_init=0\.5 needs fusion\.gate=true"):
+        small(language, "fusion.gate=false", "fusion.gate_init=0.5")
+
+
 def test_scalars_are_named_by_block():
     fusion = small(make_language(), "fusion.every=2")
     fusion.layers[1].alpha.data.fill_(0.3)
@@ -624,6 +635,6 @@ def test_wrong_options_are_named(option, message):
 
 
 def test_a_gated_layer_has_scalar_gates_at_zero():
-    layer = GatedCrossAttention(8, 6, heads=2, head_width=4, ffw_ratio=2, activation="sqrelu", gate=True)
+    layer = GatedCrossAttention(8, 6, heads=2, head_width=4, ffw_ratio=2, activation="sqrelu", gate=0.0)
     assert layer.alpha.shape == layer.beta.shape == () and layer.alpha == layer.beta == 0
     assert not any("bias" in name for name, _ in layer.named_parameters() if "norm" not in name)

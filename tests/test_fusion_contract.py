@@ -24,6 +24,7 @@ VARIANTS = [
     ("vcgpt", ("fusion.self_ensemble=false",)),
     ("flamingo", ("fusion.last_image=false", "fusion.every=2")),
     ("flamingo", ("fusion.gate=false", "fusion.activation=gelu", "fusion.resampler_width=16")),
+    ("flamingo", ("fusion.gate_init=1.0",)),
     ("coca", ("fusion.pool=parallel", "fusion.n_uni=2")),
 ]
 

@@ -13,7 +13,7 @@ Alayrac et al. 2022, "Flamingo: a Visual Language Model for Few-Shot Learning", 
 
     gated xattn-dense, before every block l with l mod n = 0       y: hidden states (T, D)
         y = y + tanh(alpha) * A V W_o               q = LN y, kv = Z; A = softmax(q k / sqrt(d)) over allowed latents
-        y = y + tanh(beta) * FFW(LN y)              alpha = beta = 0 at the start: exactly the language model
+        y = y + tanh(beta) * FFW(LN y)              alpha = beta = gate_init; at 0 exactly the language model
 
     FFW(x) = W_2 relu(W_1 x)^2                      inner width 4 D; no biases
 
@@ -83,6 +83,7 @@ class Flamingo(Fusion):
         max_frames: int,
         last_image: bool,
         gate: bool,
+        gate_init: float,
     ):
         super().__init__(vision, language)
         _check_counts(
@@ -96,16 +97,19 @@ class Flamingo(Fusion):
             max_frames=max_frames,
         )
         _check_choices(activation, last_image, gate)
+        if not gate and gate_init != 0:
+            raise UserError(f"fusion.gate_init={gate_init} needs fusion.gate=true.")
         if latents_std <= 0:
             raise UserError(f"fusion.latents_std must be above 0; got {latents_std}.")
         self.every, self.latents, self.last_image = every, latents, last_image
-        self.preserves_lm_at_init = gate
+        self.preserves_lm_at_init = gate and gate_init == 0
         shape = {"heads": heads, "head_width": head_width, "ffw_ratio": ffw_ratio, "activation": activation}
         width = resampler_width or vision.width
         self.project = nn.Identity() if width == vision.width else nn.Linear(vision.width, width, bias=False)
         self.resampler = Resampler(width, latents, latents_std, resampler_layers, max_frames, **shape)
         self.layers = nn.ModuleList(
-            GatedCrossAttention(language.width, width, gate=gate, **shape) for _ in range(0, language.layers, every)
+            GatedCrossAttention(language.width, width, gate=gate_init if gate else None, **shape)
+            for _ in range(0, language.layers, every)
         )
         gpt2_init(self)
         self.undecayed = tuple(f"resampler.{name}" for name, _ in self.resampler.named_parameters(recurse=False))
@@ -205,7 +209,7 @@ def allowed_pictures(phi_BT: Tensor, image_valid_BM: Tensor, last_image: bool) -
 
 
 class GatedCrossAttention(nn.Module):
-    """y + tanh(alpha) * Attention(LN y, Z), then y + tanh(beta) * FFW(LN y); alpha and beta start at 0."""
+    """y + tanh(alpha) * Attention(LN y, Z), then y + tanh(beta) * FFW(LN y); ``gate``: their start, None without."""
 
     def __init__(
         self,
@@ -215,14 +219,14 @@ class GatedCrossAttention(nn.Module):
         head_width: int,
         ffw_ratio: int,
         activation: str,
-        gate: bool,
+        gate: float | None,
     ):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.cross = CrossAttention(width, source_width, heads, head_width, bias=False)
         self.feed = FeedForward(width, ffw_ratio, activation)
-        self.alpha = nn.Parameter(torch.zeros(())) if gate else None
-        self.beta = nn.Parameter(torch.zeros(())) if gate else None
+        self.alpha = None if gate is None else nn.Parameter(torch.tensor(float(gate)))
+        self.beta = None if gate is None else nn.Parameter(torch.tensor(float(gate)))
 
     def forward(
         self, y_BTD: Tensor, k_IHSd: Tensor, v_IHSd: Tensor, bias: Tensor | None, reads_BT1: Tensor, aux: dict | None
