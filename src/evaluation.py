@@ -176,6 +176,7 @@ def report(parts: Parts, result: Evaluation, folder: Path, cost: dict, samples: 
         "split": result.split,
         "pictures": len(result.rows),
         "references_sha256": parts.data.fingerprint(result.split),
+        "decoding": {"method": type(parts.captioner.decoder).__name__, **vars(parts.captioner.decoder)},
         "scores": result.scores,
         "cost": {**cost, "captions_per_second": result.captions_per_second},
     }

@@ -26,7 +26,8 @@ def main(cfg: DictConfig) -> float | None:
     run = Path(HydraConfig.get().runtime.output_dir)
     print(f"run folder: {run}", flush=True)
     OmegaConf.save(cfg, run / "config.yaml", resolve=True)
-    records.write_json(run / "environment.json", records.environment())
+    chosen = {group: name for group, name in HydraConfig.get().runtime.choices.items() if "/" not in group}
+    records.write_json(run / "environment.json", {**records.environment(), "choices": chosen})
 
     from src.build import build, load_weights, parameter_counts
     from src.cost import peak_memory_mb, training_flops

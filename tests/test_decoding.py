@@ -57,7 +57,7 @@ def best_by_brute_force(step: History, picture: int, longest: int, alpha: float)
     """The ended caption of the highest score among all captions of at most ``longest`` tokens, end token included."""
     best, best_score = None, -float("inf")
     others = [token for token in range(V) if token != EOS]
-    for length in range(1, longest + 1):
+    for length in range(2, longest + 1):  # an empty caption is none
         for body in itertools.product(others, repeat=length - 1):
             logp, seen = 0.0, (BOS,)
             for token in (*body, EOS):
@@ -96,10 +96,24 @@ def test_greedy_takes_the_most_probable_token_and_stops():
     step = History(pictures=5)
     for picture, row in enumerate(run(Greedy(7), step)):
         seen = (BOS,)
-        for token in row:
-            assert token == step.logits(picture, seen).argmax()
+        for place, token in enumerate(row):
+            logits = step.logits(picture, seen)
+            if not place:
+                logits[EOS] = -torch.inf
+            assert token == logits.argmax()
             seen = (*seen, token)
         assert len(row) == 7 or step.logits(picture, seen).argmax() == EOS
+
+
+@pytest.mark.parametrize("decoder", [Greedy(6), BeamSearch(6, 3, 0.0), Sample(6, 1.0, 0, 1.0, seed=0)])
+def test_no_caption_is_empty(decoder):
+    """Even where the end token is the most probable one at once, as for a model that does not know what it sees."""
+
+    class Silent(History):
+        def logits(self, picture, tokens):
+            return super().logits(picture, tokens) + 20 * (torch.arange(V) == EOS)
+
+    assert [len(row) for row in run(decoder, Silent(pictures=4))] == [1] * 4
 
 
 def test_finished_rows_leave_the_batch():
@@ -120,7 +134,7 @@ def test_sampling_repeats_with_its_seed_and_follows_the_probabilities():
     assert run(Sample(5, seed=4, **options), step) == run(Sample(5, seed=4, **options), step)
     first = [run(Sample(1, seed=s, **options), step)[0] for s in range(600)]
     drawn = torch.tensor([sum(row == [token] for row in first) / 600 for token in range(V) if token != EOS])
-    want = (step.logits(0, (BOS,)) / 0.7).softmax(-1)[[0, 2, 3, 4]]
+    want = (step.logits(0, (BOS,))[[0, 2, 3, 4]] / 0.7).softmax(-1)
     assert (drawn - want).abs().max() < 0.07
 
 

@@ -23,6 +23,13 @@ def check_length(max_tokens: int) -> None:
         raise UserError(f"decode.max_tokens must be at least 1; got {max_tokens}.")
 
 
+def something(logits_BV: Tensor, eos: int) -> Tensor:
+    """The first step's logits without the end token. Summed log-probabilities favour short captions, and where a model
+    does not know what to say the empty one is the most probable of all (Stahlberg & Byrne 2019, arXiv 1908.10090).
+    """
+    return logits_BV.index_fill(-1, torch.tensor([eos], device=logits_BV.device), -torch.inf)
+
+
 def next_column(ids_B: Tensor, phi_B: Tensor) -> Text:
     """One new token per row; it looks at the picture that the row looked at last."""
     return Text(ids_B[:, None], torch.ones_like(ids_B, dtype=torch.bool)[:, None], phi_B[:, None])
@@ -34,15 +41,16 @@ def roll_out(
     """Extend every row of ``prompt`` (I, T) with ``choose(logits_BV) -> ids_B`` until ``eos`` or ``max_tokens``.
 
     ``extra``: cache columns that the fusion needs besides the tokens. Finished rows leave the batch, so late steps are
-    cheap. Returns the new ids of each row, without ``eos``.
+    cheap. Returns the new ids of each row, at least one, without ``eos``.
     """
     rows = len(prompt.ids_BT)
     found: list[list[int]] = [[] for _ in range(rows)]
     cache = Cache(rows, prompt.ids_BT.shape[1] + extra + max_tokens)
     active_B = torch.arange(rows, device=prompt.ids_BT.device)
     phi_B, text = prompt.phi_BT[:, -1], prompt
-    for _ in range(max_tokens):
-        ids_B = choose(step(memory, text, cache))
+    for length in range(max_tokens):
+        logits_BV = step(memory, text, cache)
+        ids_B = choose(logits_BV if length else something(logits_BV, eos))
         going_B = ids_B != eos
         for row, token in zip(active_B[going_B].tolist(), ids_B[going_B].tolist(), strict=True):
             found[row].append(token)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from src.contracts import Memory, Text, UserError
-from src.decoding.base import Step, check_length, next_column
+from src.decoding.base import Step, check_length, next_column, something
 from src.layers.cache import Cache
 
 
@@ -53,7 +53,7 @@ class _Search:
 
     def start(self, logits_IV: Tensor) -> None:
         """First tokens: the K best continuations of each prompt."""
-        score_IV = logits_IV.float().log_softmax(-1)
+        score_IV = something(logits_IV.float().log_softmax(-1), self.eos)
         I, V = score_IV.shape
         width = min(2 * self.K, V)
         score_IW, token_IW = score_IV.topk(width)

@@ -1,0 +1,168 @@
+"""Finished runs, read back from their folders, and grouped into arms: runs that differ in nothing but the seed."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from src.errors import UserError
+from src.records import run_config
+
+# What may differ between runs of one arm: it changes neither what is learnt nor how it is scored.
+INCIDENTAL = ("seed", "name", "resume", "samples", "logger", "data.workers", "data.root", "data.cache_dir", "decode")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, or one of its evaluations.
+
+    ``config``: flat, "fusion.tau" -> value; ``metrics``, ``environment``: the JSON files as they are; ``rows``:
+    predictions.jsonl, one dict per picture (id, caption, references, per-image scores).
+    """
+
+    folder: Path
+    config: dict
+    metrics: dict
+    environment: dict
+    rows: list[dict] = field(repr=False)
+
+    @property
+    def seed(self) -> int:
+        return self.config["seed"]
+
+    @property
+    def scores(self) -> dict[str, float | None]:
+        return self.metrics["scores"]
+
+    @property
+    def fusion(self) -> str:
+        """The word after ``fusion=``."""
+        return self.environment.get("choices", {}).get("fusion") or self.config["fusion._target_"].split(".")[-2]
+
+    @cached_property
+    def settings(self) -> dict:
+        """The configuration without what is incidental: equal for all seeds of an arm."""
+        return {
+            key: value
+            for key, value in self.config.items()
+            if not any(key == one or key.startswith(f"{one}.") for one in INCIDENTAL)
+        }
+
+    def curve(self, column: str) -> list[tuple[int, float]]:
+        """(step, value) of one column of the training log, such as "val/loss"; empty where it was not logged."""
+        path = self.folder / "log" / "metrics.csv"
+        if not path.is_file():
+            return []
+        with open(path, newline="", encoding="utf-8") as file:
+            return [(int(row["step"]), float(row[column])) for row in csv.DictReader(file) if row.get(column)]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs of one setting, ordered by seed. ``label``: what tells it from the other arms that it is compared with."""
+
+    label: str
+    runs: tuple[Run, ...]
+
+
+def find_runs(patterns: str | Iterable[str], evaluation: str | None = None) -> list[Run]:
+    """Every finished run in the folders that ``patterns`` name (a folder, a folder of runs, or a glob), sorted.
+
+    ``evaluation``: read the results in ``<run>/evaluate/<evaluation>`` (``src.evaluate`` wrote them) instead of the
+    run's own. Raises UserError if there is none, or if a file is damaged.
+    """
+    patterns = [patterns] if isinstance(patterns, str) else [str(pattern) for pattern in patterns]
+    named = [Path(path) for pattern in patterns for path in glob.glob(str(Path(pattern).expanduser()))]
+    folders = sorted({run for path in named for run in _run_folders(path)})
+    results = folders if evaluation is None else [folder / "evaluate" / evaluation for folder in folders]
+    runs = [
+        _read(folder, result)
+        for folder, result in zip(folders, results, strict=True)
+        if (result / "metrics.json").is_file()
+    ]
+    if not runs:
+        what = "a finished run" if evaluation is None else f"a run with evaluate/{evaluation}"
+        raise UserError(f"runs={','.join(patterns)} names no folder of {what}; a finished run has metrics.json.")
+    return runs
+
+
+def group(runs: Sequence[Run]) -> list[Arm]:
+    """Arms in the order of their first run. Raises UserError if an arm has a seed twice."""
+    arms: list[list[Run]] = []
+    for run in runs:
+        own = next((arm for arm in arms if arm[0].settings == run.settings), None)
+        if own is None:
+            arms.append(own := [])
+        own.append(run)
+    labels = _labels([arm[0] for arm in arms])
+    for arm in arms:
+        arm.sort(key=lambda run: run.seed)
+        for one, other in zip(arm, arm[1:], strict=False):
+            if one.seed == other.seed:
+                raise UserError(f"{one.folder} and {other.folder} are the same setting and seed; leave one out.")
+    return [Arm(label, tuple(arm)) for label, arm in zip(labels, arms, strict=True)]
+
+
+def _run_folders(path: Path) -> list[Path]:
+    """``path`` itself if it is a run folder, else the run folders anywhere below it."""
+    if (path / "config.yaml").is_file():
+        return [path]
+    return [found.parent for found in path.rglob("config.yaml")] if path.is_dir() else []
+
+
+def _read(folder: Path, result: Path) -> Run:
+    from omegaconf import OmegaConf
+
+    environment = folder / "environment.json"
+    return Run(
+        folder,
+        dict(_flat(OmegaConf.to_container(run_config(folder)))),
+        _json(result / "metrics.json"),
+        _json(environment) if environment.is_file() else {},
+        _rows(result / "predictions.jsonl"),
+    )
+
+
+def _flat(node, key: str = ""):
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _flat(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node
+
+
+def _json(path: Path):
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run src.evaluate on this run again.") from None
+
+
+def _rows(path: Path) -> list[dict]:
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); run src.evaluate on this run again.") from None
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    """The fusion's name, and the settings in which arms of one fusion differ from one another."""
+    labels = []
+    for run in runs:
+        peers = [other for other in runs if other.fusion == run.fusion]
+        keys = sorted({key for other in peers for key in (*run.settings, *other.settings) if _differs(key, run, other)})
+        keys = [key for key in keys if not key.endswith("._target_")] or keys
+        parts = [f"{key.removeprefix('fusion.')}={run.settings.get(key)}" for key in keys]
+        labels.append(" ".join([run.fusion, *parts]))
+    return labels
+
+
+def _differs(key: str, one: Run, other: Run) -> bool:
+    return one.settings.get(key) != other.settings.get(key)
