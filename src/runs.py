@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import glob
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -102,7 +103,7 @@ def group(runs: Sequence[Run]) -> list[Arm]:
     labels = _labels([arm[0] for arm in arms])
     for arm in arms:
         arm.sort(key=lambda run: run.seed)
-        for one, other in zip(arm, arm[1:], strict=False):
+        for one, other in itertools.pairwise(arm):
             if one.seed == other.seed:
                 raise UserError(f"{one.folder} and {other.folder} are the same setting and seed; leave one out.")
     return [Arm(label, tuple(arm)) for label, arm in zip(labels, arms, strict=True)]
