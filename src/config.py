@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import inspect
-from collections.abc import Iterator
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -67,6 +69,33 @@ def _check_source(source: Source, fusion: Fusion, test_split: str) -> None:
             raise UserError(
                 f"The data has no split {split!r}, only {', '.join(source.splits())}; see test_split= and data=."
             )
+
+
+# Neither what is learnt nor how it is scored depends on these.
+INCIDENTAL = ("name", "resume", "samples", "logger", "data.workers", "data.root", "data.cache_dir")
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """sha256 of everything that a run's results depend on: equal for the same run asked for twice."""
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    plain.pop("hydra", None)
+    plain = OmegaConf.to_container(OmegaConf.create({**plain, "name": ""}), resolve=True)
+    flat = {key: value for key, value in flatten(plain) if not is_below(key, INCIDENTAL)}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def flatten(node, key: str = "") -> Iterator[tuple[str, object]]:
+    """Nested dictionaries as ("a.b", value) pairs."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from flatten(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node
+
+
+def is_below(key: str, tops: Iterable[str]) -> bool:
+    """Whether a flat key is one of ``tops`` or inside one."""
+    return any(key == top or key.startswith(f"{top}.") for top in tops)
 
 
 def use_previous_language(cfg: DictConfig) -> DictConfig:

@@ -19,13 +19,21 @@ WARMUP_STEPS = 5  # not counted: allocation, first use of kernels
 
 
 class CostMeter(lightning.Callback):
-    """Seconds per step, waiting for data included; pictures seen, and a digest of which ones in which order."""
+    """Seconds per step, waiting for data included; pictures seen, and a digest of which ones in which order.
+
+    All of it goes on where it stood when training is resumed.
+    """
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.pictures = 0
-        self._batches = hashlib.sha256()
+        self.total = 0.0
+        self._batches = ""
+        self._started: float | None = None
         self._last: float | None = None
+
+    def on_train_start(self, trainer, module) -> None:
+        self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer, module, outputs, batch: Batch, index: int) -> None:
         now = time.perf_counter()
@@ -33,18 +41,37 @@ class CostMeter(lightning.Callback):
             self.seconds.append(now - self._last)
         self._last = now
         self.pictures += len(batch.ids)
-        self._batches.update("\n".join(batch.ids).encode())
+        self._batches = hashlib.sha256("\n".join([self._batches, *batch.ids]).encode()).hexdigest()
 
     def on_validation_end(self, trainer, module) -> None:
         self._last = None  # the pause of a validation belongs to no step
 
+    def on_train_end(self, trainer, module) -> None:
+        self.total, self._started = self._so_far(), None
+
+    def _so_far(self) -> float:
+        return self.total + (time.perf_counter() - self._started if self._started else 0.0)
+
+    def state_dict(self) -> dict:
+        return {
+            "seconds": self.seconds,
+            "pictures": self.pictures,
+            "total": self._so_far(),
+            "batches": self._batches,
+        }
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.seconds, self.pictures = list(state_dict["seconds"]), state_dict["pictures"]
+        self.total, self._batches = state_dict["total"], state_dict["batches"]
+
     def summary(self) -> dict:
-        """Median step time in milliseconds (None where nothing was measured), pictures seen, digest of the batches."""
+        """Seconds of training, median step in milliseconds (None where nothing was measured), pictures, digest."""
         steady = self.seconds[WARMUP_STEPS:]
         return {
+            "train_seconds": self.total,
             "step_ms": 1000 * statistics.median(steady) if steady else None,
             "pictures_seen": self.pictures,
-            "batches_sha256": self._batches.hexdigest(),  # equal in two runs that were fed alike
+            "batches_sha256": self._batches,  # equal in two runs that were fed alike
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from src.sheet import write_sheet
 from src.text.scene_language import Scene
 
 CAPTIONS = 5  # of a picture, in retrieval
+LOOKING = ("truth", "CIDEr-D")  # scores that fall to the level of a blind model when pictures are shuffled
 
 
 @dataclass
@@ -45,7 +47,8 @@ def evaluate(parts: Parts, split: str) -> Evaluation:
         return evaluate_documents(parts, split)
     predictions, speed = _captions(parts, parts.data.pictures(split), split)
     result = score_captions(parts, split, predictions, speed)
-    result.scores = {"loss": split_loss(parts, split), **result.scores}
+    loss = split_loss(parts, split)
+    result.scores = {"loss": loss, "perplexity": math.exp(loss), **result.scores}
     if parts.captioner.fusion.retrieves:
         result.scores |= retrieval_scores(parts, split)
     return result
@@ -123,20 +126,38 @@ def _captions(
 
 
 def score_captions(parts: Parts, split: str, predictions: dict[str, str], speed: float | None) -> Evaluation:
-    """Standard scores against the references; on scenes also whether captions are true."""
+    """Standard scores against the references; on scenes also whether captions are true.
+
+    "gap/" scores: minus the same score with shuffled pictures; 0 for a captioner that does not look.
+    """
     references = parts.data.references(split)
-    scores = CaptionScorer(references).score(predictions)
-    corpus, per_image = scores.corpus, scores.per_image
+    scorer = CaptionScorer(references)
     scenes = {e.id: Scene.from_dict(e.extra["scene"]) for e in parts.data.examples(split) if "scene" in e.extra}
-    if scenes:
-        truth = truth_scores(predictions, scenes)
-        corpus = {**truth.corpus, **corpus}
-        per_image = {id: {**truth.per_image[id], **scores} for id, scores in per_image.items()}
+    corpus, per_image = _scores(scorer, scenes, predictions)
+    shuffled, _ = _scores(scorer, scenes, exchange(predictions, parts.data.seed))
+    corpus |= {f"gap/{name}": corpus[name] - shuffled[name] for name in LOOKING if name in corpus}
     rows = [
         {"id": id, "caption": caption, "references": list(references[id]), **per_image[id]}
         for id, caption in predictions.items()
     ]
     return Evaluation(split, corpus, rows, speed)
+
+
+def _scores(scorer: CaptionScorer, scenes: dict[str, Scene], predictions: dict[str, str]) -> tuple[dict, dict]:
+    """Scores of the corpus, and of each picture by id."""
+    scores = scorer.score(predictions)
+    if not scenes:
+        return dict(scores.corpus), scores.per_image
+    truth = truth_scores(predictions, scenes)
+    per_image = {id: {**truth.per_image[id], **own} for id, own in scores.per_image.items()}
+    return {**truth.corpus, **scores.corpus}, per_image
+
+
+def exchange(predictions: dict[str, str], seed: int) -> dict[str, str]:
+    """Every picture gets the caption of another one, which is what it would get if the pictures were shuffled."""
+    ids = list(predictions)
+    Random(seed).shuffle(ids)
+    return {id: predictions[other] for id, other in zip(ids, ids[1:] + ids[:1], strict=True)}
 
 
 @torch.no_grad()

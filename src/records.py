@@ -3,7 +3,8 @@
 config.yaml         the resolved configuration            environment.json   commit, versions, machine, command
 tokenizer/          the tokenizer                         checkpoints/       best.ckpt, last.ckpt
 metrics.json        {"split", "scores", "cost", ...}      predictions.jsonl  id, caption, references, per-image scores
-samples.png         pictures with captions                metrics.csv        losses over the steps
+samples.png         pictures with captions                log/metrics.csv    losses over the steps
+result.json         {"score", "value"}: written last, so its presence says that the run is complete
 """
 
 from __future__ import annotations

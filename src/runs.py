@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from src.config import INCIDENTAL, flatten, is_below
 from src.errors import UserError
 from src.records import run_config
 
-# What may differ between runs of one arm: it changes neither what is learnt nor how it is scored.
-INCIDENTAL = ("seed", "name", "resume", "samples", "logger", "data.workers", "data.root", "data.cache_dir", "decode")
+# What may differ between runs of one arm. How they decode is looked at by src.compare, which knows what was scored.
+WITHIN_ARM = ("seed", "decode", *INCIDENTAL)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class Run:
         return self.metrics["scores"]
 
     @property
+    def batches_sha256(self) -> str | None:
+        """Which pictures it was trained on, in which order; the run itself knows it, its evaluations do not."""
+        own = self.folder / "metrics.json"
+        return (_json(own) if own.is_file() else self.metrics).get("cost", {}).get("batches_sha256")
+
+    @property
     def fusion(self) -> str:
         """The word after ``fusion=``."""
         return self.environment.get("choices", {}).get("fusion") or self.config["fusion._target_"].split(".")[-2]
@@ -48,19 +55,16 @@ class Run:
     @cached_property
     def settings(self) -> dict:
         """The configuration without what is incidental: equal for all seeds of an arm."""
-        return {
-            key: value
-            for key, value in self.config.items()
-            if not any(key == one or key.startswith(f"{one}.") for one in INCIDENTAL)
-        }
+        return {key: value for key, value in self.config.items() if not is_below(key, WITHIN_ARM)}
 
     def curve(self, column: str) -> list[tuple[int, float]]:
         """(step, value) of one column of the training log, such as "val/loss"; empty where it was not logged."""
-        path = self.folder / "log" / "metrics.csv"
-        if not path.is_file():
-            return []
-        with open(path, newline="", encoding="utf-8") as file:
-            return [(int(row["step"]), float(row[column])) for row in csv.DictReader(file) if row.get(column)]
+        points: dict[int, float] = {}
+        for path in [*sorted((self.folder / "log").glob("before-*.csv")), self.folder / "log" / "metrics.csv"]:
+            if path.is_file():  # of a resumed run, the later file knows better
+                with open(path, newline="", encoding="utf-8") as file:
+                    points |= {int(row["step"]): float(row[column]) for row in csv.DictReader(file) if row.get(column)}
+        return sorted(points.items())
 
 
 @dataclass(frozen=True)
@@ -113,35 +117,45 @@ def _run_folders(path: Path) -> list[Path]:
     """``path`` itself if it is a run folder, else the run folders anywhere below it."""
     if (path / "config.yaml").is_file():
         return [path]
-    return [found.parent for found in path.rglob("config.yaml")] if path.is_dir() else []
+    found = (file.parent for file in path.rglob("config.yaml")) if path.is_dir() else ()
+    return [folder for folder in found if "~" not in folder.name]  # ~1: an attempt that a sweep made again
 
 
 def _read(folder: Path, result: Path) -> Run:
-    from omegaconf import OmegaConf
-
     environment = folder / "environment.json"
+    metrics = _json(result / "metrics.json")
+    if not isinstance(metrics.get("scores"), dict):
+        raise UserError(f"{result / 'metrics.json'} holds no scores; run src.evaluate on this run again.")
     return Run(
         folder,
-        dict(_flat(OmegaConf.to_container(run_config(folder)))),
-        _json(result / "metrics.json"),
+        _config(folder),
+        metrics,
         _json(environment) if environment.is_file() else {},
         _rows(result / "predictions.jsonl"),
     )
 
 
-def _flat(node, key: str = ""):
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _flat(value, f"{key}.{name}" if key else str(name))
-    else:
-        yield key, node
+def _config(folder: Path) -> dict:
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
 
-
-def _json(path: Path):
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        config = dict(flatten(OmegaConf.to_container(run_config(folder))))
+    except (YAMLError, OSError, ValueError) as error:
+        raise UserError(f"{folder / 'config.yaml'} cannot be read ({' '.join(str(error).split())}).") from None
+    if not {"seed", "fusion._target_"} <= config.keys():
+        raise UserError(f"{folder / 'config.yaml'} names no seed and fusion, so it is not that of a training run.")
+    return config
+
+
+def _json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); run src.evaluate on this run again.") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} should hold an object; run src.evaluate on this run again.")
+    return content
 
 
 def _rows(path: Path) -> list[dict]:
@@ -159,8 +173,10 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         peers = [other for other in runs if other.fusion == run.fusion]
         keys = sorted({key for other in peers for key in (*run.settings, *other.settings) if _differs(key, run, other)})
-        keys = [key for key in keys if not key.endswith("._target_")] or keys
-        parts = [f"{key.removeprefix('fusion.')}={run.settings.get(key)}" for key in keys]
+        short = [key for key in keys if not key.endswith("._target_")]
+        # A class is left out of the label where the other settings tell the arms apart.
+        alone = all(any(_differs(key, run, other) for key in short) for other in peers if other is not run)
+        parts = [f"{key.removeprefix('fusion.')}={run.settings.get(key)}" for key in (short if alone else keys)]
         labels.append(" ".join([run.fusion, *parts]))
     return labels
 

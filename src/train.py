@@ -6,7 +6,6 @@ python -m src.train -m fusion=blind,cross_attention,clipcap,srau seed=0,1
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import hydra
@@ -37,15 +36,16 @@ def main(cfg: DictConfig) -> float | None:
     counts = parameter_counts(parts.captioner)
     print(f"parameters: {counts['trainable']:,} trainable of {counts['total']:,}", flush=True)
     trainer, meter = make_trainer(cfg, run, parts.data.batches_per_update)
-    started = time.perf_counter()
     fit(trainer, parts, cfg)
-    cost = {"train_seconds": time.perf_counter() - started, **meter.summary(), "parameters": counts}
+    cost = {**meter.summary(), "parameters": counts}
     if not trainer.is_global_zero:
         return None
     load_weights(parts.captioner, records.checkpoint_path(run))
     cost["training_flops"] = training_flops(parts.captioner, next(iter(parts.data.val_dataloader())))
     cost["peak_memory_mb"] = peak_memory_mb()
-    return finish(parts, cfg, run, cost)
+    score, value = finish(parts, cfg, run, cost)
+    records.write_json(run / "result.json", {"score": score, "value": value})  # the last act: this run is complete
+    return value
 
 
 def make_trainer(cfg: DictConfig, run: Path, batches_per_update: int):
@@ -58,9 +58,10 @@ def make_trainer(cfg: DictConfig, run: Path, batches_per_update: int):
 
     import lightning
     from hydra.utils import instantiate
-    from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+    from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 
     from src.build import precision
+    from src.checkpoints import BestCheckpoint
     from src.cost import CostMeter
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements between our lines
@@ -68,7 +69,7 @@ def make_trainer(cfg: DictConfig, run: Path, batches_per_update: int):
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     meter = CostMeter()
     callbacks = [
-        ModelCheckpoint(run / "checkpoints", "best", "val/loss", save_last=True, enable_version_counter=False),
+        BestCheckpoint(run),
         LearningRateMonitor("step"),
         TQDMProgressBar(refresh_rate=20),
         meter,
@@ -96,15 +97,17 @@ def even_interval(wanted: int, steps: int) -> int:
 
 def fit(trainer, parts, cfg: DictConfig) -> None:
     """Train; a captioner without trainable parameters (blind with a frozen LM) is only saved as it is."""
+    from src.checkpoints import take_over
+
     if not parts.captioner.parameter_groups():
         trainer.strategy.connect(parts.captioner)
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt", weights_only=True)
         return
-    last = records.checkpoint_path(cfg.resume, "last") if cfg.resume else None
+    last = take_over(Path(cfg.resume), Path(trainer.default_root_dir)) if cfg.resume else None
     trainer.fit(parts.captioner, datamodule=parts.data, ckpt_path=last)
 
 
-def finish(parts, cfg: DictConfig, run: Path, cost: dict) -> float | None:
+def finish(parts, cfg: DictConfig, run: Path, cost: dict) -> tuple[str, float]:
     """Score the best checkpoint, write the results, show some captions. Returns the score that sweeps compare."""
     from src.evaluation import evaluate, report, split_loss
 
@@ -115,11 +118,12 @@ def finish(parts, cfg: DictConfig, run: Path, cost: dict) -> float | None:
             scores = {"loss": split_loss(one, "val")}
             records.write_json(folder / "metrics.json", {"split": "val", "scores": scores, "cost": cost})
             print(f"{name} val loss {scores['loss']:.4f} nats per token; use it with language.weights={run}".strip())
-            results.append(scores["loss"])
+            results.append(("loss", scores["loss"]))
         else:
             result = evaluate(one, cfg.test_split)
             report(one, result, folder, cost, cfg.samples)
-            results.append(result.scores.get("CIDEr-D", result.scores["loss"]))
+            score = "CIDEr-D" if "CIDEr-D" in result.scores else "loss"
+            results.append((score, result.scores[score]))
     return results[0]
 
 

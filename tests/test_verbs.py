@@ -79,6 +79,19 @@ def test_training_goes_on_from_the_last_checkpoint(trained, tmp_path):
     run("src.train", *SMOKE, "trainer.max_steps=6", f"resume={trained}", f"hydra.run.dir='{tmp_path}/more'")
     more = torch.load(tmp_path / "more" / "checkpoints" / "last.ckpt", weights_only=True)
     assert more["global_step"] == 6
+    costs = [json.loads((folder / "metrics.json").read_text())["cost"] for folder in (trained, tmp_path / "more")]
+    assert (
+        costs[0]["pictures_seen"] < costs[1]["pictures_seen"] and costs[0]["train_seconds"] < costs[1]["train_seconds"]
+    )
+    assert (tmp_path / "more" / "log" / "before-1.csv").read_text() == (trained / "log" / "metrics.csv").read_text()
+
+
+def test_a_resumed_run_equals_one_without_a_break(trained, tmp_path):
+    """Also where nothing better comes after the break: the best so far is still the best."""
+    run("src.train", *SMOKE, f"resume={trained}", f"hydra.run.dir='{tmp_path}/again'")
+    metrics = [json.loads((folder / "metrics.json").read_text()) for folder in (trained, tmp_path / "again")]
+    assert metrics[0]["scores"] == pytest.approx(metrics[1]["scores"])
+    assert metrics[0]["cost"]["batches_sha256"] == metrics[1]["cost"]["batches_sha256"]
 
 
 def test_language_pretraining_then_a_frozen_language_model(tmp_path):

@@ -1,0 +1,116 @@
+"""Sweeps by the real command: failures, a kill in the middle, and the same command given again."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+from test_verbs import SMOKE, run
+
+from src.records import run_config
+
+pytestmark = pytest.mark.slow
+SWEEP = ("-m", *SMOKE, "trainer.max_steps=2", "hydra.launcher.jobs=2")
+
+
+def results(folder) -> dict[str, float]:
+    return {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("*/result.json")}
+
+
+def start(*arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "src.train", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def processes_naming(text: str) -> list[str]:
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    return [line for line in listed.splitlines() if text in line]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lm")
+    run("src.train", "fusion=blind", *SMOKE, f"hydra.run.dir='{folder}'")
+    return folder
+
+
+def test_a_sweep_survives_a_failing_job_and_a_kill(pretrained, tmp_path):
+    """2 x 3 jobs; in one half of them the language model is missing at first."""
+    missing, sweep = tmp_path / "later", tmp_path / "sweep"
+    arguments = [*SWEEP, f"language.weights={pretrained},{missing}", "seed=0,1,2", f"hydra.sweep.dir='{sweep}'"]
+    arguments += ["fusion=clipcap"]
+
+    killed = start(*arguments)
+    while not results(sweep) and killed.poll() is None:
+        time.sleep(0.2)
+    first = results(sweep)
+    assert 1 <= len(first) < 3, killed.stdout.read()
+    killed.send_signal(signal.SIGINT)
+    said = killed.communicate(timeout=60)[0]
+    assert killed.returncode == 130 and "goes on where it stopped" in said
+    assert not processes_naming(str(sweep))  # no child outlives its sweep
+
+    answer = run("src.train", *arguments, ok=False)
+    assert answer.returncode == 1
+    second = results(sweep)
+    assert len(second) == 3 and first.items() <= second.items()  # what was finished was not run again
+    failed = [line for line in answer.stdout.splitlines() if "failed:" in line]
+    assert len(failed) == 3 and all(f"{missing} is not a run folder" in line for line in failed)
+    assert "3 of 6 jobs have results" in answer.stdout
+
+    missing.symlink_to(pretrained)
+    answer = run("src.train", *arguments)
+    third = results(sweep)
+    assert len(third) == 6 and second.items() <= third.items()
+    assert "6 of 6 jobs have results" in answer.stdout and "failed" not in answer.stdout
+    for name in third:
+        value = json.loads((sweep / name / "result.json").read_text())["value"]
+        assert any(name in line and f"{value:.4f}" in line for line in answer.stdout.splitlines())
+
+
+def test_a_job_that_was_cut_off_continues_and_its_first_attempt_is_kept(tmp_path):
+    arguments = [*SWEEP, "fusion=blind", "seed=0", f"hydra.sweep.dir='{tmp_path}'"]
+    run("src.train", *arguments)
+    (folder,) = tmp_path.glob("*/result.json")
+    folder = folder.parent
+    before = json.loads((folder / "metrics.json").read_text())["scores"]
+    (folder / "result.json").unlink()  # as if it had been killed after its last checkpoint
+    run("src.train", *arguments)
+    aside = folder.with_name(f"{folder.name}~1")
+    assert (aside / "checkpoints" / "last.ckpt").is_file()
+    assert run_config(folder).resume == str(aside)
+    assert json.loads((folder / "metrics.json").read_text())["scores"] == pytest.approx(before)
+
+
+def test_a_typo_is_found_before_any_job_starts(tmp_path):
+    answer = run("src.train", *SWEEP, "fusion=blind,srua", f"hydra.sweep.dir='{tmp_path}'", ok=False)
+    assert "srua" in answer.stderr and not list(tmp_path.glob("*/config.yaml"))
+
+
+def test_two_processes_train_together_inside_a_job(tmp_path):
+    ddp = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp"]
+    run("src.train", *SWEEP, *ddp, "fusion=blind", "seed=0", f"hydra.sweep.dir='{tmp_path}'")
+    assert len(results(tmp_path)) == 1 and len(list(tmp_path.glob("*/config.yaml"))) == 1
+
+
+def test_one_lease_per_gpu(monkeypatch):
+    import torch
+
+    from src.launch.hydra_plugins.process_pool import _leases
+
+    assert _leases(["0", "2,3"], None) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "2,3"}]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _leases(None, None) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
+    assert _leases(None, None) == [{"CUDA_VISIBLE_DEVICES": "5"}]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cores = len(os.sched_getaffinity(0))
+    assert _leases(None, 2) == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2
