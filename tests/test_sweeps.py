@@ -114,3 +114,48 @@ def test_one_lease_per_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cores = len(os.sched_getaffinity(0))
     assert _leases(None, 2) == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2
+
+
+# ------------------------------------------------------------------------------------------------- search and clusters
+def test_a_search_keeps_its_trials_and_goes_on(tmp_path):
+    pytest.importorskip("optuna")
+    arguments = ["-m", *SMOKE, "trainer.max_steps=2", "test_split=val", "hydra/sweeper=search", "hydra.sweeper.batch=1"]
+    arguments += ["fusion=clipcap", "regime.lr_fusion=tag(log,interval(1e-4,1e-2))", "optim.floor=choice(0.0,0.1)"]
+    arguments += [f"hydra.sweep.dir='{tmp_path}'"]
+    run("src.train", *arguments, "hydra.sweeper.trials=1")
+    first = results(tmp_path)
+    answer = run("src.train", *arguments, "hydra.sweeper.trials=2")
+    second = results(tmp_path)
+    assert len(first) == 1 and len(second) == 2 and first.items() <= second.items()
+    rates = [run_config(tmp_path / name).regime.lr_fusion for name in second]
+    assert len(set(rates)) == 2 and all(1e-4 <= rate <= 1e-2 for rate in rates)
+    best = max(json.loads((tmp_path / name / "result.json").read_text())["value"] for name in second)
+    assert f"best of 2 trials: {best:.4f}" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("seed=0",), "needs a dimension"),
+        (("seed=0,1", "hydra.sweeper.sampler=grid"), "must be tpe or random"),
+        (("seed=0,1", "hydra.sweeper.trials=0"), "at least 1"),
+    ],
+)
+def test_a_senseless_search_is_refused(arguments, sentence, tmp_path):
+    pytest.importorskip("optuna")
+    answer = run("src.train", "-m", "hydra/sweeper=search", *arguments, f"hydra.sweep.dir='{tmp_path}'", ok=False)
+    assert answer.returncode == 2 and sentence in answer.stderr
+
+
+def test_jobs_go_to_a_cluster_through_submitit(tmp_path):
+    """Its local executor stands in for SLURM."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    run(
+        "src.train",
+        *SWEEP[:-1],
+        "hydra/launcher=submitit_local",
+        "fusion=blind",
+        "seed=0",
+        f"hydra.sweep.dir='{tmp_path}'",
+    )
+    assert len(results(tmp_path)) == 1

@@ -69,8 +69,13 @@ class ProcessPool(Launcher):
         self.loader, self.config = hydra_context.config_loader, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Run all jobs; a table of them at the end. Exits with 1 if one failed, with 130 if it was interrupted."""
+        """Run all jobs; a table of them at the end. Exits with 130 if it was interrupted.
+
+        Asking a failed job for its return value, as Hydra's sweeper does at the end, exits with 1.
+        """
         jobs = self._plan(job_overrides, initial_job_idx)
+        folders = [job.folder for job in jobs]
+        jobs = list({job.folder: job for job in jobs}.values())  # a=1,1 is one job
         started = time.monotonic()
         with _interruptible():
             try:
@@ -79,9 +84,8 @@ class ProcessPool(Launcher):
                 print("interrupted: the same command goes on where it stopped.", file=sys.stderr, flush=True)
                 sys.exit(130)
         print(_table(jobs, causes, time.monotonic() - started), flush=True)
-        if causes:
-            sys.exit(1)
-        return [_returned(job) for job in jobs]
+        by_folder = {job.folder: _returned(job) for job in jobs}
+        return [by_folder[folder] for folder in folders]
 
     # ------------------------------------------------------------------------------------------------- what to run
     def _plan(self, job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
@@ -95,7 +99,7 @@ class ProcessPool(Launcher):
             folder = Path(cfg.hydra.sweep.dir) / f"{cfg.name}-{config_hash(cfg)[:8]}"
             jobs.append(Job(tuple(overrides), cfg, folder.absolute()))
         Singleton.set_state(saved)
-        return list({job.folder: job for job in jobs}.values())  # a=1,1 is one job
+        return jobs
 
     def _run_all(self, jobs: Sequence[Job]) -> dict[Path, str]:
         """The cause of every failure, by folder."""
@@ -249,9 +253,10 @@ def _cause(log: Path, status: int) -> str:
 
 
 def _returned(job: Job) -> JobReturn:
-    answer = JobReturn()
+    answer, result = JobReturn(), job.result()
     answer.overrides, answer.cfg, answer.working_dir = job.overrides, job.config, str(job.folder)
-    answer.status, answer.return_value = JobStatus.COMPLETED, job.result()["value"]
+    answer.status = JobStatus.FAILED if result is None else JobStatus.COMPLETED
+    answer.return_value = SystemExit(1) if result is None else result["value"]
     return answer
 
 
