@@ -4,8 +4,8 @@
         'regime.lr_fusion=tag(log, interval(1e-4, 1e-2))' 'fusion.tau=choice(0.0, 0.1, 0.2)' 'fusion.levels=range(1, 4)'
 
 An override with ``interval``, ``range`` or ``choice`` is a dimension of the search, all others hold for every trial.
-``test_split=val``: what a search has looked at is no test any more. Trials are kept in an SQLite file in the sweep's folder: the same command, given again, goes on where it stopped. Failed
-trials count as tried and are not repeated.
+``test_split=val``: what a search has looked at is no test any more. Trials are kept in an SQLite file in the sweep's
+folder: the same command, given again, goes on where it stopped. Failed trials count as tried and are not repeated.
 """
 
 from __future__ import annotations
