@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src.captioner import PARTS, Captioner, check_frozen
+from src.checkpoints import damage
 from src.config import data_sets, make
 from src.contracts import Language, Source, Tokenizer
 from src.data.mixture import Mixture
@@ -196,6 +197,9 @@ def _cpu_has_bf16() -> bool:
 
 
 def _load(path: Path) -> dict:
+    wrong = damage(path)
+    if wrong:
+        raise UserError(f"{path} is damaged ({wrong}); use another run, or train this one again.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:

@@ -68,6 +68,11 @@ def checkpoint_path(folder: Path | str, which: str = "best") -> Path:
     return path
 
 
+def resumable(folder: Path) -> bool:
+    """Whether a run has got far enough to be gone on with."""
+    return any((folder / "checkpoints" / f"{name}.ckpt").is_file() for name in ("last", "previous"))
+
+
 def environment() -> dict:
     """Commit, versions, machine and command of this process."""
     return {

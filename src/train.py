@@ -61,7 +61,7 @@ def make_trainer(cfg: DictConfig, run: Path, batches_per_update: int):
     from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 
     from src.build import precision
-    from src.checkpoints import BestCheckpoint
+    from src.checkpoints import BestCheckpoint, RandomState, SafeCheckpointIO
     from src.cost import CostMeter
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements between our lines
@@ -70,6 +70,7 @@ def make_trainer(cfg: DictConfig, run: Path, batches_per_update: int):
     meter = CostMeter()
     callbacks = [
         BestCheckpoint(run),
+        RandomState(),
         LearningRateMonitor("step"),
         TQDMProgressBar(refresh_rate=20),
         meter,
@@ -83,6 +84,7 @@ def make_trainer(cfg: DictConfig, run: Path, batches_per_update: int):
         default_root_dir=run,
         logger=instantiate(cfg.logger, save_dir=str(run)),
         callbacks=callbacks,
+        plugins=[SafeCheckpointIO()],
         enable_model_summary=False,
         check_val_every_n_epoch=None,  # validations are counted in steps
         **options,
@@ -97,13 +99,15 @@ def even_interval(wanted: int, steps: int) -> int:
 
 def fit(trainer, parts, cfg: DictConfig) -> None:
     """Train; a captioner without trainable parameters (blind with a frozen LM) is only saved as it is."""
-    from src.checkpoints import take_over
+    from src.checkpoints import take_over, unfinished
 
     if not parts.captioner.parameter_groups():
         trainer.strategy.connect(parts.captioner)
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt", weights_only=True)
         return
-    last = take_over(Path(cfg.resume), Path(trainer.default_root_dir)) if cfg.resume else None
+    run = Path(trainer.default_root_dir)
+    earlier = unfinished(cfg, run) if cfg.resume == "auto" else cfg.resume
+    last = take_over(Path(earlier), run) if earlier else None
     trainer.fit(parts.captioner, datamodule=parts.data, ckpt_path=last)
 
 

@@ -35,6 +35,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, open_dict
 
 from src.config import config_hash
+from src.records import resumable
 
 GRACE = 10.0  # seconds that a child has to end by itself after SIGTERM
 
@@ -139,7 +140,7 @@ class ProcessPool(Launcher):
         """Run one job to its end; the cause if it failed."""
         earlier = _set_aside(job.folder)
         job.folder.mkdir(parents=True)
-        resume = [f"resume='{earlier}'"] if earlier and (earlier / "checkpoints" / "last.ckpt").is_file() else []
+        resume = [f"resume='{earlier}'"] if earlier and resumable(earlier) else []
         command = [sys.executable, "-m", _module(), *_config_arguments(), *job.overrides, *resume]
         command.append(f"hydra.run.dir='{job.folder}'")
         log = job.folder / "stdout.log"
