@@ -41,7 +41,7 @@ class Run:
     def scores(self) -> dict[str, float | None]:
         return self.metrics["scores"]
 
-    @property
+    @cached_property
     def batches_sha256(self) -> str | None:
         """Which pictures it was trained on, in which order; the run itself knows it, its evaluations do not."""
         own = self.folder / "metrics.json"

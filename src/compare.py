@@ -1,0 +1,56 @@
+"""Compare finished runs: scores with intervals, differences with tests, as tables.
+
+python -m src.compare runs=runs/sweep
+python -m src.compare 'runs=[runs/a,runs/b]' baseline=clipcap evaluation=compositional
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, ListConfig
+
+from src.cli import verb
+from src.errors import UserError
+from src.records import write_json, write_text
+
+
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="compare")
+@verb
+def main(cfg: DictConfig) -> None:
+    """Print the comparison and write comparison.json, table.md, table.tex and table.csv."""
+    from src.comparison.arms import compare
+    from src.comparison.tables import csv_text, latex, markdown, plain, text
+    from src.runs import find_runs, group
+
+    arms = group(find_runs(_words(cfg.runs), None if cfg.evaluation is None else str(cfg.evaluation)))
+    comparison = compare(
+        arms,
+        scores=None if cfg.scores is None else _words(cfg.scores),
+        baseline=None if cfg.baseline is None else str(cfg.baseline),
+        resamples=_whole(cfg.resamples),
+        allow=_words(cfg.allow),
+    )
+    print(text(comparison))
+    folder = Path(str(cfg.output))
+    write_json(folder / "comparison.json", plain(comparison))
+    for name, content in {"table.md": markdown, "table.tex": latex, "table.csv": csv_text}.items():
+        write_text(folder / name, content(comparison))
+    print(f"written: {folder}/comparison.json, table.md, table.tex, table.csv")
+
+
+def _words(value: ListConfig | str) -> list[str]:
+    """A list of words, also where a single one was given."""
+    return [str(word) for word in value] if isinstance(value, Iterable) and not isinstance(value, str) else [str(value)]
+
+
+def _whole(value) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"resamples={value} is not a whole number.")
+    return value
+
+
+if __name__ == "__main__":
+    main()

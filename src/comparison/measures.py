@@ -1,0 +1,184 @@
+"""Rows of predictions.jsonl as per-image statistics, from whose sums the scores follow.
+
+Means of the per-image values, over the images that have one; truth/KIND as ``src.metrics.truth`` defines it, true
+statements over statements (how many a caption makes is read from the caption); BLEU from n-gram counts, recomputed from
+captions and references, since no per-image BLEU adds up to that of a corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from src.errors import UserError
+from src.metrics.bleu import bleu, bleu_statistics
+from src.metrics.ngrams import ReferenceNgrams
+from src.metrics.ptb import tokenize
+from src.runs import Arm, Run
+from src.text.scene_language import KINDS, parse
+
+BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
+STATEMENTS = {f"truth/{kind}": kind for kind in KINDS}
+AGAIN = "run src.evaluate on this run again."
+
+Table = dict[str, dict]  # a run's rows by image id
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A score as a function of sums over images.
+
+    ``score``: sums (..., k) -> (...), nan where there is nothing to score; ``statistics``: for each arm that has the
+    score, what is summed, (seeds, images, k).
+    """
+
+    name: str
+    score: Callable[[np.ndarray], np.ndarray]
+    statistics: Mapping[str, np.ndarray]
+
+
+def make_measures(
+    names: Sequence[str], arms: Sequence[Arm], tables: Sequence[Table], ids: Sequence[str]
+) -> list[Measure]:
+    """A measure for each score, over the images ``ids``; ``tables`` are those of all runs, arm after arm."""
+    counts = _BleuCounts()
+    own = iter(tables)
+    by_arm = [(arm.label, [(run, next(own)) for run in arm.runs]) for arm in arms]
+    measures = []
+    for name in names:
+        statistics = {
+            label: np.stack([_statistics(name, run, [table[id] for id in ids], counts) for run, table in runs])
+            for label, runs in by_arm
+            if all(_has(name, table) for _, table in runs)
+        }
+        score = partial(_corpus_bleu, BLEU.index(name)) if name in BLEU else share
+        measures.append(Measure(name, score, statistics))
+    return measures
+
+
+def _statistics(name: str, run: Run, rows: Sequence[dict], counts: _BleuCounts) -> np.ndarray:
+    """What is summed over images, (images, k): ten n-gram counts, or how much and of how much."""
+    if name in BLEU:
+        return counts.of(run, rows)
+    values = [row.get(name) for row in rows]
+    for row, value in zip(rows, values, strict=True):
+        if value is not None and not _is_number(value):
+            raise UserError(f"{_where(run)}: {name} of {row['id']} is not a number; {AGAIN}")
+    if name in STATEMENTS:
+        return _statements(name, run, rows, values)
+    return np.array([[0.0, 0.0] if value is None else [value, 1.0] for value in values])
+
+
+def _statements(name: str, run: Run, rows: Sequence[dict], shares: Sequence[float | None]) -> np.ndarray:
+    """True statements and statements of one kind, (images, 2), from the share of each caption that is true."""
+    counts = [sum(said.kind == STATEMENTS[name] for said in parse(row["caption"]).statements) for row in rows]
+    for row, share_true, count in zip(rows, shares, counts, strict=True):
+        if (share_true is None) != (count == 0):
+            raise UserError(f"{_where(run)}: {name} of {row['id']} does not fit its caption; {AGAIN}")
+    true = [0 if count == 0 else round(share_true * count) for share_true, count in zip(shares, counts, strict=True)]
+    return np.array([true, counts], dtype=float).T
+
+
+def share(sums: np.ndarray) -> np.ndarray:
+    """Hits over chances, or the mean where every image is one chance: (..., 2) -> (...); nan without chances."""
+    with np.errstate(invalid="ignore"):
+        return sums[..., 0] / sums[..., 1]
+
+
+def _corpus_bleu(order: int, sums: np.ndarray) -> np.ndarray:
+    return bleu(sums)[..., order]
+
+
+class _BleuCounts:
+    """N-gram counts of a run's captions; references that several runs share are tokenised once, captions likewise."""
+
+    def __init__(self) -> None:
+        self._references: list[tuple[list[list[str]], ReferenceNgrams]] = []
+        self._counts: dict[int, np.ndarray] = {}  # by the identity of a run, which outlives this
+
+    def of(self, run: Run, rows: Sequence[dict]) -> np.ndarray:
+        """(images, 10), as ``src.metrics.bleu`` has them."""
+        if id(run) not in self._counts:
+            ngrams = self._ngrams([row["references"] for row in rows])
+            captions = ngrams.look_up([tokenize(row["caption"]) for row in rows])
+            self._counts[id(run)] = bleu_statistics(ngrams, captions).astype(float)
+        return self._counts[id(run)]
+
+    def _ngrams(self, references: list[list[str]]) -> ReferenceNgrams:
+        for known, ngrams in self._references:
+            if known == references:
+                return ngrams
+        ngrams = ReferenceNgrams([[tokenize(text) for text in own] for own in references])
+        self._references.append((references, ngrams))
+        return ngrams
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# reading rows
+# --------------------------------------------------------------------------------------------------------------------
+def _where(run: Run) -> str:
+    return f"predictions.jsonl of {run.folder}"
+
+
+def read_table(run: Run) -> Table:
+    """The rows by image id. Raises UserError unless each picture of the results has one whole row."""
+    if not run.rows:
+        raise UserError(f"{run.folder} has no predictions.jsonl, or an empty one; {AGAIN}")
+    table: Table = {}
+    for number, row in enumerate(run.rows, 1):
+        if not (isinstance(row, dict) and isinstance(row.get("id"), str) and isinstance(row.get("caption"), str)):
+            raise UserError(f"Line {number} of {_where(run)} has no id and caption; {AGAIN}")
+        if row["id"] in table:
+            raise UserError(f"{_where(run)} has {row['id']} twice; {AGAIN}")
+        if BLEU[-1] in row and not row.get("references"):
+            raise UserError(f"Line {number} of {_where(run)} has no references; {AGAIN}")
+        table[row["id"]] = row
+    expected = run.metrics.get("pictures", len(table))
+    if expected != len(table):
+        raise UserError(f"{_where(run)} has {len(table)} of the {expected} pictures that were scored; {AGAIN}")
+    return table
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _has(name: str, table: Table) -> bool:
+    return any((BLEU[-1] if name in BLEU else name) in row for row in table.values())
+
+
+def score_names(tables: Sequence[Table], wanted: Sequence[str] | None) -> tuple[str, ...]:
+    """The scores to compare: those asked for, or all that any run has per image. Raises UserError for unknown ones."""
+    keys: dict[str, None] = {}
+    numbers: set[str] = set()
+    words = {"id", "caption", "references"}
+    for row in (row for table in tables for row in table.values()):
+        for key, value in row.items():
+            keys.setdefault(key)
+            if value is not None:
+                (numbers if _is_number(value) else words).add(key)
+    there = [key for key in keys if key in numbers or key not in words]
+    if not there:
+        raise UserError("None of these runs has a score per image, so there is nothing to compare; see src.evaluate.")
+    if wanted is None:
+        return tuple(there)
+    known = [*there, *(BLEU if BLEU[-1] in there else ())]
+    for name in wanted:
+        if name not in known:
+            listed = ", ".join(dict.fromkeys(known))
+            raise UserError(f"scores={name} has no value per image in these runs; there are {listed}.")
+    return tuple(dict.fromkeys(wanted))
+
+
+def shared_images(runs: Sequence[Run], tables: Sequence[Table], differ: bool) -> list[str]:
+    """Ids that all runs have, in the first one's order; all ids, unless the runs may ``differ``. Raises UserError."""
+    for run, table in zip(runs, tables, strict=True):
+        if not differ and table.keys() != tables[0].keys():
+            raise UserError(f"{runs[0].folder} and {run.folder} describe different pictures; evaluate both again.")
+    shared = [id for id in tables[0] if all(id in table for table in tables)]
+    if not shared:
+        raise UserError("These runs have no picture in common, so nothing can be paired; compare runs on one data set.")
+    return shared

@@ -1,0 +1,73 @@
+"""Show finished runs side by side: one HTML file that works offline, and the tables of it for papers and notes.
+
+python -m src.report runs=runs/sweep
+python -m src.report 'runs=[runs/a,runs/b]' gallery=200 output=talk
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, ListConfig
+
+from src.cli import verb
+from src.errors import UserError
+from src.records import write_text
+
+LARGE = 20  # MB; a phone then takes seconds to open the file
+
+
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="report")
+@verb
+def main(cfg: DictConfig) -> None:
+    """Write index.html, table.md, table.tex and table.csv."""
+    limit = _whole("gallery", cfg.gallery, least=0)
+    resamples = _whole("resamples", cfg.resamples, least=1)
+    if not isinstance(cfg.pictures, bool):
+        raise UserError(f"pictures={cfg.pictures} is neither true nor false.")
+    from src.comparison.arms import compare
+    from src.comparison.tables import csv_text, latex, markdown
+    from src.runs import find_runs, group
+
+    arms = group(find_runs(_words(cfg.runs), None if cfg.evaluation is None else str(cfg.evaluation)))
+    comparison = compare(
+        arms,
+        scores=None if cfg.scores is None else _words(cfg.scores),
+        baseline=None if cfg.baseline is None else str(cfg.baseline),
+        resamples=resamples,
+        allow=_words(cfg.allow),
+    )
+    from src.reporting.gallery import gallery
+    from src.reporting.page import page
+
+    shown, notes = gallery(arms, cfg.pictures, limit)
+    content = page(comparison, shown, notes)
+    folder = Path(str(cfg.output))
+    if (folder / "index.html").exists():
+        print(f"replaced: the earlier report in {folder}")
+    write_text(folder / "index.html", content)
+    for name, table in {"table.md": markdown, "table.tex": latex, "table.csv": csv_text}.items():
+        write_text(folder / name, table(comparison))
+    for note in notes:
+        print(f"note: {note}")
+    size = len(content.encode()) / 1e6
+    print(f"written: {folder}/index.html ({size:.1f} MB, {len(shown['ids'])} pictures), table.md, table.tex, table.csv")
+    if size > LARGE:
+        print(f"note: {size:.0f} MB are much for a phone; gallery=<number> shows fewer pictures.")
+
+
+def _words(value: ListConfig | str) -> list[str]:
+    """A list of words, also where a single one was given."""
+    return [str(word) for word in value] if isinstance(value, Iterable) and not isinstance(value, str) else [str(value)]
+
+
+def _whole(name: str, value, least: int) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise UserError(f"{name}={value} must be a whole number, {least} or more.")
+    return value
+
+
+if __name__ == "__main__":
+    main()

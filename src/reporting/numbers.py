@@ -1,0 +1,97 @@
+"""What the page says about numbers: which way is better, who leads and who may as well, and what runs cost."""
+
+from __future__ import annotations
+
+import json
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from src.runs import Arm
+
+if TYPE_CHECKING:
+    from src.comparison.arms import Cell, Comparison, Difference
+
+LESS_IS_BETTER = ("loss", "perplexity")
+DESCRIPTIVE = ("length", "vocabulary")  # more is neither better nor worse
+LEVEL = 0.05  # of significance, after Holm's correction
+
+# key: (name with unit, where metrics.json has it below "cost")
+COSTS = {
+    "trainable": ("trained parameters", ("parameters", "trainable")),
+    "total": ("all parameters", ("parameters", "total")),
+    "flops": ("FLOPs per step", ("training_flops",)),
+    "step_ms": ("ms per step", ("step_ms",)),
+    "train_seconds": ("training, s", ("train_seconds",)),
+    "captions_per_second": ("captions per s", ("captions_per_second",)),
+    "peak_memory_mb": ("peak memory, MiB", ("peak_memory_mb",)),
+}
+
+
+def direction(score: str) -> int:
+    """1 where more is better, -1 where less is, 0 where neither."""
+    return -1 if score in LESS_IS_BETTER else 0 if score in DESCRIPTIVE else 1
+
+
+def difference(comparison: Comparison, arm: str, other: str, score: str) -> Difference | None:
+    """``arm`` minus ``other``, whichever way round it was tested; None where it was not."""
+    for found in comparison.differences:
+        if (found.arm, found.other, found.score) == (arm, other, score):
+            return found
+        if (found.arm, found.other, found.score) == (other, arm, score):
+            return type(found)(arm, other, score, -found.value, -found.high, -found.low, found.p, found.p_holm)
+    return None
+
+
+def leaders(comparison: Comparison, score: str) -> tuple[str | None, list[str], bool]:
+    """(arm with the best mean, arms whose difference from it could not be shown, whether differences were tested)."""
+    means = {arm.label: cell.mean for arm in comparison.arms if (cell := comparison.cells.get((arm.label, score)))}
+    if not means or not direction(score):
+        return None, [], False
+    best = max(means, key=lambda label: direction(score) * means[label])
+    tests = {label: difference(comparison, label, best, score) for label in means if label != best}
+    tied = [label for label, test in tests.items() if test is not None and test.p_holm > LEVEL]
+    return best, tied, bool(tests) and all(tests.values())
+
+
+def cost_of(arm: Arm) -> dict[str, float | None]:
+    """Means over the seeds, by the keys of ``COSTS``; None where a run does not tell.
+
+    The cost of training stands in the run's own metrics.json, also where a later evaluation is compared.
+    """
+    spent = []
+    for run in arm.runs:
+        own = run.folder / "metrics.json"
+        trained = json.loads(own.read_text(encoding="utf-8")).get("cost", {}) if own.is_file() else {}
+        spent.append({**trained, **run.metrics.get("cost", {})})
+    return {key: _mean([_at(cost, path) for cost in spent]) for key, (_, path) in COSTS.items()}
+
+
+def _at(node: dict | float | None, path: tuple[str, ...]) -> float | None:
+    for name in path:
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def _mean(values: list[float | None]) -> float | None:
+    return None if None in values else fmean(values)
+
+
+def score_text(value: float) -> str:
+    """Three decimals; fewer where the number is large."""
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def interval_text(cell: Cell | Difference) -> str:
+    """ "0.823 [0.800, 0.846]" of a cell or a difference."""
+    value = cell.mean if hasattr(cell, "mean") else cell.value
+    return f"{score_text(value)} [{score_text(cell.low)}, {score_text(cell.high)}]"
+
+
+def p_text(p: float) -> str:
+    """A p-value to stand in a column of them: ".012", "< .001"."""
+    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def p_equation(p: float) -> str:
+    """A p-value to stand behind the letter: "= .012", "< .001"."""
+    return p_text(p) if p < 0.001 else f"= {p_text(p)}"

@@ -1,0 +1,448 @@
+"""``python -m src.compare`` over small run folders: numbers, tables, and every refusal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+
+from src.comparison.arms import compare
+from src.comparison.tables import csv_text, escaped, latex, markdown, plain, text
+from src.errors import UserError
+from src.metrics.captions import CaptionScorer
+from src.metrics.truth import truth_scores
+from src.records import write_json, write_jsonl
+from src.runs import find_runs, group
+from src.text.scene_language import Scene, Thing
+
+IMAGES = 80
+SUBJECTS, VERBS, PLACES = ("dog", "cat", "man", "girl"), ("sits", "runs", "sleeps"), ("grass", "sand", "a bench")
+BEAM = {"method": "BeamSearch", "beams": 5}
+
+
+def _sentence(chance: Random) -> str:
+    return f"a {chance.choice(SUBJECTS)} {chance.choice(VERBS)} on {chance.choice(PLACES)}"
+
+
+REFERENCES = {f"{i}.jpg": [_sentence(Random(f"{i} {j}")) for j in range(3)] for i in range(IMAGES)}
+SCORER = CaptionScorer(REFERENCES)
+
+
+def write_run(folder: Path, fusion: str, seed: int = 0, right: float = 0.5, references=REFERENCES, **changed) -> Path:
+    """A run folder whose captions repeat a reference with probability ``right``.
+
+    ``changed``: entries of metrics.json, and with ``config=`` of config.yaml.
+    """
+    chance = Random(f"{fusion} {seed}")
+    captions = {id: own[0] if chance.random() < right else _sentence(chance) for id, own in references.items()}
+    scores = (SCORER if references is REFERENCES else CaptionScorer(references)).score(captions)
+    config = {"seed": seed, "fusion": {"_target_": f"src.fusion.{fusion}.Mechanism"}, **changed.pop("config", {})}
+    metrics = {
+        "split": "test",
+        "pictures": len(captions),
+        "references_sha256": "r" * 64,
+        "decoding": BEAM,
+        "scores": scores.corpus,
+        "cost": {"batches_sha256": f"seed {seed}"},
+    }
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    write_json(folder / "metrics.json", {**metrics, **changed})
+    write_json(folder / "environment.json", {})
+    rows = [
+        {"id": id, "caption": said, "references": references[id], **scores.per_image[id]}
+        for id, said in captions.items()
+    ]
+    write_jsonl(folder / "predictions.jsonl", rows)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path) -> Path:
+    """blind with one seed, srau and clipcap with two each."""
+    write_run(tmp_path / "runs" / "blind", "blind", 0, right=0.0)
+    for seed in (0, 1):
+        write_run(tmp_path / "runs" / f"clipcap{seed}", "clipcap", seed, right=0.4)
+        write_run(tmp_path / "runs" / f"srau{seed}", "srau", seed, right=0.8)
+    return tmp_path / "runs"
+
+
+def compared(folder: Path, **options):
+    return compare(group(find_runs(str(folder))), **{"resamples": 500, **options})
+
+
+def edit(path: Path, change) -> None:
+    """Apply ``change`` to the content of a JSON file, or to the rows of a .jsonl file."""
+    if path.suffix == ".json":
+        content = json.loads(path.read_text())
+        change(content)
+        write_json(path, content)
+    else:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        change(rows)
+        write_jsonl(path, rows)
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    call = [sys.executable, "-m", "src.compare", *arguments]
+    return subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# numbers
+# --------------------------------------------------------------------------------------------------------------------
+def test_cells_are_the_scores_of_metrics_json(runs):
+    comparison = compared(runs, scores=["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"])
+    assert [arm.label for arm in comparison.arms] == ["blind", "clipcap", "srau"]
+    assert (comparison.images, comparison.split, comparison.baseline) == (IMAGES, "test", "blind")
+    for arm in comparison.arms:
+        for score in comparison.scores:
+            cell, own = comparison.cells[arm.label, score], [run.scores[score] for run in arm.runs]
+            assert cell.per_seed == pytest.approx(own, abs=1e-12) and cell.mean == pytest.approx(np.mean(own))
+            assert cell.std == (pytest.approx(np.std(own, ddof=1)) if len(own) > 1 else None)
+            assert cell.low < cell.mean < cell.high
+    assert not any("corpus score" in note for note in comparison.notes)
+
+
+def test_all_pairs_are_compared_and_the_baseline_is_what_others_are_held_against(runs):
+    comparison = compared(runs)
+    assert comparison.scores == ("BLEU-4", "ROUGE-L", "CIDEr-D")
+    pairs = [("clipcap", "blind"), ("srau", "blind"), ("clipcap", "srau")]
+    assert [(d.arm, d.other) for d in comparison.differences if d.score == "CIDEr-D"] == pairs
+    for d in comparison.differences:
+        a, b = comparison.cells[d.arm, d.score], comparison.cells[d.other, d.score]
+        assert d.value == a.mean - b.mean and d.low < d.value < d.high and d.p <= d.p_holm <= 1
+    best = comparison.against_baseline("srau", "CIDEr-D")
+    assert best.value > 0.5 and best.low > 0 and best.p == 1 / 501 and best.p_holm == pytest.approx(3 / 501)
+    assert comparison.against_baseline("blind", "CIDEr-D") is None
+    other = compared(runs, baseline="srau")
+    assert other.against_baseline("blind", "CIDEr-D").value == -best.value
+    assert compared(runs, scores=["CIDEr-D"]).differences == tuple(
+        d for d in comparison.differences if d.score == "CIDEr-D"
+    )
+
+
+def test_without_a_blind_arm_the_first_is_the_baseline(runs):
+    arms = group(find_runs([str(runs / "srau*"), str(runs / "clipcap*")]))
+    assert compare(arms, resamples=100).baseline == arms[0].label == "clipcap"
+
+
+def test_the_order_of_rows_does_not_matter(runs):
+    before = compared(runs)
+    edit(runs / "srau1" / "predictions.jsonl", lambda rows: rows.reverse())
+    after = compared(runs)
+    assert after.differences == before.differences and after.cells == before.cells
+
+
+def test_scores_missing_from_an_arm_leave_a_gap(runs):
+    for folder in runs.iterdir():
+        if folder.name != "blind":
+            edit(
+                folder / "predictions.jsonl",
+                lambda rows: [row.update(METEOR=0.1 + 0.001 * i) for i, row in enumerate(rows)],
+            )
+            edit(folder / "metrics.json", lambda metrics: metrics["scores"].update(METEOR=0.3))
+    comparison = compared(runs)
+    assert comparison.scores == ("BLEU-4", "ROUGE-L", "CIDEr-D", "METEOR")
+    assert comparison.cells["blind", "METEOR"] is None and comparison.cells["srau", "METEOR"].mean > 0.1
+    assert [(d.arm, d.other) for d in comparison.differences if d.score == "METEOR"] == [("clipcap", "srau")]
+    assert comparison.differences[-1].p_holm == 1
+    assert "Not defined for blind: METEOR." in comparison.notes
+    (note,) = [note for note in comparison.notes if "corpus score" in note]
+    assert note.startswith("METEOR is taken here as the mean over images") and "(0.1395 against 0.3000 in" in note
+
+
+def test_truth_of_a_kind_is_true_statements_over_statements(tmp_path):
+    """Captions with two mentions weigh twice, as in metrics.json, and captions without any not at all."""
+    scene = Scene(
+        (Thing("circle", "red", "large", 0.3, 0.5, 0.1), Thing("star", "blue", "large", 0.7, 0.5, 0.1)), "dark"
+    )
+    said = ["a large red circle and a large green star", "a large red circle", "a large blue circle", "", "two things"]
+    for fusion, captions in {"blind": said, "srau": said[::-1]}.items():
+        folder = write_run(tmp_path / fusion, fusion)
+        by_id = {f"{i}.jpg": captions[i % len(captions)] for i in range(IMAGES)}
+        scored = truth_scores(by_id, dict.fromkeys(by_id, scene))
+        rows = [{"id": id, "caption": caption, **scored.per_image[id]} for id, caption in by_id.items()]
+        write_jsonl(folder / "predictions.jsonl", rows)
+        edit(folder / "metrics.json", lambda metrics, scored=scored: metrics.update(scores=scored.corpus))
+    comparison = compared(tmp_path)
+    corpus = json.loads((tmp_path / "srau" / "metrics.json").read_text())["scores"]
+    assert corpus["truth/colour"] == pytest.approx(0.5)  # the mean over captions with a colour would be .5 / 3 + 1 / 3
+    for name in ("truth", "truth/object", "truth/colour", "coverage"):
+        assert comparison.cells["srau", name].mean == pytest.approx(corpus[name])
+    assert comparison.cells["srau", "truth/relation"] is None
+    assert "Not defined for blind, srau: truth/count, truth/relation, truth/background." in comparison.notes
+    assert any(
+        note.startswith("Resting on fewer than 50 images") and "truth/colour" in note for note in comparison.notes
+    )
+    assert not any("corpus score" in note for note in comparison.notes)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# notes
+# --------------------------------------------------------------------------------------------------------------------
+def test_notes_say_what_the_numbers_are_about(runs):
+    notes = compared(runs).notes
+    assert notes[0].endswith("they say nothing about other seeds (seeds: blind 1, clipcap 2, srau 2).")
+    assert notes[1].startswith("An arm with one seed has no standard deviation")
+    assert notes[2] == "The arms do not have the same seeds."
+    assert len(notes) == 3
+
+
+def test_settings_beside_the_fusion_are_noted(runs):
+    write_run(
+        runs / "coca", "coca", config={"data": {"batch_size": 32}, "optim": {"warmup": 1}, "decode": {"beams": 5}}
+    )
+    note = "The arms differ in more than the fusion: data.batch_size, optim.warmup."
+    assert note in compared(runs).notes
+
+
+def test_too_few_resamples_for_the_pairs_are_noted(runs):
+    assert not any("Holm" in note for note in compared(runs, resamples=100).notes)
+    for number in range(3):
+        write_run(runs / f"more{number}", f"more{number}")
+    notes = compared(runs, resamples=100).notes
+    assert "With 15 pairs no p-value can pass Holm's correction at resamples=100; take more." in notes
+
+
+def test_significant_differences_no_larger_than_the_scatter_of_seeds_are_noted(tmp_path):
+    for fusion, shares in {"blind": (0.0, 0.9), "srau": (0.3, 1.0)}.items():
+        for seed, right in enumerate(shares):
+            write_run(tmp_path / f"{fusion}{seed}", fusion, seed, right=right)
+    comparison = compared(tmp_path, scores=["CIDEr-D"])
+    assert comparison.differences[0].p_holm < 0.05
+    assert comparison.notes[-1].endswith("within two standard errors of what seeds do: CIDEr-D of srau and blind.")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# refusals
+# --------------------------------------------------------------------------------------------------------------------
+def other_split(runs):
+    edit(runs / "srau1" / "metrics.json", lambda metrics: metrics.update(split="val"))
+
+
+def other_references(runs):
+    edit(runs / "srau1" / "metrics.json", lambda metrics: metrics.update(references_sha256="q" * 64))
+
+
+def other_decoding(runs):
+    edit(runs / "srau1" / "metrics.json", lambda metrics: metrics["decoding"].update(beams=1))
+
+
+def no_decoding(runs):
+    edit(runs / "srau1" / "metrics.json", lambda metrics: metrics.pop("decoding"))
+
+
+def other_data(runs):
+    edit(runs / "srau1" / "metrics.json", lambda metrics: metrics["cost"].update(batches_sha256="other"))
+
+
+@pytest.mark.parametrize(
+    ("change", "aspect", "first", "how"),
+    [
+        (other_split, "split", "blind", "test against val"),
+        (other_references, "references", "blind", "sha256 rrrrrrrrrrrr against qqqqqqqqqqqq"),
+        (other_decoding, "decoding", "blind", "beams 5 against 1"),
+        (no_decoding, "decoding", "blind", "{runs}/srau1 does not name its own"),
+        (other_data, "data", "clipcap1", "other training batches with seed 1"),
+    ],
+)
+def test_runs_that_differ_are_refused_unless_allowed(runs, change, aspect, first, how):
+    change(runs)
+    how = how.format(runs=runs)
+    with pytest.raises(UserError) as caught:
+        compared(runs)
+    assert str(caught.value) == (
+        f"{runs}/{first} and {runs}/srau1 differ in their {aspect} ({how}), so their scores cannot be compared; "
+        f"allow=[{aspect}] compares them all the same."
+    )
+    with pytest.raises(UserError):
+        compared(runs, allow=[one for one in ("split", "references", "decoding", "data") if one != aspect])
+    assert f"Allowed, but not like with like: {aspect} ({how})." in compared(runs, allow=[aspect]).notes
+
+
+def test_unrecorded_batches_are_no_difference(runs):
+    edit(runs / "clipcap1" / "metrics.json", lambda metrics: metrics.pop("cost"))
+    compared(runs)
+    other_data(runs)  # nobody is left to differ from
+    compared(runs)
+
+
+def test_allowed_references_pair_shared_images_only(runs):
+    fewer = {id: own for number, (id, own) in enumerate(REFERENCES.items()) if number >= 20}
+    write_run(runs / "coca", "coca", references=fewer | {"new.jpg": ["a dog"]}, references_sha256="q" * 64)
+    comparison = compared(runs, allow=["references"])
+    assert comparison.images == IMAGES - 20
+    assert any(note.startswith(f"Only the {IMAGES - 20} images that all runs share") for note in comparison.notes)
+    values = [json.loads(line)["CIDEr-D"] for line in (runs / "srau0" / "predictions.jsonl").read_text().splitlines()]
+    assert comparison.cells["srau", "CIDEr-D"].per_seed[0] == pytest.approx(np.mean(values[20:]))
+    write_run(runs / "vcgpt", "vcgpt", references={"new.jpg": ["a dog"]}, references_sha256="q" * 64)
+    with pytest.raises(UserError, match="have no picture in common"):
+        compared(runs, allow=["references"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"baseline": "nobody"}, "baseline=nobody is none of the arms; they are: blind; clipcap; srau."),
+        ({"scores": ["SPICE"]}, "scores=SPICE has no value per image in these runs; there are BLEU-4, ROUGE-L,"),
+        ({"allow": ["seed"]}, "allow=seed means nothing here; it can be split, references, decoding, data."),
+        ({"resamples": 99}, "resamples=99 are too few for a 95 % interval; 100 is the least, 10000 is good."),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(runs, options, message):
+    with pytest.raises(UserError) as caught:
+        compared(runs, **options)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows.pop(), "has 79 of the 80 pictures that were scored"),
+        (lambda rows: rows.clear(), "has no predictions.jsonl, or an empty one"),
+        (lambda rows: rows[3].pop("caption"), "Line 4 of predictions.jsonl of .* has no id and caption"),
+        (lambda rows: rows.__setitem__(0, []), "Line 1 of predictions.jsonl of .* has no id and caption"),
+        (lambda rows: rows[3].update(id="0.jpg"), "has 0.jpg twice"),
+        (lambda rows: rows[3].update(references=[]), "Line 4 of predictions.jsonl of .* has no references"),
+        (lambda rows: rows[3].update({"truth/colour": 1.0}), "truth/colour of 3.jpg does not fit its caption"),
+        (lambda rows: rows[3].update(id="new.jpg"), "describe different pictures"),
+        (lambda rows: rows[3].update({"CIDEr-D": "?"}), "CIDEr-D of 3.jpg is not a number"),
+    ],
+)
+def test_damaged_rows_are_named(runs, change, message):
+    edit(runs / "blind" / "predictions.jsonl", change)
+    with pytest.raises(UserError, match=message) as caught:
+        compared(runs)
+    assert "\n" not in str(caught.value)
+
+
+def test_runs_without_scores_per_image_are_refused(runs):
+    """Stories have verdicts, which are words."""
+    for file in runs.glob("*/predictions.jsonl"):
+        write_jsonl(file, [{"id": id, "caption": "it is red", "verdict": "right"} for id in REFERENCES])
+    with pytest.raises(UserError, match="None of these runs has a score per image"):
+        compared(runs)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# tables
+# --------------------------------------------------------------------------------------------------------------------
+def test_text_is_aligned_and_complete(runs):
+    comparison = compared(runs)
+    shown = text(comparison)
+    block = shown.split("\n\n")[3].split("\n")
+    assert block[0] == "CIDEr-D" and len(block) == 5
+    assert block[1].split("  ")[1].strip() == "arm" and "minus blind" in block[1] and "p (Holm)" in block[1]
+    cell, difference = comparison.cells["srau", "CIDEr-D"], comparison.against_baseline("srau", "CIDEr-D")
+    assert f"{cell.mean:.4f} ± {cell.std:.4f}" in block[4] and f"[{cell.low:.4f}, {cell.high:.4f}]" in block[4]
+    assert f"{difference.value:+.4f}" in block[4] and block[4].endswith("0.0060 **")
+    assert len({line.index("]") for line in block[2:]}) == 1
+    assert all(f"- {note}" in shown for note in comparison.notes)
+
+
+def test_markdown_shows_every_cell_and_pair(runs):
+    shown = markdown(compared(runs))
+    tables = [part.split("\n") for part in shown.split("\n\n") if part.startswith("|")]
+    assert [len(table) for table in tables] == [2 + 3, 2 + 9]
+    assert len({line.count("|") for line in tables[0]}) == len({line.count("|") for line in tables[1]}) == 1
+    assert tables[0][4].startswith("| srau | 2 | ") and r"\*\* [" in tables[0][4]
+
+
+def test_latex_escapes_and_balances(runs):
+    write_run(runs / "odd", "cross_attention", config={"language": {"name": "a&b_50%#"}})
+    write_run(runs / "odd2", "cross_attention", config={"language": {"name": "c"}})
+    shown = latex(compared(runs, scores=["CIDEr-D", "ROUGE-L"]))
+    assert r"cross\_attention language.name=a\&b\_50\%\#" in shown
+    rows = [line for line in shown.split("\n") if line.endswith(r"\\")]
+    assert len(rows) == 1 + 2 * 5 and {line.replace(r"\&", "").count("&") for line in rows} == {3}
+    assert shown.count("{") == shown.count("}") and shown.count("$") % 2 == 0 and shown.count(r"\mathbf") == 2
+    assert escaped("~^\\<") == r"\textasciitilde{}\textasciicircum{}\textbackslash{}$<$"
+
+
+def test_csv_and_json_hold_the_numbers_in_full(runs):
+    comparison = compared(runs)
+    rows = list(csv.DictReader(io.StringIO(csv_text(comparison))))
+    assert len(rows) == 9 and {row["baseline"] for row in rows} == {"blind"}
+    last, cell = rows[-1], comparison.cells["srau", "CIDEr-D"]
+    assert (last["arm"], last["seeds"], last["score"]) == ("srau", "2", "CIDEr-D")
+    assert float(last["mean"]) == cell.mean and float(last["std"]) == cell.std and rows[0]["std"] == ""
+    assert float(last["p_holm"]) == comparison.against_baseline("srau", "CIDEr-D").p_holm and rows[0]["p"] == ""
+    content = json.loads(json.dumps(plain(comparison), allow_nan=False))
+    assert content["arms"][2]["scores"]["CIDEr-D"]["per_seed"] == list(cell.per_seed)
+    assert len(content["differences"]) == 9 and content["arms"][2]["runs"][1]["seed"] == 1
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the command
+# --------------------------------------------------------------------------------------------------------------------
+def test_the_command_prints_and_writes(runs, tmp_path):
+    answer = command(tmp_path, "runs=runs/*", "resamples=200", "output=out", "scores=[CIDEr-D,BLEU-1]")
+    assert answer.returncode == 0 and not answer.stderr
+    assert "minus blind" in answer.stdout and "BLEU-1" in answer.stdout
+    assert answer.stdout.endswith("written: out/comparison.json, table.md, table.tex, table.csv\n")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "comparison.json",
+        "table.csv",
+        "table.md",
+        "table.tex",
+    ]
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text())["resamples"] == 200
+
+
+def test_by_default_every_comparison_gets_its_own_folder(runs, tmp_path):
+    before = sorted(path for path in runs.rglob("*"))
+    (tmp_path / "elsewhere").mkdir()
+    list_of_runs = f"runs=[{runs}/blind,{runs}/srau0]"
+    for _ in range(2):
+        answer = command(tmp_path / "elsewhere", list_of_runs, "resamples=100", "scores=CIDEr-D", "baseline=srau")
+        assert answer.returncode == 0, answer.stderr
+    assert len(list((tmp_path / "elsewhere" / "runs" / "compare").glob("*/table.md"))) == 2
+    assert sorted(path for path in runs.rglob("*")) == before
+
+
+def test_evaluations_are_compared(runs, tmp_path):
+    for name in ("blind", "srau0"):
+        result = runs / name / "evaluate" / "val"
+        write_run(result, name, split="val")
+        (result / "config.yaml").unlink()
+        edit(result / "metrics.json", lambda metrics: metrics.pop("cost"))
+    answer = command(tmp_path, f"runs={runs}", "evaluation=val", "resamples=100", "output=out")
+    assert answer.returncode == 0 and answer.stdout.startswith("val, 80 images"), answer.stderr
+    other_data(runs)
+    edit(runs / "srau0" / "metrics.json", lambda metrics: metrics["cost"].update(batches_sha256="other"))
+    answer = command(tmp_path, f"runs={runs}", "evaluation=val", "resamples=100", "output=out")
+    assert answer.returncode == 2 and "differ in their data" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "runs= is missing"),
+        (["runs=nowhere"], "runs=nowhere names no folder of a finished run"),
+        (["runs=runs", "baseline=x"], "baseline=x is none of the arms"),
+        (["runs=runs", "allow=everything"], "allow=everything means nothing here"),
+        (["runs=runs", "resamples=many"], "resamples=many is not a whole number"),
+    ],
+)
+def test_mistakes_are_one_sentence(runs, tmp_path, arguments, message):
+    answer = command(tmp_path, *arguments)
+    assert answer.returncode == 2 and answer.stdout == ""
+    assert answer.stderr.startswith(f"error: {message}") and answer.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_starts_without_torch():
+    code = "import sys, src.compare, src.comparison.tables; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
