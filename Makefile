@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help setup train test lint smoke
+.PHONY: bench-score doctor help setup train test lint smoke report
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -28,3 +28,12 @@ lint: setup ## style and imports
 
 smoke: setup ## every fusion, a few steps each, end to end
 	$(BIN)/python -m src.train -m 'fusion=glob(*)' debug=smoke
+
+report: setup ## compare finished runs in one HTML file, e.g. make report RUNS="runs/sweep"
+	$(BIN)/python -m src.report 'runs=$(RUNS)' $(ARGS)
+
+doctor: setup ## what works on this machine, and why the rest does not
+	$(BIN)/python -m src.doctor
+
+bench-score: setup ## how long scoring takes, beside pycocoevalcap
+	$(BIN)/python -m benchmarks.score

@@ -54,6 +54,11 @@ def check(cfg: DictConfig) -> dict[str, Source]:
         from src.data.mixture import check_mixture
 
         check_mixture(cfg.data.members, cfg.data.weights, cfg.data.schedule)
+    from src.metrics.extra import check_names
+
+    check_names(cfg.metrics)
+    if cfg.val_captions < 0:
+        raise UserError(f"val_captions must be 0 or more; got {cfg.val_captions}.")
     fusion = _rehearse_fusion(cfg)
     sources = {name: make(node.source) for name, node in data_sets(cfg).items()}
     for source in sources.values():
@@ -72,7 +77,7 @@ def _check_source(source: Source, fusion: Fusion, test_split: str) -> None:
 
 
 # Neither what is learnt nor how it is scored depends on these.
-INCIDENTAL = ("name", "resume", "samples", "logger", "data.workers", "data.root", "data.cache_dir")
+INCIDENTAL = ("name", "resume", "samples", "val_captions", "logger", "data.workers", "data.root", "data.cache_dir")
 
 
 def config_hash(cfg: DictConfig) -> str:

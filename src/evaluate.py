@@ -15,13 +15,14 @@ from omegaconf import DictConfig
 from src import records
 from src.cli import verb
 from src.errors import UserError
+from src.metrics.extra import check_names
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="evaluate")
 @verb
 def main(cfg: DictConfig) -> float:
     """Results go to their own folder: what the run itself wrote stays."""
-    run = Path(cfg.run)
+    run, metrics = Path(cfg.run), check_names(cfg.metrics)
     records.checkpoint_path(run)
     from src.build import parameter_counts, restore
     from src.evaluation import evaluate, evaluate_few_shot, report
@@ -35,7 +36,10 @@ def main(cfg: DictConfig) -> float:
     shots = None if cfg.shots is None else f"{cfg.shots}-shot"
     name = "-".join(filter(None, [cfg.data_set, cfg.split, shots, HydraConfig.get().runtime.choices.get("decode")]))
     folder = Path(cfg.output) if cfg.output else run / "evaluate" / name
-    result = evaluate(parts, cfg.split) if cfg.shots is None else evaluate_few_shot(parts, cfg.split, cfg.shots)
+    if cfg.shots is None:
+        result = evaluate(parts, cfg.split, metrics)
+    else:
+        result = evaluate_few_shot(parts, cfg.split, cfg.shots, metrics)
     report(parts, result, folder, {"parameters": parameter_counts(parts.captioner)}, cfg.samples)
     return result.scores.get("CIDEr-D", result.scores.get("loss"))
 

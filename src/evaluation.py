@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -18,9 +18,11 @@ from src.build import Parts
 from src.contracts import Batch, Chunk, Document, Example
 from src.data.base import stable_number
 from src.data.documents import few_shot
+from src.data.images import load_picture
 from src.errors import UserError
 from src.metrics.answers import Asked, answer_scores, judge
 from src.metrics.captions import CaptionScorer
+from src.metrics.extra import extra_scores
 from src.metrics.retrieval import recall_at_k
 from src.metrics.truth import truth_scores
 from src.records import write_json, write_jsonl
@@ -33,20 +35,27 @@ LOOKING = ("truth", "CIDEr-D")  # scores that fall to the level of a blind model
 
 @dataclass
 class Evaluation:
-    """``rows``: one dict per picture, for predictions.jsonl."""
+    """``rows``: one dict per picture, for predictions.jsonl.
+
+    ``remarks``: "missing" says why a score is None, "notes" what one has to know of one that is there; by score.
+    """
 
     split: str
     scores: dict[str, float | None]
     rows: list[dict]
     captions_per_second: float | None
+    remarks: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
-def evaluate(parts: Parts, split: str) -> Evaluation:
-    """Everything that the data and the mechanism allow; documents get answers to their questions, if they have any."""
+def evaluate(parts: Parts, split: str, metrics: Sequence[str] = ()) -> Evaluation:
+    """Everything that the data and the mechanism allow; documents get answers to their questions, if they have any.
+
+    ``metrics``: beside BLEU, ROUGE-L and CIDEr-D, of ``metrics.extra``.
+    """
     if parts.source.interleaved:
         return evaluate_documents(parts, split)
     predictions, speed = _captions(parts, parts.data.pictures(split), split)
-    result = score_captions(parts, split, predictions, speed)
+    result = score_captions(parts, split, predictions, speed, metrics)
     loss = split_loss(parts, split)
     result.scores = {"loss": loss, "perplexity": math.exp(loss), **result.scores}
     if parts.captioner.fusion.retrieves:
@@ -54,7 +63,7 @@ def evaluate(parts: Parts, split: str) -> Evaluation:
     return result
 
 
-def evaluate_few_shot(parts: Parts, split: str, shots: int) -> Evaluation:
+def evaluate_few_shot(parts: Parts, split: str, shots: int, metrics: Sequence[str] = ()) -> Evaluation:
     """Captions with ``shots`` training pictures and their captions standing before each picture.
 
     Which ones depends on the run's seed and the picture's id alone. Raises UserError where there is no such thing.
@@ -72,7 +81,7 @@ def evaluate_few_shot(parts: Parts, split: str, shots: int) -> Evaluation:
 
     documents = [prompt(example) for example in parts.data.examples(split)]
     predictions, speed = _captions(parts, _prompts(parts, documents), split, prompted=True)
-    return score_captions(parts, split, predictions, speed)
+    return score_captions(parts, split, predictions, speed, metrics)
 
 
 def evaluate_documents(parts: Parts, split: str) -> Evaluation:
@@ -125,22 +134,33 @@ def _captions(
     return predictions, len(predictions) / (time.perf_counter() - started)
 
 
-def score_captions(parts: Parts, split: str, predictions: dict[str, str], speed: float | None) -> Evaluation:
+def score_captions(
+    parts: Parts, split: str, predictions: dict[str, str], speed: float | None, metrics: Sequence[str] = ()
+) -> Evaluation:
     """Standard scores against the references; on scenes also whether captions are true.
 
     "gap/" scores: minus the same score with shuffled pictures; 0 for a captioner that does not look.
     """
     references = parts.data.references(split)
+    examples = {example.id: example for example in parts.data.examples(split)}
     scorer = CaptionScorer(references)
-    scenes = {e.id: Scene.from_dict(e.extra["scene"]) for e in parts.data.examples(split) if "scene" in e.extra}
+    scenes = {id: Scene.from_dict(e.extra["scene"]) for id, e in examples.items() if "scene" in e.extra}
     corpus, per_image = _scores(scorer, scenes, predictions)
     shuffled, _ = _scores(scorer, scenes, exchange(predictions, parts.data.seed))
     corpus |= {f"gap/{name}": corpus[name] - shuffled[name] for name in LOOKING if name in corpus}
+    extra = extra_scores(metrics, predictions, references, lambda id, how: _pixels(parts, examples[id], how))
     rows = [
-        {"id": id, "caption": caption, "references": list(references[id]), **per_image[id]}
+        {"id": id, "caption": caption, "references": list(references[id]), **per_image[id], **extra.per_image[id]}
         for id, caption in predictions.items()
     ]
-    return Evaluation(split, corpus, rows, speed)
+    return Evaluation(split, {**corpus, **extra.corpus}, rows, speed, {"missing": extra.reasons, "notes": extra.notes})
+
+
+def _pixels(parts: Parts, example: Example, preprocessing: Mapping) -> torch.Tensor:
+    """A picture as another encoder than the captioner's wants it."""
+    if example.image is None:
+        return parts.source.pixels(example, preprocessing["size"])
+    return load_picture(example.image, preprocessing)
 
 
 def _scores(scorer: CaptionScorer, scenes: dict[str, Scene], predictions: dict[str, str]) -> tuple[dict, dict]:
@@ -200,9 +220,13 @@ def report(parts: Parts, result: Evaluation, folder: Path, cost: dict, samples: 
         "decoding": {"method": type(parts.captioner.decoder).__name__, **vars(parts.captioner.decoder)},
         "scores": result.scores,
         "cost": {**cost, "captions_per_second": result.captions_per_second},
+        **{kind: remarks for kind, remarks in result.remarks.items() if remarks},
     }
     write_json(folder / "metrics.json", metrics)
     print(table(f"{result.split}, {len(result.rows)} pictures", result.scores))
+    for remarks in result.remarks.values():
+        for score, remark in remarks.items():
+            print(f"  {score}: {remark}")
     if not result.rows:
         print(f"written: {folder}/metrics.json", flush=True)
         return

@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> float | None:
     parts.captioner.tokenizer.save(run / "tokenizer")
     counts = parameter_counts(parts.captioner)
     print(f"parameters: {counts['trainable']:,} trainable of {counts['total']:,}", flush=True)
-    trainer, meter = make_trainer(cfg, run, parts.data.batches_per_update)
+    trainer, meter = make_trainer(cfg, run, parts)
     fit(trainer, parts, cfg)
     cost = {**meter.summary(), "parameters": counts}
     if not trainer.is_global_zero:
@@ -48,11 +48,8 @@ def main(cfg: DictConfig) -> float | None:
     return value
 
 
-def make_trainer(cfg: DictConfig, run: Path, batches_per_update: int):
-    """Lightning's Trainer with our callbacks, and the meter that it fills.
-
-    ``batches_per_update``: of all data sets together, before accumulation over several updates.
-    """
+def make_trainer(cfg: DictConfig, run: Path, parts):
+    """Lightning's Trainer with our callbacks, and the meter that it fills."""
     import logging
     import warnings
 
@@ -63,6 +60,7 @@ def make_trainer(cfg: DictConfig, run: Path, batches_per_update: int):
     from src.build import precision
     from src.checkpoints import BestCheckpoint, RandomState, SafeCheckpointIO
     from src.cost import CostMeter
+    from src.validation import CaptionValidation
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements between our lines
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")  # lightning's own business
@@ -75,8 +73,11 @@ def make_trainer(cfg: DictConfig, run: Path, batches_per_update: int):
         TQDMProgressBar(refresh_rate=20),
         meter,
     ]
+    main_set = next(iter(parts.data_sets().values()))
+    if cfg.val_captions and main_set.source.has_images and not main_set.source.interleaved:
+        callbacks.insert(0, CaptionValidation(main_set.data, cfg.val_captions))
     options = {**OmegaConf.to_container(cfg.trainer, resolve=True), "precision": precision(cfg.trainer.precision)}
-    options["accumulate_grad_batches"] *= batches_per_update
+    options["accumulate_grad_batches"] *= parts.data.batches_per_update
     if isinstance(options["val_check_interval"], int):  # Lightning counts batches there, this configuration steps
         steps = even_interval(options["val_check_interval"], options["max_steps"])
         options["val_check_interval"] = steps * options["accumulate_grad_batches"]
@@ -124,7 +125,7 @@ def finish(parts, cfg: DictConfig, run: Path, cost: dict) -> tuple[str, float]:
             print(f"{name} val loss {scores['loss']:.4f} nats per token; use it with language.weights={run}".strip())
             results.append(("loss", scores["loss"]))
         else:
-            result = evaluate(one, cfg.test_split)
+            result = evaluate(one, cfg.test_split, cfg.metrics)
             report(one, result, folder, cost, cfg.samples)
             score = "CIDEr-D" if "CIDEr-D" in result.scores else "loss"
             results.append((score, result.scores[score]))

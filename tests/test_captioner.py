@@ -246,7 +246,7 @@ def test_imports_only_go_down():
         ["config"],
         ["runs", "checkpoints"],
         ["build", "cost", "comparison"],
-        ["evaluation", "diagnostics"],
+        ["evaluation", "validation", "diagnostics"],
         ["reporting"],
         ["launch", "tracking"],
         ["train", "evaluate", "caption", "score", "explain", "compare", "report", "doctor", "dashboard"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import nbformat
 import pytest
 from conftest import ROOT
@@ -11,8 +13,9 @@ from nbclient import NotebookClient
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.stem)
 def test_notebook_runs(path, tmp_path, monkeypatch):
-    for name in ("src", "conf"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("src", "conf", "tests"):  # copies: one of them writes files of its own there
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
     monkeypatch.setenv("TOUR_STEPS", "8")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     notebook = nbformat.read(path, as_version=4)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+
+from src.errors import UserError
+from src.metrics.ptb import tokenize
+from src.score import find_images
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "captions.json").read_text(encoding="utf-8"))
+FIXTURE = os.environ.get("CAPTION_METRIC_FIXTURE")
 
 
-def score(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def score(folder: Path, *arguments: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     command = [sys.executable, "-m", "src.score", *arguments]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
 @pytest.fixture
@@ -63,6 +71,8 @@ def test_output_may_be_a_folder_or_a_file(files, output, written):
             "has no split val; it has test (8), train (1).",
         ),
         (["predictions=r.json", "references=p.json"], "r.json should hold a list of"),
+        (["predictions=p.json", "references=r.json", "metrics=[spce]"], "no extra metric 'spce'; metrics=[...] knows"),
+        (["predictions=p.json", "references=r.json", "split=test", "images=none"], "images=none is no folder."),
     ],
 )
 def test_mistakes_are_one_sentence(files, arguments, message):
@@ -70,6 +80,109 @@ def test_mistakes_are_one_sentence(files, arguments, message):
     assert answer.returncode == 2 and answer.stdout == ""
     assert answer.stderr.startswith("error: ") and message in answer.stderr and answer.stderr.count("\n") == 1
     assert sorted(path.name for path in files.iterdir()) == ["p.json", "r.json"]
+
+
+def test_metrics_that_cannot_run_are_null_with_a_reason(files):
+    answer = score(
+        files, "predictions=p.json", "references=r.json", "split=test", "metrics=[meteor,spice,clipscore]", PATH=""
+    )
+    assert answer.returncode == 0 and not answer.stderr
+    metrics = json.loads((files / "p.metrics.json").read_text())
+    assert {name for name, value in metrics["scores"].items() if value is None} == set(metrics["missing"])
+    assert set(metrics["missing"]) == {"METEOR", "SPICE", "CLIPScore", "RefCLIPScore"} and "notes" not in metrics
+    assert f"{'SPICE':<12}{'-':>10}\n" in answer.stdout
+    assert "note: SPICE needs Java" in answer.stdout and answer.stdout.count("none are given") == 1
+
+
+def test_clipscore_with_random_weights_is_labelled(files):
+    """Pictures are found by name in subfolders."""
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 8, "heads": 1, "layers": 1},
+    }
+    (files / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    (files / "images" / "deep").mkdir(parents=True)
+    for number, id in enumerate(GOLDEN["predictions"]):
+        Image.new("RGB", (20, 30), (9 * number, 200, 90)).save(files / "images" / "deep" / f"{id}.jpg")
+    arguments = ["predictions=p.json", "references=r.json", "split=test", "metrics=clipscore", "images=images"]
+    answer = score(files, *arguments, f"clip.model=local-dir:{files}", "clip.pretrained=null")
+    assert answer.returncode == 0, answer.stderr
+    metrics = json.loads((files / "p.metrics.json").read_text())
+    assert isinstance(metrics["scores"]["RefCLIPScore"], float) and "missing" not in metrics
+    assert "means nothing" in metrics["notes"]["CLIPScore"]
+    assert any(line.startswith("CLIPScore ") and "means nothing" in line for line in answer.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("names", "ids", "found"),
+    [
+        (["a.jpg", "b.PNG", "notes.txt"], ["a", "b.PNG"], ["a.jpg", "b.PNG"]),
+        (["val/COCO_val2014_000000000042.jpg", "000000000007.jpg"], ["42", "7"], None),
+        (["42.jpg", "COCO_val2014_000000000042.jpg"], ["42"], ["42.jpg"]),  # the name itself comes first
+        (["one/a.jpg", "two/a.jpg"], ["two/a.jpg"], ["two/a.jpg"]),
+        (["one/a.jpg", "two/a.jpg"], ["a.jpg"], "holds 2 pictures for the id a.jpg"),
+        (["x_42.jpg"], ["42"], "holds no pictures for the id 42"),
+    ],
+)
+def test_pictures_by_id(tmp_path, names, ids, found):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    if isinstance(found, str):
+        with pytest.raises(UserError, match=found):
+            find_images(tmp_path, ids)
+    else:
+        expected = [tmp_path / name for name in found or names]
+        assert list(find_images(tmp_path, ids).values()) == expected
+
+
+SYSTEMS = ["flickr30k_magic_result", "mscoco_baselines_mscoco_in_domain_clipretrieval"]
+NAMES = {
+    **{f"BLEU-{n}": f"Bleu_{n}" for n in range(1, 5)},
+    "ROUGE-L": "ROUGE_L",
+    "CIDEr-D": "CIDEr",
+    "METEOR": "METEOR",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FIXTURE, reason="CAPTION_METRIC_FIXTURE names no folder with the metric fixture")
+@pytest.mark.parametrize("java", [True, False])
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_known_scores_of_real_systems_with_and_without_java(tmp_path, name, java):
+    """From their result files to every digit of the known scores, through the command."""
+    if java and shutil.which("java") is None:
+        pytest.skip("no Java here")
+    entries = json.loads((Path(FIXTURE) / f"{name}.json").read_text())
+    rows = [{"image_id": number, "caption": entry["prediction"]} for number, entry in enumerate(entries)]
+    annotations = [{"image_id": n, "caption": text} for n, entry in enumerate(entries) for text in entry["captions"]]
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    (tmp_path / "r.json").write_text(json.dumps({"annotations": annotations}))
+    path = {} if java else {"PATH": ""}
+    answer = score(tmp_path, "predictions=p.json", "references=r.json", "metrics=[meteor]", timeout=600, **path)
+    assert answer.returncode == 0, answer.stderr
+    scores = json.loads((tmp_path / "p.metrics.json").read_text())["scores"]
+    known = json.loads((Path(FIXTURE) / "expected_scores.json").read_text())[name]["recomputed_pycocoevalcap_1.2"]
+    wanted = NAMES if java else {ours: theirs for ours, theirs in NAMES.items() if ours != "METEOR"}
+    assert {ours: scores[ours] for ours in wanted} == pytest.approx({k: known[v] for k, v in wanted.items()}, abs=1e-9)
+    assert java or scores["METEOR"] is None
+
+
+@pytest.mark.skipif(not FIXTURE, reason="CAPTION_METRIC_FIXTURE names no folder with the metric fixture")
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_our_tokens_are_those_written_down_by_java(name):
+    """The fixture's tokens came from COCO's Java tokenizer, so that no Java is needed to compare with it."""
+    entries = json.loads((Path(FIXTURE) / f"{name}.json").read_text())
+    theirs = json.loads(gzip.decompress((Path(FIXTURE) / f"{name}.ptb_tokenized.json.gz").read_bytes()))
+    pairs = [
+        (caption, tokens)
+        for entry, references, prediction in zip(entries, theirs["gts"].values(), theirs["res"].values(), strict=True)
+        for caption, tokens in zip([*entry["captions"], entry["prediction"]], [*references, *prediction], strict=True)
+    ]
+    assert len(pairs) >= 6000
+    wrong = [(caption, tokens, tokenize(caption)) for caption, tokens in pairs if tokenize(caption) != tokens]
+    assert len(wrong) <= 3, wrong
 
 
 def test_a_mistyped_key_is_named(files):

@@ -231,6 +231,22 @@ def test_explain_draws_what_the_mechanism_notes(trained, on_two_data_sets, tmp_p
 
 
 @pytest.mark.slow
+def test_captions_are_scored_at_every_validation(tmp_path):
+    """The last curve point is the score of the final captions of the same pictures, in two processes as in one."""
+    from src.runs import find_runs
+
+    few = ("fusion=clipcap", *SMOKE, "val_captions=7", "trainer.max_steps=4", "trainer.val_check_interval=2")
+    ddp = ("trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp", "data.batch_size=4")
+    run("src.train", *few, "data.source.val=7", "test_split=val", f"hydra.run.dir='{tmp_path}/one'")
+    (one,) = find_runs(f"{tmp_path}/one")
+    curve = one.curve("val/CIDEr-D")
+    assert len(curve) == 2
+    best = min(one.curve("val/loss"), key=lambda point: point[1])[0]
+    assert dict(curve)[best] == pytest.approx(one.scores["CIDEr-D"], abs=1e-5)
+    run("src.train", *few, *ddp, f"hydra.run.dir='{tmp_path}/two'")
+    assert len(find_runs(f"{tmp_path}/two")[0].curve("val/CIDEr-D")) == 2
+
+
 def test_two_processes_train_together(tmp_path):
     """DDP over a mixture: both processes step on the same sums, one scores everything."""
     small = [

@@ -321,7 +321,7 @@ def test_open_clip_tag_decides_the_activation(monkeypatch):
     """OpenAI's weights were trained with QuickGELU, which the architecture ViT-B-32 does not have."""
     import open_clip
 
-    from src.vision import open_clip as room
+    from src.vision import open_clip_weights as room
 
     asked = {}
 
@@ -329,7 +329,7 @@ def test_open_clip_tag_decides_the_activation(monkeypatch):
         asked.update(options)
         raise RuntimeError("enough")
 
-    monkeypatch.setattr(room, "_download", lambda address, what: "file")
+    monkeypatch.setattr(room, "download", lambda address, what: "file")
     monkeypatch.setattr(open_clip, "create_model", create_model)
     for tag, expected in (("openai", True), ("laion2b_s34b_b79k", False)):
         with pytest.raises(UserError, match="enough"):
@@ -340,7 +340,7 @@ def test_open_clip_tag_decides_the_activation(monkeypatch):
 def test_open_clip_download_takes_the_cached_file_and_asks_the_hub_once(monkeypatch, tmp_path):
     import huggingface_hub
 
-    from src.vision.open_clip import _download
+    from src.vision.open_clip_weights import download
 
     calls = []
 
@@ -351,12 +351,12 @@ def test_open_clip_download_takes_the_cached_file_and_asks_the_hub_once(monkeypa
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, name: None)
     with pytest.raises(UserError, match=r"\(no network\); fetch the repository org/repo where") as caught:
-        _download("org/repo/", "ViT:tag")
+        download("org/repo/", "ViT:tag")
     assert len(calls) == 1 and "\n" not in str(caught.value)
     monkeypatch.setattr(
         huggingface_hub, "try_to_load_from_cache", lambda repository, name: f"cache/{repository}/{name}"
     )
-    assert _download("org/repo/file.bin", "ViT:tag") == "cache/org/repo/file.safetensors"
+    assert download("org/repo/file.bin", "ViT:tag") == "cache/org/repo/file.safetensors"
 
 
 @pytest.mark.parametrize(

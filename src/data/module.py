@@ -121,10 +121,13 @@ class CaptionData(lightning.LightningDataModule):
         """All pictures of the split "val" in order, each with its first captions."""
         return self._in_order("val", self.captions_per_image)
 
-    def pictures(self, split: str, limit: int | None = None, captions: int = 1) -> Loader:
-        """Each picture of a split once, in order, with its first captions; only the first ``limit`` ones if given."""
+    def pictures(self, split: str, limit: int | None = None, captions: int = 1, shared: bool = False) -> Loader:
+        """Each picture of a split once, in order, with its first captions; only the first ``limit`` ones if given.
+
+        All of them in this process, or its share of them where the work is ``shared``.
+        """
         n = len(self.examples(split))
-        order = InOrder(n if limit is None else min(n, limit), self.batch_size)  # by one process for all
+        order = InOrder(n if limit is None else min(n, limit), self.batch_size, *(_rank_and_world() if shared else ()))
         return Loader(self._batches(split, captions), order, self.workers)
 
     def _in_order(self, split: str, captions_per_image: int) -> Loader:
