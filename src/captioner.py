@@ -43,6 +43,7 @@ class Captioner(lightning.LightningModule):
         self.vision, self.fusion, self.language = vision, fusion, language
         self.tokenizer, self.regime, self.optim, self.decoder = tokenizer, regime, optim, decoder
         self.tagged = tagged
+        self._last_ids: list[str] = []  # of the batch at work, for messages
         self.strict_loading = False  # frozen parts are absent from checkpoints; load_state_dict checks the rest
         for part in self.frozen_parts():
             part.requires_grad_(False)
@@ -111,14 +112,11 @@ class Captioner(lightning.LightningModule):
         return total / targets.clamp_min(1), targets, terms  # 0 where documents have pictures only
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
+        self._last_ids = batch.ids
         loss, targets, terms = self.losses(batch)
         scale = self._reduction(targets, len(batch.text.ids_BT))
         total = self.fusion.caption_weight * scale * loss + sum(weight * value for value, weight in terms.values())
-        if not torch.isfinite(total):
-            raise UserError(
-                f"The training loss is {total.item()} at step {self.global_step}; lower the learning rates "
-                f"(regime.lr_*) or use trainer.precision=32-true. The last checkpoint is kept."
-            )
+        self._require_finite("training loss", {"caption": loss, **{name: value for name, (value, _) in terms.items()}})
         name = f"train/{batch.dataset}/" if batch.dataset else "train/"
         self.log(f"{name}loss", loss, prog_bar=True, batch_size=len(batch.ids))
         for term, (value, _) in terms.items():
@@ -126,6 +124,18 @@ class Captioner(lightning.LightningModule):
         if self.trainer.is_global_zero and self.global_step % self.trainer.log_every_n_steps == 0:
             self.log_dict({f"fusion/{name}": value for name, value in self.fusion.scalars().items()})
         return batch.weight * total
+
+    def _require_finite(self, what: str, values: dict[str, Tensor], always: bool = False) -> None:
+        """Stop before infinities reach a checkpoint. On a GPU looking at a number waits for it: only now and then."""
+        if not always and self.device.type != "cpu" and self.global_step % self.trainer.log_every_n_steps:
+            return
+        for name, value in values.items():
+            if not torch.isfinite(value):
+                raise UserError(
+                    f"The {what} ({name}) is {value.item()} at step {self.global_step}, on the batch of "
+                    f"{', '.join(self._last_ids[:4])} ...; lower the learning rates (regime.lr_*) or use "
+                    "trainer.precision=32-true; the last checkpoint is kept."
+                )
 
     def _reduction(self, targets: Tensor, rows: int) -> Tensor | float:
         """What turns the mean over this process's tokens into the reduction that ``optim.reduction`` asks for.
@@ -143,7 +153,9 @@ class Captioner(lightning.LightningModule):
         return targets * torch.distributed.get_world_size() / everywhere
 
     def validation_step(self, batch: Batch, index: int) -> None:
+        self._last_ids = batch.ids
         loss, targets = self.loss(batch)
+        self._require_finite("validation loss", {"caption": loss}, always=True)  # before it becomes a checkpoint
         self.log("val/loss", loss, prog_bar=True, batch_size=int(targets), sync_dist=True)
         if batch.dataset:
             self.log(f"val/{batch.dataset}/loss", loss, batch_size=int(targets), sync_dist=True)
@@ -224,6 +236,8 @@ class Captioner(lightning.LightningModule):
         if gradient_clip_val:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            if self.trainer.precision != "16-mixed":  # whose scaler meets infinities and skips those steps
+                self._require_finite("gradient", {"norm": norm})
             self.log("train/gradient_norm", norm)
 
     # ------------------------------------------------------------------------------------------------- checkpoints

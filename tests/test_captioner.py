@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -217,12 +218,20 @@ def test_learning_rate_rises_then_follows_a_cosine():
 
 
 def test_not_a_number_stops_training_with_a_sentence():
+    """Wherever it shows first; the step, the term and the batch are named."""
     model = make_captioner()
+    model.log = lambda *_, **__: None
+    model.trainer = SimpleNamespace(precision="bf16-mixed", global_step=7, is_global_zero=False)
+    group = {"params": [nn.Parameter(torch.ones(2))]}
+    group["params"][0].grad = torch.tensor([1.0, math.inf])
+    with pytest.raises(UserError, match=r"gradient \(norm\) is inf at step"):
+        model.configure_gradient_clipping(SimpleNamespace(param_groups=[group]), 1.0)
     with torch.no_grad():
         model.language.model.transformer.ln_f.bias.fill_(float("nan"))
-    model.log = lambda *_, **__: None
-    with pytest.raises(UserError, match="training loss is nan"):
+    with pytest.raises(UserError, match=r"training loss \(caption\) is nan at step .* batch of p0, p1"):
         model.training_step(make_batch(), 0)
+    with pytest.raises(UserError, match=r"validation loss \(caption\) is nan"):
+        model.validation_step(make_batch(), 0)
 
 
 def test_captioner_names_no_mechanism():
