@@ -17,7 +17,7 @@ from tqdm import tqdm
 from src.build import Parts
 from src.contracts import Batch, Chunk, Document, Example
 from src.data.base import stable_number
-from src.data.documents import few_shot
+from src.data.documents import few_shot, prompts
 from src.data.images import load_picture
 from src.errors import UserError
 from src.metrics.answers import Asked, answer_scores, judge
@@ -86,15 +86,7 @@ def evaluate_few_shot(parts: Parts, split: str, shots: int, metrics: Sequence[st
 
 def evaluate_documents(parts: Parts, split: str) -> Evaluation:
     """Nats per token, and for stories whether each sentence is finished as the right picture tells."""
-    asked, documents = {}, []
-    for document in parts.data.examples(split):
-        questions = document.extra.get("questions", [])
-        answers = [question["answer"] for question in questions]
-        for number, question in enumerate(questions):
-            chunk = document.chunks[number]
-            others = frozenset(answers[:number] + answers[number + 1 :])
-            asked[chunk.picture.id] = Asked(question["kind"], question["answer"], others)
-            documents.append(_question(document, number, question["lead"]))
+    asked, documents = _questions(parts, split)
     scores, rows, speed = {"loss": split_loss(parts, split)}, [], None
     if documents:
         said, speed = _captions(parts, _prompts(parts, documents), split, prompted=True)
@@ -110,6 +102,28 @@ def evaluate_documents(parts: Parts, split: str) -> Evaluation:
             for id, answer in said.items()
         ]
     return Evaluation(split, scores, rows, speed)
+
+
+def check_scorable(parts: Parts, split: str) -> None:
+    """To be called before training: raises UserError where ``evaluate`` could not do its work after it."""
+    if parts.source.interleaved:
+        _, documents = _questions(parts, split)
+        if documents:
+            prompts(documents, parts.source, parts.captioner.tokenizer, None, parts.data.max_tokens)
+
+
+def _questions(parts: Parts, split: str) -> tuple[dict[str, Asked], list[Document]]:
+    """What is asked of each picture, by its id, and the documents up to the question."""
+    asked, documents = {}, []
+    for document in parts.data.examples(split):
+        questions = document.extra.get("questions", [])
+        answers = [question["answer"] for question in questions]
+        for number, question in enumerate(questions):
+            chunk = document.chunks[number]
+            others = frozenset(answers[:number] + answers[number + 1 :])
+            asked[chunk.picture.id] = Asked(question["kind"], question["answer"], others)
+            documents.append(_question(document, number, question["lead"]))
+    return asked, documents
 
 
 def _question(document: Document, number: int, lead: str) -> Document:

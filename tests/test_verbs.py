@@ -145,6 +145,11 @@ WRONG = {
     "no run folder as weights": (("language.weights=/nowhere",), "not a run folder"),
     "pictures for a text-only set": (("data=captions_text",), "fusion=blind"),
     "a split that is not there, before any training": (("test_split=exam",), "no split 'exam'"),
+    "questions that do not fit, before any training": (
+        ("data=scenes_interleaved", "fusion=flamingo", "data.max_tokens=8", "data.source.train=40"),
+        "more than 8 tokens; raise data.max_tokens",
+    ),
+    "a metric that is none": (("metrics=[bertscore]",), "knows meteor, spice, clipscore"),
     "endless training": (("trainer.max_steps=-1",), "never end"),
 }
 

@@ -147,7 +147,8 @@ def prompts(
     for document, row in zip(documents, rows, strict=True):
         if len(row.ids) > max_tokens:
             raise UserError(
-                f"The prompt {document.id} has more than {max_tokens} tokens; use fewer or shorter examples."
+                f"The prompt {document.id} has more than {max_tokens} tokens; raise data.max_tokens, or use fewer or "
+                "shorter examples."
             )
     ids = [document.id for document in documents]
     return batch_of(ids, rows, collate(rows, tokenizer.pad, left=True), source, size)
