@@ -41,11 +41,10 @@ class Run:
     def scores(self) -> dict[str, float | None]:
         return self.metrics["scores"]
 
-    @cached_property
+    @property
     def batches_sha256(self) -> str | None:
-        """Which pictures it was trained on, in which order; the run itself knows it, its evaluations do not."""
-        own = self.folder / "metrics.json"
-        return (_json(own) if own.is_file() else self.metrics).get("cost", {}).get("batches_sha256")
+        """Which pictures it was trained on, in which order."""
+        return self.metrics.get("cost", {}).get("batches_sha256")
 
     @property
     def fusion(self) -> str:
@@ -126,6 +125,8 @@ def _read(folder: Path, result: Path) -> Run:
     metrics = _json(result / "metrics.json")
     if not isinstance(metrics.get("scores"), dict):
         raise UserError(f"{result / 'metrics.json'} holds no scores; run src.evaluate on this run again.")
+    if result != folder and (folder / "metrics.json").is_file():  # the run itself knows what its training cost
+        metrics["cost"] = {**_json(folder / "metrics.json").get("cost", {}), **metrics.get("cost", {})}
     return Run(
         folder,
         _config(folder),
