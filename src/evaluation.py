@@ -27,7 +27,7 @@ from src.metrics.retrieval import recall_at_k
 from src.metrics.truth import truth_scores
 from src.records import write_json, write_jsonl
 from src.sheet import write_sheet
-from src.text.scene_language import Scene
+from src.text.scene_world import Scene
 
 CAPTIONS = 5  # of a picture, in retrieval
 LOOKING = ("truth", "CIDEr-D")  # scores that fall to the level of a blind model when pictures are shuffled

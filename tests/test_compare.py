@@ -23,7 +23,7 @@ from src.metrics.captions import CaptionScorer
 from src.metrics.truth import truth_scores
 from src.records import write_json, write_jsonl
 from src.runs import find_runs, group
-from src.text.scene_language import Scene, Thing
+from src.text.scene_world import Scene, Thing
 
 IMAGES = 80
 SUBJECTS, VERBS, PLACES = ("dog", "cat", "man", "girl"), ("sits", "runs", "sleeps"), ("grass", "sand", "a bench")

@@ -20,7 +20,7 @@ from src.data.module import CaptionData, DocumentData
 from src.data.scenes import Scenes
 from src.data.stories import ScenesInterleaved, tell
 from src.metrics.answers import Asked, answer_scores
-from src.text.scene_language import Scene
+from src.text.scene_world import Scene
 
 TAG, BOS, EOS, PAD = Characters.image_tag[0], Characters.bos, Characters.eos, Characters.pad
 PICTURES = [Example(f"p{i}", ()) for i in range(4)]

@@ -27,7 +27,8 @@ from src.reporting.marks import FALSE, PLAIN, TRUE, UNKNOWN, marks
 from src.reporting.numbers import cost_of, leaders
 from src.reporting.page import embedded, page
 from src.runs import Arm, find_runs, group
-from src.text.scene_language import Scene, Thing, check
+from src.text.scene_check import check
+from src.text.scene_world import Scene, Thing
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

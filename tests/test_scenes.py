@@ -19,22 +19,19 @@ from hypothesis import strategies as st
 from src.contracts import UserError
 from src.data.scenes import COUNT_SHARES, GAP, HELD_OUT, RADII, RGB, Scenes, draw, sample_scene
 from src.metrics.truth import truth_scores
-from src.text.scene_language import (
+from src.text.scene_captions import describe
+from src.text.scene_check import check
+from src.text.scene_reader import WORD, parse
+from src.text.scene_words import GLUE, NUMBERS, PLURALS, SIZE_WORDS
+from src.text.scene_world import (
     ACCEPTED,
     BACKGROUNDS,
     COLOURS,
-    GLUE,
-    NUMBERS,
     OPPOSITE,
-    PLURALS,
     SHAPES,
-    SIZE_WORDS,
     STATED,
     Scene,
     Thing,
-    check,
-    describe,
-    parse,
     relation_holds,
 )
 
@@ -313,6 +310,38 @@ def test_the_subject_is_carried_on_after_and():
     assert values == [("left", 0, 1), ("below", 0, 2)]
 
 
+@pytest.mark.parametrize(
+    ("caption", "told"),
+    [
+        ("a small red circle", {"object": ["circle"], "colour": ["red"], "size": ["small"]}),
+        ("a red circle and the circle", {"object": ["circle circle"], "colour": ["red"]}),
+        ("a shape and the big red, red star", {"object": ["shape star"], "size": ["big"], "colour": ["red red"]}),
+        ("one red star", {"count": ["one"], "object": ["star"], "colour": ["red"]}),
+        ("the two red stars", {"count": ["two red stars"]}),
+        ("one shape, alone", {"count": ["one shape", "alone"]}),
+        ("there is a star on a dark background", {"object": ["star"], "background": ["on a dark background"]}),
+        ("a star is to the left of a ring", {"object": ["star", "ring"], "relation": ["is to the left of"]}),
+        ("a star with a ring under it", {"object": ["star", "ring"], "relation": ["under it"]}),
+        ("a star above a ring and below", {"object": ["star", "ring"], "relation": ["above", "and below"]}),
+        ("cats, a star and İ rings", {"object": ["star"], "leftover": ["cats", "i", "rings"]}),
+    ],
+)
+def test_statements_know_their_words(caption, told):
+    reading, words = parse(caption), WORD.findall(caption.lower())
+    found: dict[str, list[str]] = {}
+    for statement, numbers in zip(reading.statements, reading.told_at, strict=True):
+        found.setdefault(statement.kind, []).append(" ".join(words[number] for number in numbers))
+    if reading.leftovers:
+        found["leftover"] = [words[number] for number in reading.leftovers_at]
+        assert found["leftover"] == list(reading.leftovers)
+    assert found == told
+
+
+def test_readings_are_equal_wherever_they_were_told():
+    one, other = parse("a red circle, left of a star"), parse("there is a red circle to the left of the star")
+    assert one == other and hash(one) == hash(other) and one.told_at != other.told_at
+
+
 def test_counts_are_exact_and_counted_things_are_covered():
     assert check("two circles and a big blue square", TRIO).entirely_true
     assert check("two circles and a big blue square", TRIO).mentioned == 1
@@ -360,6 +389,9 @@ def test_any_words_can_be_checked(words, scene):
         assert {word for word in words if word in COLOURS} <= {thing.colour for thing in scene.things}
         assert {word for word in words if word in SHAPES} <= {thing.shape for thing in scene.things}
     assert set(verdict.reading.leftovers) <= set(words) - GLUE
+    told = {number for numbers in verdict.reading.told_at for number in numbers} | set(verdict.reading.leftovers_at)
+    untold = {word for number, word in enumerate(words) if number not in told}
+    assert untold <= GLUE | {*COLOURS, *SIZE_WORDS["small"], *SIZE_WORDS["large"]}  # adjectives of an unread plural
 
 
 @settings(max_examples=200, deadline=None)

@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 
 from src.contracts import Example, UserError
-from src.text.scene_language import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing, describe, pick
+from src.text.picks import pick
+from src.text.scene_captions import describe
+from src.text.scene_world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing
 
 HELD_OUT = frozenset(
     {

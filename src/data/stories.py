@@ -19,7 +19,8 @@ from random import Random
 
 from src.contracts import Chunk, Document, Example, UserError
 from src.data.scenes import SEEN_PAIRS, DrawnWorld, check_lengths, scene_of
-from src.text.scene_language import COLOURS, SHAPES, SIZES, pick
+from src.text.picks import pick
+from src.text.scene_world import COLOURS, SHAPES, SIZES
 
 OPENINGS = ("first", "then", "now", "here", "next", "later")
 KINDS = ("colour", "shape")

@@ -113,7 +113,7 @@ def _pictures(source, split: str) -> Iterator[Example]:
 
 def _marks(rows: list[dict], ids: list[str], examples: dict[str, Example]) -> list | None:
     from src.reporting.marks import marks
-    from src.text.scene_language import Scene
+    from src.text.scene_world import Scene
 
     scenes = {id: Scene.from_dict(one.extra["scene"]) for id, one in examples.items() if "scene" in one.extra}
     if not scenes:
