@@ -11,14 +11,15 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from src import bundle
 from src.captioner import PARTS, Captioner, check_frozen
 from src.checkpoints import damage
-from src.config import data_sets, make
+from src.config import check_saved, data_sets, make
 from src.contracts import Language, Source, Tokenizer
 from src.data.mixture import Mixture
 from src.data.module import CaptionData, DocumentData
 from src.errors import UserError
-from src.records import checkpoint_path, run_config
+from src.records import checkpoint_path, is_export, run_config
 from src.text.tokenizers import load_tokenizer
 from src.vision.base import Vision
 
@@ -78,8 +79,10 @@ def build_language(cfg: DictConfig, tokenizer: Tokenizer) -> Language:
 
 def previous_language(run: Path) -> dict[str, torch.Tensor]:
     """Language weights of a run; a run that kept its language frozen points on to the run it took it from."""
-    state = load_checkpoint(run)["state_dict"]
+    checkpoint = load_checkpoint(run)
+    state, included = checkpoint["state_dict"], checkpoint.get("included", {})
     weights = {name.removeprefix("language."): x for name, x in state.items() if name.startswith("language.")}
+    weights = included.get("language", weights)
     if weights:
         return weights
     earlier = run_config(run).language.weights
@@ -110,6 +113,12 @@ def build_captioner(cfg: DictConfig, vision: Vision | None, language: Language, 
 
 def build_data(options: DictConfig, seed: int, source: Source, captioner: Captioner) -> CaptionData:
     """The data module; with a frozen encoder it reads features that are computed once and kept on disk."""
+    faults = getattr(source, "faults", None)
+    if options.get("on_error", "raise") == "skip" and (faults is None or faults.on_error != "skip"):
+        raise UserError(
+            f"data.on_error=skip does not reach data={source.name}; leave it out, or give the source "
+            "on_error: ${..on_error} in conf/data."
+        )
     vision = captioner.vision
     if vision is not None and hasattr(source, "prepare"):
         source.prepare(vision.preprocessing)
@@ -153,20 +162,30 @@ def restore(run: Path, decode: DictConfig | None = None) -> Parts:
 
 
 def restore_captioner(run: Path, decode: DictConfig | None = None) -> Captioner:
-    """The captioner of a run with its best weights, without its data (which need not be here)."""
-    cfg = _run_config(run, decode)
+    """The captioner of a run with its best weights, without its data (which need not be here); also an exported one."""
     checkpoint = load_checkpoint(run)
+    cfg = _run_config(run, decode)
     tokenizer = load_tokenizer(run / "tokenizer")
     saw = "vision" in checkpoint["frozen"] or any(name.startswith("vision.") for name in checkpoint["state_dict"])
-    vision = build_vision(cfg) if saw else None
-    captioner = build_captioner(cfg, vision, build_language(cfg, tokenizer), tokenizer)
+    parts = {"vision": build_vision(cfg) if saw else None, "language": build_language(cfg, tokenizer)}
+    for part, tensors in checkpoint.get("included", {}).items():
+        _fill(parts[part], tensors, f"{run}: the frozen {part}")  # before the fusion looks at it
+    captioner = build_captioner(cfg, **parts, tokenizer=tokenizer)
     check_frozen(checkpoint["frozen"], captioner.frozen_hashes())
     captioner.load_state_dict(checkpoint["state_dict"])
     return captioner
 
 
+def _fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{what} does not fit its configuration ({str(error).splitlines()[-1].strip()}).") from error
+
+
 def _run_config(run: Path, decode: DictConfig | None) -> DictConfig:
     cfg = run_config(run)
+    check_saved(cfg, run)
     if decode is not None:
         cfg.decode = decode
     return cfg
@@ -180,7 +199,8 @@ def load_weights(captioner: Captioner, path: Path) -> None:
 
 
 def load_checkpoint(run: Path) -> dict:
-    return _load(checkpoint_path(run))
+    """The best checkpoint of a run, or the same of an exported folder."""
+    return bundle.read(run) if is_export(run) else _load(checkpoint_path(run))
 
 
 def precision(wanted: str) -> str:

@@ -1,10 +1,11 @@
-"""Caption your own pictures with a trained run.
+"""Caption your own pictures with a trained run, or with an exported one.
 
 python -m src.caption run=runs/... images=photos/
 """
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -22,8 +23,8 @@ SHEET_LIMIT = 100  # pictures on the sheet; captions.jsonl has all
 @verb
 def main(cfg: DictConfig) -> None:
     """Pictures -> captions.jsonl and a sheet. A picture that can't be read is named and skipped."""
-    records.checkpoint_path(cfg.run)
-    from src.data.images import find_pictures, load_picture
+    records.weights_path(cfg.run)
+    from src.data.images import find_pictures
 
     files = find_pictures(cfg.images)
     folder = Path(cfg.output or f"captions-{time.strftime('%Y-%m-%d_%H-%M-%S')}")
@@ -32,29 +33,14 @@ def main(cfg: DictConfig) -> None:
     from tqdm import tqdm
 
     from src.build import restore_captioner
-    from src.contracts import Batch
+    from src.pretrained import picture_batches
     from src.sheet import write_sheet
 
     captioner = restore_captioner(Path(cfg.run), cfg.get("decode"))
-    if captioner.vision is None:
-        raise UserError(f"{cfg.run} was trained without pictures (fusion=blind); it cannot caption any.")
-
-    import torch
-
-    rows = []
-    for first in tqdm(range(0, len(files), cfg.batch_size), desc="captions", unit="batch"):
-        readable = []
-        for file in files[first : first + cfg.batch_size]:
-            try:
-                readable.append((file, load_picture(file, captioner.vision.preprocessing)))
-            except UserError as error:
-                print(f"skipped: {error}")
-        if not readable:
-            continue
-        pixels_IM3hw = torch.stack([pixels for _, pixels in readable])[:, None]
-        batch = Batch([str(file) for file, _ in readable], captioner.start(len(readable), "cpu"), pixels_IM3hw)
-        captions = captioner.caption([batch])
-        rows += [{"image": str(file), "caption": captions[str(file)]} for file, _ in readable]
+    batches = picture_batches(captioner, files, cfg.batch_size, lambda error: print(f"skipped: {error}"))
+    total = math.ceil(len(files) / cfg.batch_size)
+    captions = captioner.caption(tqdm(batches, desc="captions", unit="batch", total=total))
+    rows = [{"image": str(file), "caption": captions[str(file)]} for file in files if str(file) in captions]
     if not rows:
         raise UserError(f"None of the {len(files)} pictures could be read.")
     records.write_jsonl(folder / "captions.jsonl", rows)

@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.errors import UserError
-from src.records import run_config
+from src.records import is_secret, run_config
 
 if TYPE_CHECKING:
     from src.contracts import Source
     from src.fusion.base import Fusion
 
 HOME = Path(__file__).resolve().parents[1]
+
+# Hydra would call anything that can be imported, os.system too, and configurations travel with run folders.
+ROOMS = ("data", "decoding", "fusion", "language", "text", "tracking", "vision")  # whose classes configurations name
+LOGGER = re.compile(r"lightning\.pytorch\.loggers\.[A-Z]\w*")  # of the library, by their short names only
 
 
 def data_sets(cfg: DictConfig) -> dict[str, DictConfig]:
@@ -39,6 +44,8 @@ def check(cfg: DictConfig) -> dict[str, Source]:
         OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
+    check_targets(cfg)
+    check_secrets(cfg)
     for key, node in _targets(cfg):
         _check_options(key, node)
     if cfg.trainer.max_steps == -1 and cfg.trainer.max_epochs in (-1, None):
@@ -103,6 +110,62 @@ def is_below(key: str, tops: Iterable[str]) -> bool:
     return any(key == top or key.startswith(f"{top}.") for top in tops)
 
 
+def check_targets(node: DictConfig, what: str = "") -> None:
+    """Refuse every ``_target_`` in ``node`` but public classes, functions and class methods of our rooms, and loggers.
+
+    Only what is written in a file of ours counts, not what that file imports. Raises UserError.
+    """
+    for key, target in flatten_all(OmegaConf.to_container(node, resolve=True)):
+        if re.split(r"[.\[]", key)[-1] == "_target_" and not is_ours(target):
+            raise UserError(
+                f"{what}{key}={target} is refused: configurations may only name classes of this project "
+                f"(src.{', src.'.join(ROOMS)}) and lightning's loggers."
+            )
+
+
+def is_ours(target) -> bool:
+    """Whether a ``_target_`` may be called."""
+    if not isinstance(target, str):
+        return False
+    return LOGGER.fullmatch(target) is not None or _written_here(target) is not None
+
+
+def check_saved(cfg: DictConfig, path: Path) -> None:
+    """Refuse a saved configuration that could do more than hold values: foreign classes, and interpolations.
+
+    Interpolations are resolved before a configuration is saved; here they could only read, say, the environment.
+    Raises UserError.
+    """
+    for key, value in flatten_all(OmegaConf.to_container(cfg)):
+        if isinstance(value, str) and "${" in value:
+            raise UserError(
+                f"{path}: {key}={value} is refused: a saved configuration holds values, nothing to look up."
+            )
+    check_targets(cfg, f"{path}: ")
+
+
+def check_secrets(cfg: DictConfig) -> None:
+    """Refuse secrets among the values: every run writes its configuration down, and loggers upload it."""
+    for key, value in flatten(OmegaConf.to_container(cfg, resolve=True)):
+        if is_secret(key, value):
+            raise UserError(
+                f"{key} looks like a secret, and the configuration is written into the run folder; leave it out and "
+                "set an environment variable instead (WANDB_API_KEY, HF_TOKEN)."
+            )
+
+
+def flatten_all(node, key: str = "") -> Iterator[tuple[str, object]]:
+    """``flatten`` that goes into lists too: ("a[0].b", value)."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from flatten_all(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from flatten_all(value, f"{key}[{number}]")
+    else:
+        yield key, node
+
+
 def use_previous_language(cfg: DictConfig) -> DictConfig:
     """With ``language.weights=<run folder>``, take tokenizer and model settings from that run.
 
@@ -147,18 +210,12 @@ def _check_options(key: str, node: DictConfig) -> None:
 
 def _parameters(key: str, target: str) -> dict[str, str]:
     """Names and annotations of the parameters of ``src.<module>.<function, class or Class.method>``."""
-    parts = target.split(".")
-    for end in range(len(parts) - 1, 0, -1):
-        file = HOME.joinpath(*parts[:end]).with_suffix(".py")
-        if file.is_file():
-            found: ast.AST | None = ast.parse(file.read_text(encoding="utf-8"))
-            for name in parts[end:]:
-                found = _defined(found, name)
-            if isinstance(found, ast.ClassDef):
-                found = _defined(found, "__init__")
-            if isinstance(found, ast.FunctionDef):
-                every = found.args.args + found.args.kwonlyargs
-                return {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in every}
+    found = _written_here(target)
+    if isinstance(found, ast.ClassDef):
+        found = _defined(found, "__init__")
+    if isinstance(found, ast.FunctionDef):
+        every = found.args.args + found.args.kwonlyargs
+        return {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in every}
     return _imported_parameters(key, target)
 
 
@@ -171,6 +228,25 @@ def _imported_parameters(key: str, target: str) -> dict[str, str]:
     except Exception as error:
         raise UserError(f"{key}._target_={target} cannot be loaded: {str(error).splitlines()[0]}") from error
     return {name: str(p.annotation) for name, p in parameters.items()}
+
+
+def _written_here(target: str) -> ast.ClassDef | ast.FunctionDef | None:
+    """Where a room of this project defines ``src.<module>.<class, function or Class.classmethod>``; None elsewhere."""
+    parts = target.split(".")
+    if parts[0] != "src" or parts[1:2] == [] or parts[1] not in ROOMS or not all(map(str.isidentifier, parts)):
+        return None
+    for end in range(len(parts) - 1, 0, -1):
+        file = HOME.joinpath(*parts[:end]).with_suffix(".py")
+        if file.is_file():
+            names = parts[end:]
+            found = _defined(ast.parse(file.read_text(encoding="utf-8")), names[0])
+            if len(names) == 2 and isinstance(found, ast.ClassDef):
+                method = _defined(found, names[1])
+                alone = {ast.unparse(decorator) for decorator in getattr(method, "decorator_list", ())}
+                found = method if alone & {"classmethod", "staticmethod"} else None
+            public = len(names) <= 2 and not any(name.startswith("_") for name in names)
+            return found if public and isinstance(found, ast.ClassDef | ast.FunctionDef) else None
+    return None
 
 
 def _defined(scope: ast.AST | None, name: str) -> ast.AST | None:
@@ -203,6 +279,7 @@ def make(node: DictConfig):
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
 
+    check_targets(node)
     try:
         return instantiate(node)
     except InstantiationException as error:

@@ -31,6 +31,7 @@ def main(cfg: DictConfig) -> None:
 
     from tqdm import tqdm
 
+    from src.diagnostics.drawing import draw
     from src.diagnostics.reading import read
 
     readings = {name: read(captioner, pixels) for name, pixels in tqdm(named.items(), desc="reading", unit="picture")}
@@ -55,39 +56,6 @@ def pictures(cfg: DictConfig, captioner) -> dict:
         source.prepare(captioner.vision.preprocessing)
     examples = source.examples("test")[: cfg.samples]
     return {example.id: source.pixels(example, captioner.vision.spec.image_size) for example in examples}
-
-
-def draw(captioner, run: Path, named: dict, readings: dict, folder: Path) -> list[Path]:
-    """All figures that the readings allow."""
-    from PIL import Image
-
-    from src.diagnostics import figures
-    from src.diagnostics.reading import grids
-
-    written = []
-
-    def keep(figure, name: str) -> None:
-        if figure is not None:
-            written.append(figures.save(figure, folder / f"{name}.png"))
-
-    for name, reading in readings.items():
-        picture = Image.fromarray(named[name].permute(1, 2, 0).numpy()).resize((224, 224))
-        caption = " ".join(reading.words[:-1])  # without the end
-        if reading.attention is not None:
-            keep(
-                figures.word_maps(picture, reading.words, reading.attention, f"attention: {caption}"),
-                f"attention-{name}",
-            )
-        title = f"log-probability lost where grey: {caption}"
-        keep(figures.word_maps(picture, reading.words, reading.occlusion, title), f"occlusion-{name}")
-        keep(figures.pooler_maps(picture, reading, grids), f"pooler-{name}")
-    every = list(readings.values())
-    for gate in ("visual_gate", "language_gate"):
-        keep(figures.gate_openness(every, gate), gate)
-    keep(figures.logit_share(every), "logit_share")
-    keep(figures.tanh_gates(every, run), "tanh_gates")
-    keep(figures.prefix_words(every, captioner.language.unembedding(), captioner.tokenizer), "prefix_words")
-    return written
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ tokenizer/          the tokenizer                         checkpoints/       bes
 metrics.json        {"split", "scores", "cost", ...}      predictions.jsonl  id, caption, references, per-image scores
 samples.png         pictures with captions                log/metrics.csv    losses over the steps
 result.json         {"score", "value"}: written last, so its presence says that the run is complete
+
+An exported folder (src.export) has manifest.json instead of checkpoints/, and captioner.yaml instead of config.yaml.
+Nothing here may hold a secret: commands are written with secrets masked, and src.config refuses them as values.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -19,6 +23,10 @@ from importlib import metadata
 from pathlib import Path
 
 from src.errors import UserError
+
+MANIFEST = "manifest.json"  # of an exported folder: sha256 of its files, and where frozen parts come from
+EXPORTED_CONFIG, EXPORTED_WEIGHTS = "captioner.yaml", "model.safetensors"
+HERE = "<folder>"  # in captioner.yaml: the exported folder itself, wherever it lies
 
 PACKAGES = ("torch", "lightning", "transformers", "open_clip_torch", "hydra-core", "torchmetrics", "numpy")
 
@@ -50,19 +58,48 @@ def write_jsonl(path: Path | str, rows: Iterable[dict]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def run_config(folder: Path | str):
-    """The configuration of a finished or running run. Raises UserError when ``folder`` is not a run folder."""
-    from omegaconf import OmegaConf
+def is_export(folder: Path | str) -> bool:
+    """Whether ``folder`` was written by src.export."""
+    return (Path(folder) / MANIFEST).is_file()
 
-    path = Path(folder) / "config.yaml"
+
+def run_config(folder: Path | str):
+    """The configuration of a finished or running run, or of an exported one.
+
+    Raises UserError when ``folder`` is neither, or when the file cannot be read.
+    """
+    from omegaconf import OmegaConf
+    from yaml import YAMLError
+
+    path = Path(folder) / (EXPORTED_CONFIG if is_export(folder) else "config.yaml")
     if not path.is_file():
-        raise UserError(f"{folder} is not a run folder: it has no config.yaml; give the folder that src.train printed.")
-    return OmegaConf.load(path)
+        raise UserError(f"{folder} is not a run folder: it has no {path.name}; give the folder that src.train printed.")
+    try:
+        cfg = OmegaConf.load(path)
+    except (YAMLError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}).") from None
+    return OmegaConf.create(_placed(OmegaConf.to_container(cfg), str(folder))) if is_export(folder) else cfg
+
+
+def _placed(node, folder: str):
+    """The same values with the folder's place filled in."""
+    if isinstance(node, dict):
+        return {name: _placed(value, folder) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_placed(value, folder) for value in node]
+    return node.replace(HERE, folder) if isinstance(node, str) else node
+
+
+def weights_path(folder: Path | str) -> Path:
+    """The file with the trained tensors of a run or of an exported folder. Raises UserError when it is missing."""
+    return Path(folder) / EXPORTED_WEIGHTS if is_export(folder) else checkpoint_path(folder)
 
 
 def checkpoint_path(folder: Path | str, which: str = "best") -> Path:
     """``checkpoints/<which>.ckpt`` of a run. Raises UserError when it is missing."""
     path = Path(folder) / "checkpoints" / f"{which}.ckpt"
+    if is_export(folder):
+        raise UserError(f"{folder} is an export, which src.caption reads; give the run folder that it was made from.")
     if not path.is_file():
         raise UserError(f"{folder} holds no {path.name} in checkpoints/; its training did not get that far.")
     return path
@@ -87,7 +124,47 @@ def environment() -> dict:
 
 def _command() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    return " ".join(["python", *(["-m", spec.name] if spec else sys.argv[:1]), *sys.argv[1:]])
+    arguments = [masked(argument) for argument in sys.argv[1:]]
+    return " ".join(["python", *(["-m", spec.name] if spec else sys.argv[:1]), *arguments])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# secrets
+# --------------------------------------------------------------------------------------------------------------------
+MASK = "***"
+SECRET = r"(?:(?:api|access|private)[_-]?key|secret(?:[_-]?key)?|pass(?:word|wd|phrase)|token|credentials?)"
+_NAMED = re.compile(rf"(?:.*[._-])?{SECRET}", re.IGNORECASE | re.DOTALL)
+# What may follow such a name inside of a value, such as {api_key: abc}.
+_GIVEN = re.compile(rf"((?<![a-z]){SECRET}[\"']?\s*[:=]\s*)(\"[^\"]*\"|'[^']*'|[^\s,}}\]]+)", re.IGNORECASE)
+_LOGIN = re.compile(r"(\w://[^/\s:@]*:)[^/\s@]+(?=@)")  # https://user:password@host
+SHORTEST = 8  # characters of an environment variable's value that is taken for a secret; shorter ones occur by chance
+
+
+def names_secret(key: str) -> bool:
+    """Whether the last part of ``key`` is what secrets are called: "logger.api_key", "HF_TOKEN"; not "max_tokens"."""
+    return _NAMED.fullmatch(key.lstrip("+~")) is not None
+
+
+def masked(argument: str) -> str:
+    """A command-line argument without the secrets in it: values named like one, logins, and those of the environment.
+
+    Other text is left as it is.
+    """
+    key, equals, _ = argument.partition("=")
+    if equals and names_secret(key):
+        return f"{key}={MASK}"
+    argument = _LOGIN.sub(rf"\1{MASK}", _GIVEN.sub(rf"\1{MASK}", argument))
+    for name, value in os.environ.items():
+        if names_secret(name) and len(value) >= SHORTEST:
+            argument = argument.replace(value, MASK)
+    return argument
+
+
+def is_secret(key: str, value) -> bool:
+    """Whether ``value``, which stands under ``key`` in a configuration, must not be written down."""
+    if isinstance(value, list):
+        return any(is_secret(key, one) for one in value)
+    return isinstance(value, str) and value != "" and (names_secret(key) or masked(value) != value)
 
 
 def _version(package: str) -> str | None:

@@ -22,6 +22,7 @@ def main(cfg: DictConfig) -> float | None:
     """Configuration -> parts -> fit -> best checkpoint -> scores on the test split -> run folder."""
     cfg = config.use_previous_language(cfg)
     sources = config.check(cfg)
+    tracker = config.make(cfg.logger)
     run = Path(HydraConfig.get().runtime.output_dir)
     print(f"run folder: {run}", flush=True)
     OmegaConf.save(cfg, run / "config.yaml", resolve=True)
@@ -30,31 +31,35 @@ def main(cfg: DictConfig) -> float | None:
 
     from src.build import build, load_weights, parameter_counts
     from src.cost import peak_memory_mb, training_flops
+    from src.evaluation import check_scorable
 
     parts = build(cfg, sources)
+    for one in parts.data_sets().values():
+        check_scorable(one, cfg.test_split)
     parts.captioner.tokenizer.save(run / "tokenizer")
     counts = parameter_counts(parts.captioner)
     print(f"parameters: {counts['trainable']:,} trainable of {counts['total']:,}", flush=True)
-    trainer, meter = make_trainer(cfg, run, parts)
-    fit(trainer, parts, cfg)
-    cost = {**meter.summary(), "parameters": counts}
-    if not trainer.is_global_zero:
-        return None
-    load_weights(parts.captioner, records.checkpoint_path(run))
-    cost["training_flops"] = training_flops(parts.captioner, next(iter(parts.data.val_dataloader())))
-    cost["peak_memory_mb"] = peak_memory_mb()
-    score, value = finish(parts, cfg, run, cost)
+    with tracker.running(cfg, run):
+        trainer, meter = make_trainer(cfg, run, parts, tracker.loggers)
+        fit(trainer, parts, cfg)
+        cost = {**meter.summary(), "parameters": counts}
+        if not trainer.is_global_zero:
+            return None
+        load_weights(parts.captioner, records.checkpoint_path(run))
+        cost["training_flops"] = training_flops(parts.captioner, next(iter(parts.data.val_dataloader())))
+        cost["peak_memory_mb"] = peak_memory_mb()
+        score, value = finish(parts, cfg, run, cost)
+        tracker.report(parts, cfg, run)
     records.write_json(run / "result.json", {"score": score, "value": value})  # the last act: this run is complete
     return value
 
 
-def make_trainer(cfg: DictConfig, run: Path, parts):
+def make_trainer(cfg: DictConfig, run: Path, parts, loggers):
     """Lightning's Trainer with our callbacks, and the meter that it fills."""
     import logging
     import warnings
 
     import lightning
-    from hydra.utils import instantiate
     from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 
     from src.build import precision
@@ -83,7 +88,7 @@ def make_trainer(cfg: DictConfig, run: Path, parts):
         options["val_check_interval"] = steps * options["accumulate_grad_batches"]
     trainer = lightning.Trainer(
         default_root_dir=run,
-        logger=instantiate(cfg.logger, save_dir=str(run)),
+        logger=loggers,
         callbacks=callbacks,
         plugins=[SafeCheckpointIO()],
         enable_model_summary=False,

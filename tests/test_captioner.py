@@ -253,12 +253,24 @@ def test_imports_only_go_down():
         ["fusion", "language", "vision", "data"],
         ["captioner", "metrics"],
         ["config"],
-        ["runs", "checkpoints"],
+        ["runs", "checkpoints", "bundle"],
         ["build", "cost", "comparison"],
-        ["evaluation", "validation", "diagnostics"],
+        ["evaluation", "validation", "diagnostics", "pretrained", "card", "benchmarking"],
         ["reporting"],
         ["launch", "tracking"],
-        ["train", "evaluate", "caption", "score", "explain", "compare", "report", "doctor", "dashboard"],
+        [
+            "train",
+            "evaluate",
+            "caption",
+            "score",
+            "explain",
+            "compare",
+            "report",
+            "doctor",
+            "dashboard",
+            "export",
+            "benchmark",
+        ],
     ]
     floor = {room: level for level, rooms in enumerate(floors) for room in rooms}
     wrong = []

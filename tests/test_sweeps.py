@@ -93,6 +93,19 @@ def test_a_typo_is_found_before_any_job_starts(tmp_path):
     assert "srua" in answer.stderr and not list(tmp_path.glob("*/config.yaml"))
 
 
+def test_a_secret_is_refused_and_leaves_no_trace(tmp_path):
+    answer = run(
+        "src.train",
+        *SWEEP,
+        "fusion=blind",
+        "+logger.api_key=0123456789abcdef",
+        f"hydra.sweep.dir='{tmp_path}'",
+        ok=False,
+    )
+    assert "looks like a secret" in answer.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and "0123456789abcdef" in path.read_text()]
+
+
 def test_two_processes_train_together_inside_a_job(tmp_path):
     ddp = ["trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp"]
     run("src.train", *SWEEP, *ddp, "fusion=blind", "seed=0", f"hydra.sweep.dir='{tmp_path}'")

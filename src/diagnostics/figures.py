@@ -154,10 +154,10 @@ def logged(run: Path, prefix: str) -> dict[str, tuple[list[float], list[float]]]
 
 def prefix_words(readings: Sequence[Reading], embeddings_VD: Tensor, tokenizer) -> Figure | None:
     """Nearest word (cosine) of every prefix vector, one column per picture; similarity as the shade."""
-    prefixes = [reading.aux["prefix"][0][0].float() for reading in readings if "prefix" in reading.aux]
+    prefixes = [reading.aux["prefix"][0][0].detach().float() for reading in readings if "prefix" in reading.aux]
     if not prefixes:
         return None
-    unit_VD = F.normalize(embeddings_VD.float(), dim=-1)
+    unit_VD = F.normalize(embeddings_VD.detach().float(), dim=-1)
     similarity, nearest = zip(*((F.normalize(p, dim=-1) @ unit_VD.T).max(-1) for p in prefixes), strict=True)
     table = torch.stack(similarity, 1).cpu().numpy()  # (P, pictures)
     figure, axis = plt.subplots(figsize=(1.5 + 1.3 * len(prefixes), 0.6 + 0.32 * len(table)))

@@ -92,13 +92,13 @@ def _weights(name: str, config: PretrainedConfig) -> LibraryModel:
 def _fetch(auto_class, name: str, **options):
     """``auto_class.from_pretrained``, from the folder or the local cache if possible, else from the hub."""
     try:
-        return auto_class.from_pretrained(name, local_files_only=True, **options)
+        return auto_class.from_pretrained(name, local_files_only=True, trust_remote_code=False, **options)
     except UNREADABLE as error:
         if Path(name).is_dir():
             raise UserError(f"The folder {name} holds no readable language model: {_first_line(error)}") from error
     _check_reachable(name)
     try:
-        return auto_class.from_pretrained(name, **options)
+        return auto_class.from_pretrained(name, trust_remote_code=False, **options)
     except UNREADABLE as error:
         raise UserError(f"The language model {name} cannot be loaded: {_first_line(error)}") from error
 

@@ -32,9 +32,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from src.config import config_hash
+from src.config import check_secrets, config_hash
+from src.errors import UserError
 from src.records import resumable
 
 GRACE = 10.0  # seconds that a child has to end by itself after SIGTERM
@@ -97,10 +98,20 @@ class ProcessPool(Launcher):
             with open_dict(cfg):
                 cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
             HydraConfig.instance().set_config(cfg)  # so that ${hydra:...} in the job's name can be resolved
+            self._refuse_secrets(cfg)
             folder = Path(cfg.hydra.sweep.dir) / f"{cfg.name}-{config_hash(cfg)[:8]}"
             jobs.append(Job(tuple(overrides), cfg, folder.absolute()))
         Singleton.set_state(saved)
         return jobs
+
+    def _refuse_secrets(self, cfg: DictConfig) -> None:
+        """Before any job starts; Hydra has written the configuration of the whole sweep down already."""
+        try:
+            check_secrets(OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"]))
+        except UserError as error:
+            (Path(self.config.hydra.sweep.dir) / "multirun.yaml").unlink(missing_ok=True)
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
 
     def _run_all(self, jobs: Sequence[Job]) -> dict[Path, str]:
         """The cause of every failure, by folder."""
@@ -145,8 +156,14 @@ class ProcessPool(Launcher):
         command.append(f"hydra.run.dir='{job.folder}'")
         log = job.folder / "stdout.log"
         with _locked(lease.get("CUDA_VISIBLE_DEVICES")), open(log, "wb") as output:
+            # What W&B shows together; the user's own setting wins.
+            group = {"WANDB_RUN_GROUP": os.environ.get("WANDB_RUN_GROUP") or job.folder.parent.name}
             child = subprocess.Popen(
-                command, env={**os.environ, **lease}, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                env={**os.environ, **group, **lease},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
             self.children.add(child)
             if self.stopping.is_set():  # since this job was taken from the queue
