@@ -4,6 +4,7 @@ config.yaml         the resolved configuration            environment.json   com
 tokenizer/          the tokenizer                         checkpoints/       best.ckpt, last.ckpt
 metrics.json        {"split", "scores", "cost", ...}      predictions.jsonl  id, caption, references, per-image scores
 samples.png         pictures with captions                log/metrics.csv    losses over the steps
+skipped.jsonl       entries and pictures that data.on_error=skip left out, if there are any
 result.json         {"score", "value"}: written last, so its presence says that the run is complete
 
 An exported folder (src.export) has manifest.json instead of checkpoints/, and captioner.yaml instead of config.yaml.
@@ -61,6 +62,13 @@ def write_jsonl(path: Path | str, rows: Iterable[dict]) -> None:
 def is_export(folder: Path | str) -> bool:
     """Whether ``folder`` was written by src.export."""
     return (Path(folder) / MANIFEST).is_file()
+
+
+def write_skipped(run: Path, sources: Iterable) -> None:
+    """skipped.jsonl with what data.on_error=skip left out; no file where that is nothing."""
+    left_out = [fault for source in sources if hasattr(source, "faults") for fault in source.faults.skipped]
+    if left_out:
+        write_jsonl(run / "skipped.jsonl", left_out)
 
 
 def run_config(folder: Path | str):

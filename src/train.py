@@ -45,6 +45,7 @@ def main(cfg: DictConfig) -> float | None:
         cost = {**meter.summary(), "parameters": counts}
         if not trainer.is_global_zero:
             return None
+        records.write_skipped(run, sources.values())
         load_weights(parts.captioner, records.checkpoint_path(run))
         cost["training_flops"] = training_flops(parts.captioner, next(iter(parts.data.val_dataloader())))
         cost["peak_memory_mb"] = peak_memory_mb()

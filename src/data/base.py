@@ -6,15 +6,23 @@ import gzip
 import hashlib
 import json
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from torch import Tensor
 
-from src.contracts import Example
-from src.data.images import load_picture
+from src.contracts import Document, Example
+from src.data.faults import LONGEST_CAPTION, Faults, missing, text, unreadable
+from src.data.images import load_picture, shown
 from src.errors import UserError
+from src.text.normalise import normalise_caption
+
+SPLITS = ("train", "val", "test")
+MAX_LIST = 2**31  # bytes of a list, unpacked: fifteen times Karpathy's list of COCO
+
+Item = TypeVar("Item", Example, Document)
 
 
 class PictureFiles:
@@ -35,6 +43,61 @@ class PictureFiles:
         return load_picture(example.image, how)
 
 
+class ListedPictures(PictureFiles):
+    """A Source whose examples or documents stand in a list; ``faults`` decides about those that cannot be used."""
+
+    faults: Faults
+    _groups: dict[str, list]
+    _unchecked = False
+
+    def _take(self, listed: Sequence[tuple[str, Item]], where: Path) -> None:
+        """Sort what the file ``where`` lists by split, without what has missing pictures."""
+        self.faults.refuse_many(len(self.faults.skipped), self.faults.entries, f"entries of {where}")
+        self._where, self._before = where, len(listed)
+        paths = dict.fromkeys(path for _, item in listed for path in _paths(item))
+        absent = missing(paths)
+        if absent and self.faults.on_error == "raise":
+            raise UserError(
+                f"{len(absent)} of the {len(paths)} pictures that {where} names are missing, e.g. {shown(absent[0])}."
+            )
+        self._groups = group_by_split(listed)
+        self._leave_out(dict.fromkeys(absent, "The picture is missing."))
+        self._unchecked = self.faults.on_error == "skip"
+
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self._groups)
+
+    def examples(self, split: str) -> Sequence[Item]:
+        """Raises UserError when pictures are to be left out that cannot be decoded, and they are too many."""
+        if self._unchecked:
+            paths = [path for group in self._groups.values() for item in group for path in _paths(item)]
+            self._leave_out(unreadable(list(dict.fromkeys(paths)), self.name, self._where.parent))
+            self._unchecked = False
+            self.faults.report(self._where.parent)
+        return self._groups[split]
+
+    def _leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Remove what has a picture in ``reasons``. Raises UserError when too many are gone."""
+        for split, group in self._groups.items():
+            self._groups[split] = []
+            for item in group:
+                path = next((path for path in _paths(item) if path in reasons), None)
+                if path is None:
+                    self._groups[split].append(item)
+                else:
+                    self.faults.add(shown(path), reasons[path])
+        left = sum(map(len, self._groups.values()))
+        self.faults.refuse_many(self._before - left, self._before, f"examples of {self._where}")
+
+
+def _paths(item: Example | Document) -> Iterator[str]:
+    """Its picture files."""
+    if isinstance(item, Example):
+        yield item.image
+    else:
+        yield from (chunk.picture.image for chunk in item.chunks if chunk.picture)
+
+
 def stable_number(*parts) -> int:
     """A 56-bit number that depends on ``parts`` only: the same in every process, version and machine."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
@@ -46,42 +109,68 @@ def stable_share(*parts) -> float:
 
 
 def read_json(path: Path):
-    """Content of a .json or .json.gz file. Raises UserError when it is missing or no JSON."""
+    """Content of a .json or .json.gz file. Raises UserError when it is missing, no JSON or too large."""
     try:
-        content = path.read_bytes()
-        return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+            content = file.read(MAX_LIST + 1)
+        if len(content) <= MAX_LIST:
+            return json.loads(content)
     except FileNotFoundError as error:
         raise UserError(f"The file {path} does not exist.") from error
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise UserError(f"The file {path} cannot be read as JSON ({error}).") from error
+    except RecursionError:
+        raise UserError(f"The file {path} cannot be read as JSON (it is nested too deeply).") from None
+    raise UserError(f"The file {path} has more than {MAX_LIST:,} bytes of JSON; give a smaller list.")
+
+
+def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Where it stands, and the line, of all lines that are not blank. Raises UserError for an unreadable file."""
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"The file {path} cannot be read ({error.strerror}).") from error
+    return ((f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def captions_of(records: Iterable, key: str) -> tuple[str, ...]:
+    """``record[key]`` of all records. Raises ValueError unless they are captions that say something, one at least."""
+    captions = tuple(text(record, key, longest=LONGEST_CAPTION) for record in records)
+    if not any(map(normalise_caption, captions)):
+        raise ValueError("there is no caption, or only empty ones")
+    return captions
 
 
 def picture_path(folder: Path, name: str) -> str:
-    """Path of the picture ``name`` inside ``folder``. Raises UserError for names that lead out of it."""
+    """Path of the picture ``name`` inside ``folder``. Raises UserError for names that lead out of it.
+
+    Links are followed wherever they lead: lists come from elsewhere, but who makes links here knows this disk.
+    """
     inside = os.path.normpath(name)
     if os.path.isabs(inside) or inside.split(os.sep)[0] in ("..", ".") or "\0" in name:
-        raise UserError(f"The picture name {name!r} leads out of the folder {folder}.")
+        raise UserError(f"The picture name '{shown(name)}' leads out of the folder {folder}.")
     return os.path.join(folder, inside)
 
 
-def require_pictures(paths: Iterable[str], where: str) -> None:
-    """Raises UserError when files are missing, so that training cannot fail on one hours later."""
-    wanted = defaultdict(set)
-    for path in paths:
-        folder, name = os.path.split(path)
-        wanted[folder].add(name)
-    missing = []
-    for folder, names in wanted.items():
-        found = set(os.listdir(folder)) if os.path.isdir(folder) else set()  # one listing, not a question per file
-        missing += [os.path.join(folder, name) for name in sorted(names - found)]
-    if missing:
-        total = sum(map(len, wanted.values()))
-        raise UserError(f"{len(missing)} of the {total} pictures that {where} names are missing, e.g. {missing[0]}.")
-
-
-def group_by_split(examples: Sequence[tuple[str, Example]]) -> dict[str, list[Example]]:
+def group_by_split(examples: Sequence[tuple[str, Item]]) -> dict[str, list[Item]]:
     """Examples by split, in order, in the order train, val, test; splits without examples are left out."""
-    groups: dict[str, list[Example]] = {split: [] for split in ("train", "val", "test")}
+    groups: dict[str, list[Item]] = {split: [] for split in SPLITS}
     for split, example in examples:
         groups[split].append(example)
     return {split: group for split, group in groups.items() if group}
+
+
+def split_by_name(name: str) -> str:
+    """The split of what has none of its own: 80 : 10 : 10, by the name alone."""
+    share = stable_share("split", name)
+    return "train" if share < 0.8 else "val" if share < 0.9 else "test"
+
+
+def split_of(record: Mapping, name: str) -> str:
+    """``record["split"]``, or one by ``name`` where there is none. Raises UserError for other splits."""
+    split = record.get("split")
+    if split is None:
+        return split_by_name(name)
+    if split not in SPLITS:
+        raise UserError(f"the split {shown(repr(split))} is none of {', '.join(SPLITS)}.")
+    return split

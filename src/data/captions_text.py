@@ -8,7 +8,9 @@ import json
 import logging
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,12 +18,14 @@ from torch import Tensor
 
 from src.contracts import Example
 from src.data.base import read_json, stable_share
+from src.data.faults import LONGEST_CAPTION, Faults, identity, items, text
 from src.errors import UserError
 from src.text.normalise import normalise_caption
 
 SPICE_JAR = "spice_jar"  # the name under which ``files`` asks for COCO's captions inside pycocoevalcap
 JAR_ENTRY = "coco/annotations/captions_train2014.json"  # its neighbour val2014 holds Karpathy's val and test pictures
 TRAINING = ("train", "restval")
+MAX_LINE = 1_000_000  # characters of a line that are read at a time: far more than a caption may have
 
 Caption = tuple[str | None, str]  # picture if known (its captions stay in one split), text
 
@@ -34,32 +38,41 @@ class CaptionsText:
     captions only), or a JSON list of strings; any of them gzipped (.gz). ``validation``: share of the pictures (of the
     captions, where pictures are unknown) held out. ``exclude_from``: lists of Karpathy's whose val and test captions
     are kept out of the text, punctuation and case aside. Raises UserError when a file is missing or not understood.
+    ``on_error``, ``max_skipped``: see ``data.faults``.
     """
 
     name = "captions_text"
     has_images = False
     interleaved = False
 
-    def __init__(self, files: Sequence[str], validation: float = 0.02, exclude_from: Sequence[str] = ()):
+    def __init__(
+        self,
+        files: Sequence[str],
+        validation: float = 0.02,
+        exclude_from: Sequence[str] = (),
+        on_error: str = "raise",
+        max_skipped: float = 0.01,
+    ):
         if not 0 < validation < 1:
             raise UserError(f"data.source.validation is a share between 0 and 1; got {validation}.")
-        kept_out = {_words(text) for path in exclude_from for text in _evaluation_captions(Path(path))}
+        self.faults, strict = Faults(self.name, on_error, max_skipped), Faults(self.name)  # a leak is never skipped
+        kept_out = {_words(said) for path in exclude_from for _, said in _captions(_evaluation(path), strict)}
         self._groups: dict[str, list[Example]] = {"train": [], "val": []}
         left_out, numbers = 0, itertools.count()  # one count for all files, which may have the same name
         for file in files:
             stem = Path(file).name.split(".")[0]
-            for picture, text in _read(file):
-                if not isinstance(text, str):
-                    raise UserError(f"{file} holds a caption that is no text: {text!r}.")
-                if not normalise_caption(text) or (kept_out and _words(text) in kept_out):
+            for picture, said in _captions(_read(file), self.faults):
+                if not normalise_caption(said) or (kept_out and _words(said) in kept_out):
                     left_out += 1
                     continue
-                split = "val" if stable_share("captions_text", picture or _words(text)) < validation else "train"
-                self._groups[split].append(Example(f"{stem}-{next(numbers)}", (text,)))
+                split = "val" if stable_share("captions_text", picture or _words(said)) < validation else "train"
+                self._groups[split].append(Example(f"{stem}-{next(numbers)}", (said,)))
+        self.faults.refuse_many(len(self.faults.skipped), self.faults.entries, f"entries of {', '.join(files)}")
         if not all(self._groups.values()):
             raise UserError(f"The text files {', '.join(files)} hold too few captions for a train and a val split.")
         if left_out:
             logging.getLogger(__name__).info("captions_text: %d captions, empty or kept out, are left out.", left_out)
+        self.faults.report(Path(files[0]))
 
     def splits(self) -> tuple[str, ...]:
         return tuple(self._groups)
@@ -76,18 +89,37 @@ def _words(text: str) -> str:
     return " ".join(re.findall(r"\w+", normalise_caption(text)))
 
 
-def _read(file: str) -> Iterator[Caption]:
+@dataclass(frozen=True)
+class _Entries:
+    """What a file holds, one by one, and how captions are read from each; ``layout`` says what is expected."""
+
+    file: str
+    what: str
+    raw: Iterable
+    read: Callable[..., list[Caption]]
+    layout: str
+
+
+def _captions(entries: _Entries, faults: Faults) -> Iterator[Caption]:
+    for number, entry in enumerate(entries.raw, 1):
+        found: list[Caption] = []
+        with faults.entry(f"{entries.file}, {entries.what} {number}", entries.layout):
+            found = entries.read(entry)
+        yield from found
+
+
+def _read(file: str) -> _Entries:
     if file == SPICE_JAR:
         return _coco(_from_jar(), file)
     path = Path(file)
     if path.name.endswith((".txt", ".txt.gz")):
-        return _lines(path)
+        return _Entries(file, "line", _lines(path), _alone, "a caption")
     content = read_json(path)
     if isinstance(content, list):
-        return ((None, text) for text in content)
-    if "annotations" in content:
+        return _Entries(file, "caption", content, _alone, "a string")
+    if isinstance(content, dict) and "annotations" in content:
         return _coco(content, file)
-    if "images" in content:
+    if isinstance(content, dict) and "images" in content:
         return _karpathy(content, file, TRAINING)
     raise UserError(f"{file} holds neither COCO captions (annotations), nor Karpathy's list (images), nor a list.")
 
@@ -107,30 +139,50 @@ def _from_jar() -> dict:
         raise UserError(f"{jar} does not hold {JAR_ENTRY} ({error}); install pycocoevalcap 1.2.") from error
 
 
-def _coco(content: dict, file: str) -> Iterator[Caption]:
+def _said(record, key: str) -> str:
+    return text(record, key, longest=LONGEST_CAPTION)
+
+
+def _alone(caption) -> list[Caption]:
+    return [(None, _said({"caption": caption}, "caption"))]
+
+
+def _coco(content: dict, file: str) -> _Entries:
+    def read(annotation) -> list[Caption]:
+        return [(identity(annotation, "image_id"), _said(annotation, "caption"))]
+
+    layout = '{"image_id": ..., "caption": ...}'
+    return _Entries(file, "annotation", _list(content, "annotations", file), read, layout)
+
+
+def _karpathy(content, file: str, splits: Sequence[str]) -> _Entries:
+    def read(entry) -> list[Caption]:
+        if text(entry, "split") not in splits:
+            return []
+        picture = text(entry, "filename")
+        return [(picture, _said(sentence, "raw")) for sentence in items(entry, "sentences")]
+
+    layout = '{"filename": ..., "split": ..., "sentences": [{"raw": ...}, ...]}'
+    return _Entries(file, "picture", _list(content, "images", file), read, layout)
+
+
+def _list(content, key: str, file: str) -> list:
     try:
-        for annotation in content["annotations"]:
-            yield str(annotation["image_id"]), annotation["caption"]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file} is no list of COCO captions: {error} is missing or misplaced.") from error
+        return items(content, key)
+    except ValueError as error:
+        raise UserError(f'{file} should be {{"{key}": [...]}}: {error}.') from error
 
 
-def _karpathy(content: dict, file: str, splits: Sequence[str]) -> Iterator[Caption]:
+def _lines(path: Path) -> Iterator[str]:
+    """Lines of text. Bytes that are no UTF-8 become surrogates, which ``text`` refuses."""
     try:
-        for entry in content["images"]:
-            if entry["split"] in splits:
-                yield from ((entry["filename"], sentence["raw"]) for sentence in entry["sentences"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file} is not in Karpathy's layout: {error} is missing or misplaced.") from error
-
-
-def _lines(path: Path) -> Iterator[Caption]:
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            yield from ((None, line.strip()) for line in file)
-    except (OSError, UnicodeDecodeError) as error:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as file:
+            while line := file.readline(MAX_LINE):
+                yield line.strip()
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text ({error}).") from error
 
 
-def _evaluation_captions(path: Path) -> Iterator[str]:
-    return (text for _, text in _karpathy(read_json(path), str(path), ("val", "test")))
+def _evaluation(path: str) -> _Entries:
+    return _karpathy(read_json(Path(path)), path, ("val", "test"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-import struct
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from torch.nn import functional as F
 from src.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+# What is behind SUFFIXES, whatever a file is called. Pillow knows more, and starts Ghostscript for some of it (EPS).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs; a 100-megapixel camera still passes
-# What decoders raise for files that are empty, cut off, or not pictures.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+MAX_BYTES = 8 * MAX_PIXELS  # as many as that, of four colours of 16 bits, uncompressed
+LONGEST_NAME = 200  # characters of a file name in a message
 
 
 def load_picture(path: str | Path, preprocessing: Mapping) -> Tensor:
@@ -27,24 +30,63 @@ def load_picture(path: str | Path, preprocessing: Mapping) -> Tensor:
     ``preprocessing`` names the side length "size" in pixels, "resize" and "interpolation" ("bilinear" or "bicubic",
     both antialiased). "squash" scales to the square without keeping the aspect ratio; "crop" scales the shorter side
     and takes the middle, as torchvision's Resize and CenterCrop do. Transparent parts show white; 16-bit grey values
-    keep their upper 8 bits. Raises UserError naming the file when it cannot be decoded.
+    keep their upper 8 bits; of several frames the first counts. Raises UserError naming the file when it cannot be
+    decoded.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"The picture {path} cannot be opened ({error.strerror}).") from error
-    try:
-        pixels_3hw = _decode(content, preprocessing["size"])
-    except UserError as error:
-        raise UserError(f"The picture {path} {error}") from error
-    except BROKEN as error:
-        raise UserError(f"The picture {path} is damaged, or no picture at all.") from error
+    pixels_3hw = read_picture(path, preprocessing["size"])
     return _fit(pixels_3hw, **{name: preprocessing[name] for name in ("size", "resize", "interpolation")})
 
 
+def read_picture(path: str | Path, size: int) -> Tensor:
+    """uint8 RGB (3, h, w), upright; a JPEG much larger than ``size`` at a half, quarter or eighth of its own size.
+
+    Raises UserError naming the file when it cannot be decoded.
+    """
+    try:
+        content = _content(path)
+    except (OSError, ValueError) as error:  # ValueError: names that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"The picture {shown(path)} cannot be opened ({reason}).") from error
+    try:
+        return _decode(content, size)
+    except UserError as error:
+        raise UserError(f"The picture {shown(path)} {error}") from error
+    except MemoryError as error:
+        raise UserError(f"The picture {shown(path)} does not fit into memory.") from error
+    except Exception as error:  # decoders raise anything for files that are empty, cut off or no pictures
+        raise UserError(f"The picture {shown(path)} is damaged, or no picture at all.") from error
+
+
+def shown(name: str | Path) -> str:
+    """A file name on one line and not too long, whatever a list or a disk holds: control characters are spelled out."""
+    text = str(name)
+    if len(text) > LONGEST_NAME:
+        text = f"{text[: LONGEST_NAME // 2]}...{text[-LONGEST_NAME // 2 :]}"
+    return text if text.isprintable() else repr(text)
+
+
+def _content(path: str | Path) -> bytes:
+    with open(path, "rb", opener=_without_waiting) as file:
+        state = os.fstat(file.fileno())
+        if not stat.S_ISREG(state.st_mode):
+            raise OSError(0, "it is no regular file")
+        if state.st_size > MAX_BYTES:
+            raise OSError(0, f"it has {state.st_size:,} bytes; at most {MAX_BYTES:,} are read")
+        return file.read()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opening a pipe would wait for somebody to write into it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def _decode(content: bytes, size: int) -> Tensor:
-    """uint8 RGB (3, h, w); a JPEG much larger than ``size`` is decoded at a half, quarter or eighth of its size."""
-    with Image.open(io.BytesIO(content)) as image:
+    """``read_picture`` of a file's content."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise UserError(f"claims far more pixels than the {MAX_PIXELS:,} that are read.") from None
+    with image:
         if image.width * image.height > MAX_PIXELS:
             raise UserError(f"has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read.")
         # The JPEG decoder scales for free; twice the wanted size is left to the antialiasing resize.
@@ -98,16 +140,22 @@ def _middle(pixels_3hw: Tensor, height: int, width: int) -> Tensor:
 def find_pictures(images: str | Sequence[str]) -> list[Path]:
     """Files named by a file, a folder, a pattern, or a list of these, sorted. Raises UserError when there are none."""
     found: list[Path] = []
-    for entry in [images] if isinstance(images, str) else images:
-        path = Path(entry)
-        if path.is_dir():
-            found += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-        elif path.is_file():
-            found.append(path)
-        else:
-            found += sorted(p for p in path.parent.glob(path.name) if p.is_file())
+    try:
+        for entry in [images] if isinstance(images, str) else images:
+            found += _named(Path(entry))
+    except (OSError, ValueError) as error:  # ValueError: what is no name and no pattern
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"images={shown(str(images))} cannot be looked up ({reason}).") from error
     if not found:
         raise UserError(
-            f"images={images} names no picture; give a file, a folder, or a pattern such as 'photos/*.jpg'."
+            f"images={shown(str(images))} names no picture; give a file, a folder, or a pattern such as 'photos/*.jpg'."
         )
     return found
+
+
+def _named(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.is_dir())
+    if path.is_file():
+        return [path]
+    return sorted(p for p in path.parent.glob(path.name) if p.is_file())
