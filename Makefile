@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench-score doctor help setup train test lint smoke report
+.PHONY: bench-score benchmark doctor help setup train test lint smoke report
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -34,6 +34,9 @@ report: setup ## compare finished runs in one HTML file, e.g. make report RUNS="
 
 doctor: setup ## what works on this machine, and why the rest does not
 	$(BIN)/python -m src.doctor
+
+benchmark: setup ## speed and memory of every mechanism and of other libraries, e.g. make benchmark ARGS="sizes=[base]"
+	$(BIN)/python -m src.benchmark $(ARGS)
 
 bench-score: setup ## how long scoring takes, beside pycocoevalcap
 	$(BIN)/python -m benchmarks.score

@@ -19,7 +19,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Zero each element with probability ``p`` (to 1/65536) and scale the others so that the mean stays."""
     if not training or p == 0:
         return x
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():  # compiled code knows no numpy, and fuses torch's own
         return F.dropout(x, p)
     seed = int(torch.randint(2**63 - 1, ()))
     bits = np.random.Generator(np.random.SFC64(seed)).bytes(2 * x.numel())

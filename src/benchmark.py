@@ -1,0 +1,136 @@
+"""What every mechanism costs: training, decoding, data; beside the plain language model and other libraries.
+
+python -m src.benchmark
+python -m src.benchmark sizes=[base] fusions=[cross_attention,coca] regimes=[finetune_lm] repeats=3
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from src.benchmarking.jobs import FLOOR, Alone, Failure, Job, plan
+from src.benchmarking.summary import summarise
+from src.benchmarking.tables import text
+from src.cli import verb
+from src.config import HOME
+from src.errors import UserError
+from src.records import environment, write_json, write_text
+
+PEERS = ("vision_encoder_decoder", "blip", "open_clip_coca")
+CHOICES = {"device": ("auto", "cpu", "cuda"), "precision": ("auto", "32-true", "bf16-mixed")}
+MODULE = "src.benchmarking.measure"
+
+
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="benchmark")
+@verb
+def main(cfg: DictConfig) -> None:
+    """Measure in rounds, print the tables, write benchmark.json and table.md."""
+    settings = checked(cfg)
+    output = Path(str(cfg.output))
+    if settings["device"] == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the processes that measure inherit it, and take what they see
+    with tempfile.TemporaryDirectory() as folder:
+        results = measure({**settings, "folder": folder})
+    content = {"environment": environment(), "settings": settings, **results}
+    table = text(content)
+    print(f"\n{table}")
+    write_json(output / "benchmark.json", content)
+    write_text(output / "table.md", table)
+    print(f"written: {output}/benchmark.json, table.md")
+    ours = [job for job in content["failures"] if "(peer)" not in job]
+    if ours:
+        raise UserError(f"{len(ours)} measurements failed, the first was {ours[0]}; the notes in table.md say why.")
+
+
+def measure(settings: dict) -> dict:
+    """Everything, in rounds: each measures all jobs once, one after the other, so that a drift of the machine's speed
+    meets all alike. A job that fails is not tried again."""
+    alone, jobs = Alone(MODULE), plan(settings)
+    about = alone(_take, Job("prepare"), settings)
+    if isinstance(about, Failure):
+        raise UserError(f"The benchmark cannot be prepared: {about.reason}.")
+    found: dict[Job, list[dict]] = {job: [] for job in jobs}
+    failures: dict[Job, Failure] = {}
+    for turn in range(settings["repeats"]):
+        for place, job in enumerate(jobs, 1):
+            if job in failures:
+                continue
+            print(f"round {turn + 1} of {settings['repeats']}, {place} of {len(jobs)}: {job}", flush=True)
+            answer = alone(_take, job, {**settings, "count": turn == 0})
+            if isinstance(answer, Failure):
+                failures[job] = answer
+            else:
+                found[job].append(answer)
+    return {"on": about, **summarise(jobs, found, failures)}
+
+
+def _take(job: Job, settings: dict) -> dict:
+    """In a process of its own, which has the heavy libraries imported."""
+    from src.benchmarking.measure import take
+
+    return take(job, settings)
+
+
+def checked(cfg: DictConfig) -> dict:
+    """The configuration as plain data, lists filled in. Raises UserError for what cannot be measured."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    batches = settings["decode"]["batches"]
+    known = {
+        "fusions": _names("fusion"),
+        "regimes": _names("regime"),
+        "peers": PEERS,
+        "sizes": tuple(settings["size"]),
+    }
+    if settings["fusions"] is None:
+        settings["fusions"] = [FLOOR, *(name for name in known["fusions"] if name != FLOOR)]
+    for key, names in known.items():
+        settings[key] = _words(settings[key])
+        for name in settings[key]:
+            _one_of(key, name, names)
+    for key, names in CHOICES.items():
+        _one_of(key, settings[key], names)
+    _one_of("encoder", settings["encoder"], _names("vision"))
+    for key, value in (("regimes", settings["regimes"]), ("sizes", settings["sizes"]), ("decode.batches", batches)):
+        if not value:
+            raise UserError(f"{key}=[] leaves nothing to measure; leave it out, or name at least one.")
+    if isinstance(settings["seconds"], (bool, str)) or not settings["seconds"] >= 0:
+        raise UserError(f"seconds must be a number of at least 0; got {settings['seconds']!r}.")
+    numbers = {
+        **{key: settings[key] for key in ("images", "captions", "repeats")},
+        **{f"decode.{key}": settings["decode"][key] for key in ("beams", "tokens")},
+        **{f"decode.batches[{i}]": count for i, count in enumerate(batches)},
+        **{f"size.{size}.{key}": n for size in settings["sizes"] for key, n in settings["size"][size].items()},
+    }
+    for key, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"{key} must be a whole number of at least 1; got {value!r}.")
+    for size in settings["sizes"]:
+        if settings["size"][size]["width"] % settings["size"][size]["heads"]:
+            raise UserError(f"size.{size}.heads must divide size.{size}.width.")
+    if settings["lengths"] is not None and not Path(settings["lengths"]).is_file():
+        raise UserError(f"lengths={settings['lengths']} is no file.")
+    return settings
+
+
+def _names(group: str) -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in (HOME / "conf" / group).glob("[!_]*.yaml")))
+
+
+def _one_of(key: str, name, names: Iterable[str]) -> None:
+    if name not in names:
+        raise UserError(f"{key} knows {', '.join(names)}; got {name!r}.")
+
+
+def _words(value: ListConfig | list | str) -> list[str]:
+    """A list of words, also where a single one was given."""
+    return [str(word) for word in value] if isinstance(value, (list, ListConfig)) else [str(value)]
+
+
+if __name__ == "__main__":
+    main()

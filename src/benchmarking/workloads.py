@@ -1,0 +1,296 @@
+"""What every contestant is given: the same captions, the same visual tokens, the same batches in the same order.
+
+Captions are real ones and tokenised by a real vocabulary, so that their lengths, and with them the padding, are those
+of a training. Visual tokens are random numbers in a real feature cache: their values change no speed.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from src.benchmarking.jobs import FLOOR, Job
+from src.build import build_captioner, own_randomness
+from src.captioner import Captioner
+from src.config import HOME
+from src.contracts import Batch, Example, Memory, Text, Tokenizer, VisionSpec, Visual
+from src.cost import training_flops
+from src.data.base import read_json
+from src.data.batches import CaptionBatches, EpochBatchSampler, InOrder, Loader, TrainLoader
+from src.data.captions_text import SPICE_JAR, CaptionsText
+from src.data.features import FeatureCache
+from src.decoding.base import Step
+from src.decoding.beam import BeamSearch
+from src.decoding.greedy import Greedy
+from src.errors import UserError
+from src.language.gpt2 import GPT2
+from src.language.load import FUSED_GELU
+from src.layers.cache import Cache
+from src.text.tokenizers import GPT2_LENGTH, ByteLevelBPE, GPT2Vocabulary, load_tokenizer
+
+WINDOW = 4  # batches that are trained on over and over: all contestants see the same, however fast they are
+LEARNT_FROM = 100_000  # captions that a vocabulary is learnt from
+EXAMPLES = "examples.json"  # [[id, captions]], the pictures of the benchmark
+SIDE = 8  # of the stand-ins for pictures, in pixels; nothing looks at them
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# data
+# --------------------------------------------------------------------------------------------------------------------
+class Tower(nn.Module):
+    """Stands for a pretrained vision encoder: it names the shapes and draws the features that are cached."""
+
+    pretrained = True
+
+    def __init__(self, spec: VisionSpec):
+        super().__init__()
+        self.spec = spec
+        self.register_buffer("mean", torch.zeros(1), persistent=False)
+        self._chance = torch.Generator().manual_seed(0)
+
+    def identity(self) -> str:
+        return f"random features, {self.spec}"
+
+    def forward(self, pixels_IM3hw: Tensor, levels: int = 0) -> Visual:
+        I, M = pixels_IM3hw.shape[:2]
+        tokens_IMNC = torch.randn(I, M, self.spec.tokens, self.spec.width, generator=self._chance)
+        return Visual(tokens_IMNC, tokens_IMNC.mean(2))
+
+
+class Pictures:
+    """A source whose pictures nobody looks at, since their features are cached."""
+
+    name = "benchmark"
+    has_images = True
+    interleaved = False
+
+    def pixels(self, example: Example, size: int) -> Tensor:
+        return torch.zeros(3, size, size, dtype=torch.uint8)
+
+
+def deal_captions(settings: dict) -> tuple[list[Example], list[str]]:
+    """Pictures with ``captions`` captions each, drawn with the seed from all captions; and all of these.
+
+    Which caption belongs to which picture is lost, and changes no speed. Raises UserError where there are too few.
+    """
+    source = CaptionsText([settings["lengths"] or SPICE_JAR])
+    every = [example.captions[0] for example in source.examples("train")]
+    random.Random(settings["seed"]).shuffle(every)
+    each, pictures = settings["captions"], pictures_needed(settings)
+    if len(every) < each * pictures:
+        raise UserError(
+            f"lengths={settings['lengths']} holds {len(every)} training captions and this benchmark deals out "
+            f"{each * pictures}; give a longer file, or lower images, captions or decode.batches."
+        )
+    dealt = [Example(str(i), tuple(every[i * each : (i + 1) * each])) for i in range(pictures)]
+    return dealt, every
+
+
+def pictures_needed(settings: dict) -> int:
+    """Enough for the window of training and for the largest batch of decoding."""
+    return max(WINDOW * settings["images"], *settings["decode"]["batches"])
+
+
+def make_tokenizer(vocabulary: int, captions: Sequence[str]) -> Tokenizer:
+    """GPT-2's own where its size is asked for, else one learnt from the captions; few captions give fewer tokens."""
+    if vocabulary == GPT2_LENGTH:
+        return GPT2Vocabulary()
+    return ByteLevelBPE.train(captions[:LEARNT_FROM], vocabulary)
+
+
+class Workload:
+    """The batches of one size, from the "folder" of the settings: captions, tokenizer, features.
+
+    The features are made if they are not there.
+    """
+
+    def __init__(self, settings: dict, size: str):
+        self.settings, self.size = settings, settings["size"][size]
+        folder = Path(settings["folder"]) / size
+        examples = [Example(id, tuple(captions)) for id, captions in read_json(Path(settings["folder"]) / EXAMPLES)]
+        self.tokenizer = load_tokenizer(folder)
+        self.tower = make_tower(self.size)
+        self.features = FeatureCache.open_or_build(
+            folder / "features", self.tower, Pictures(), examples, 0, progress=False
+        )
+        self._data = CaptionBatches(
+            examples,
+            Pictures(),
+            self.tokenizer,
+            settings["captions"],
+            settings["max_tokens"],
+            settings["seed"],
+            image_size=None,
+            features=self.features,
+            image_tag=False,
+        )
+
+    def window(self) -> Iterator[Batch]:
+        """The first batches of the first epoch, made anew by the loader of training.
+
+        Without its workers: this is the whole cost of data, of which a training hides what workers do meanwhile.
+        """
+        order = EpochBatchSampler(len(self.features), self.settings["images"], self.settings["seed"])
+        return islice(TrainLoader(self._data, order, workers=0), WINDOW)
+
+    def pictures(self, count: int) -> Batch:
+        """The first ``count`` pictures in one batch, for decoding."""
+        return next(iter(Loader(self._data, InOrder(len(self.features), count), workers=0)))
+
+
+def make_tower(size: dict) -> Tower:
+    # No levels: all contestants read the same tokens, and a fusion that wants levels makes them of these.
+    return Tower(VisionSpec(size["visual_width"], size["visual_tokens"], size["visual_width"], SIDE))
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """As Lightning does it."""
+    return move_data_to_device(batch, device)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# contestants
+# --------------------------------------------------------------------------------------------------------------------
+class Unsupported(Exception):
+    """A library cannot do what is asked; the message says why."""
+
+
+class Contestant(ABC):
+    """A model with a loss and a way to caption. ``module`` holds everything that is moved, trained and counted."""
+
+    module: nn.Module
+    note: str = ""  # what a reader of the table has to know
+
+    def train(self) -> None:
+        """Training mode, but for frozen parts."""
+        self.module.train()
+
+    @abstractmethod
+    def groups(self) -> list[dict]:
+        """Parameter groups for AdamW; empty where nothing trains."""
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """What is minimised."""
+
+    @abstractmethod
+    def rows(self, batch: Batch) -> list[list[int]]:
+        """The tokens that the model gets to read and to predict, read off what it is given: no padding."""
+
+    @abstractmethod
+    def flops(self, batch: Batch) -> int:
+        """Floating-point operations of a forward and a backward pass."""
+
+    @abstractmethod
+    def generate(self, batch: Batch, beams: int, tokens: int, cached: bool) -> list[list[int]]:
+        """``tokens`` ids for every picture, from its visual tokens; greedy with one beam. May raise Unsupported."""
+
+
+class Own(Contestant):
+    """A fusion of this project, built as src.train builds it around a GPT-2 with random weights."""
+
+    def __init__(self, job: Job, workload: Workload, precision: str):
+        settings, size = workload.settings, workload.size
+        cfg = OmegaConf.create(
+            {
+                "seed": settings["seed"],
+                "data": {},
+                "trainer": {"precision": precision},
+                "fusion": _choice("fusion", job.model),
+                "regime": _choice("regime", job.regime),
+                "optim": _choice("optim", "adamw"),
+                "decode": _choice("decode", "greedy"),
+            }
+        )
+        with own_randomness(settings["seed"], "language"):
+            language = make_language(size, settings["dropout"], workload.tokenizer)
+        self.module: Captioner = build_captioner(cfg, workload.tower, language, workload.tokenizer)
+        if not self.module.parameter_groups():
+            # The floor of a frozen language model: no weight learns, but gradients flow back through all blocks to the
+            # word vectors, as every mechanism in front of them or between them needs it.
+            language.model.get_input_embeddings().register_forward_hook(lambda *given: given[-1].requires_grad_())
+            self.note = f"{FLOOR} with a frozen language model: gradients flow back to the word vectors, nothing learns"
+
+    def groups(self) -> list[dict]:
+        return self.module.parameter_groups()
+
+    def loss(self, batch: Batch) -> Tensor:
+        """As in the captioner's training step."""
+        loss, _, terms = self.module.losses(batch)
+        return self.module.fusion.caption_weight * loss + sum(weight * value for value, weight in terms.values())
+
+    def rows(self, batch: Batch) -> list[list[int]]:
+        return [ids[valid].tolist() for ids, valid in zip(batch.text.ids_BT, batch.text.valid_BT, strict=True)]
+
+    def flops(self, batch: Batch) -> int:
+        return training_flops(self.module, batch)
+
+    def generate(self, batch: Batch, beams: int, tokens: int, cached: bool) -> list[list[int]]:
+        decoder = Greedy(tokens) if beams == 1 else BeamSearch(tokens, beams, length_penalty=0.0)
+        return self.module.generate(batch, Endless(decoder, cached))
+
+
+def make_language(size: dict, dropout: float, tokenizer: Tokenizer) -> GPT2:
+    """A GPT-2 with random weights; its vocabulary may be larger than the tokenizer's."""
+    config = GPT2Config(**gpt2_options(size, dropout), activation_function=FUSED_GELU)
+    return GPT2(GPT2LMHeadModel(config), tokenizer)
+
+
+def gpt2_options(size: dict, dropout: float) -> dict:
+    """What our GPT-2 and a peer's share."""
+    return {
+        "vocab_size": size["vocabulary"],
+        "n_positions": size["context"],
+        "n_embd": size["width"],
+        "n_layer": size["layers"],
+        "n_head": size["heads"],
+        "initializer_range": 0.02 * (768 / size["width"]) ** 0.5,
+        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), dropout),
+    }
+
+
+def _choice(group: str, name: str):
+    return OmegaConf.load(HOME / "conf" / group / f"{name}.yaml")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# decoding
+# --------------------------------------------------------------------------------------------------------------------
+class Endless:
+    """A decoder whose captions all have the longest length; with ``cached`` False nothing is kept between steps."""
+
+    def __init__(self, decoder, cached: bool):
+        self.decoder, self.cached = decoder, cached
+
+    def __call__(self, step: Step, memory: Memory, prompt: Text, eos: int, extra: int = 0) -> list[list[int]]:
+        step = step if self.cached else recomputed(step)
+
+        def endless(memory: Memory, text: Text, cache: Cache) -> Tensor:
+            logits_BV = step(memory, text, cache)
+            logits_BV[:, eos] = -torch.inf
+            return logits_BV
+
+        return self.decoder(endless, memory, prompt, eos, extra)
+
+
+def recomputed(step: Step) -> Step:
+    """The same step without cached keys and values: every call walks over the whole text again.
+
+    The decoder's cache keeps the tokens instead, so that they follow their beams.
+    """
+
+    def whole(memory: Memory, text: Text, cache: Cache) -> Tensor:
+        valid_BS = cache.claim(text.valid_BT, text.ragged)
+        ids_B1S1, phi_B1S1 = cache.append("text", text.ids_BT[:, None, :, None], text.phi_BT[:, None, :, None])
+        return step(memory, Text(ids_B1S1[:, 0, :, 0], valid_BS, phi_B1S1[:, 0, :, 0], cache.ragged), None)
+
+    return whole

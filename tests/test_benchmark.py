@@ -1,0 +1,365 @@
+"""``python -m src.benchmark``: once as a user types it, at a very small size; and its parts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+from conftest import FUSIONS, ROOT, make_fusion, make_language, make_visual
+from hydra import compose, initialize_config_dir
+
+from src.benchmark import checked
+from src.benchmarking.jobs import Alone, Failure, Job, plan
+from src.benchmarking.measure import PARTS, prepare
+from src.benchmarking.peers import PEERS, Unsupported
+from src.benchmarking.summary import spread, summarise
+from src.benchmarking.tables import number, table
+from src.benchmarking.workloads import WINDOW, Endless, Own, Workload
+from src.contracts import Text
+from src.decoding.beam import BeamSearch
+from src.decoding.greedy import Greedy
+from src.errors import UserError
+
+WORDS = "a the dog cat man woman ball park street runs sits jumps red blue big small on near with two children".split()
+LAYERS, WIDTH, VOCABULARY, TOKENS = 2, 32, 300, 5
+SMALL = (
+    f"size.tiny={{layers: {LAYERS}, width: {WIDTH}, heads: 4, vocabulary: {VOCABULARY}, context: 64, "
+    "visual_tokens: 6, visual_width: 24}",
+    "images=2",
+    "captions=2",
+    "decode.batches=[1,3]",
+    f"decode.tokens={TOKENS}",
+    "encoder=vit",
+    "seconds=0.01",
+    "device=cpu",
+    "precision=32-true",
+)
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory) -> Path:
+    """A file of captions of very different lengths."""
+    chance, file = Random(0), tmp_path_factory.mktemp("captions") / "captions.txt"
+    file.write_text("".join(f"{' '.join(chance.choices(WORDS, k=chance.randint(2, 14)))}\n" for _ in range(300)))
+    return file
+
+
+@pytest.fixture(scope="module")
+def output(captions, tmp_path_factory) -> Path:
+    """The command with two mechanisms, one peer and two rounds."""
+    folder = tmp_path_factory.mktemp("benchmark") / "results"
+    arguments = ["fusions=cross_attention", "peers=[vision_encoder_decoder]", "repeats=2", f"lengths={captions}"]
+    answer = subprocess.run(
+        [sys.executable, "-m", "src.benchmark", *SMALL, *arguments, f"output={folder}"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert (folder / "table.md").read_text() in answer.stdout
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(output) -> dict:
+    return json.loads((output / "benchmark.json").read_text())
+
+
+def settings_of(*overrides: str) -> dict:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return checked(compose("benchmark", list(overrides)))
+
+
+@pytest.fixture(scope="module")
+def workload(captions, tmp_path_factory) -> Workload:
+    """The same batches as those of the command."""
+    settings = {**settings_of(*SMALL, f"lengths={captions}"), "folder": str(tmp_path_factory.mktemp("prepared"))}
+    prepare(Job("prepare"), settings)
+    return Workload(settings, "tiny")
+
+
+def training(results: dict, model: str, regime: str = "finetune_lm") -> dict:
+    (row,) = (row for row in results["training"] if (row["model"], row["regime"]) == (model, regime))
+    return row
+
+
+# ------------------------------------------------------------------------------------------------------- the command
+def test_everything_asked_for_is_measured(results):
+    models = ["blind", "cross_attention", "vision_encoder_decoder"]
+    rows = [(row["model"], row["regime"]) for row in results["training"]]
+    assert rows == [(model, regime) for regime in ("finetune_lm", "frozen_lm") for model in models]
+    assert [row["model"] for row in results["decoding"]] == models
+    assert [row["kind"] for row in results["decoding"]] == ["floor", "fusion", "peer"]
+    assert results["failures"] == {}
+    assert results["environment"]["command"].startswith("python -m src.benchmark")
+    for name in ("matrix_flops_per_second", "decoded_per_second", "encoded_per_second"):
+        assert len(results["machine"][name]["values"]) == 2 and results["machine"][name]["low"] > 0
+
+
+def test_parts_sum_to_the_step_and_the_step_gives_the_rates(results):
+    for row in results["training"]:
+        for turn, step in enumerate(row["seconds"]["step"]["values"]):
+            parts = sum(row["seconds"][part]["values"][turn] for part in PARTS)
+            assert parts == pytest.approx(step, rel=0.02, abs=1e-3)
+            assert row["samples_per_second"]["values"][turn] * step == pytest.approx(4)  # 2 pictures x 2 captions
+            assert row["tokens_per_second"]["values"][turn] * step == pytest.approx(row["tokens_per_step"])
+        assert all(row["seconds"][part]["low"] > 0 for part in PARTS)
+
+
+def test_flops_are_those_of_the_formula_and_of_the_captioner(results, workload):
+    """The plain GPT-2: 12 D^2 weights a block; attention's two products, of which the backward pass makes five."""
+    want = 0
+    for batch in workload.window():
+        B, T = len(batch.text.ids_BT), batch.text.ids_BT.shape[1] - 1
+        weights = 2 * B * T * 12 * WIDTH**2 * LAYERS
+        product = 2 * B * T * T * WIDTH * LAYERS
+        logits = 2 * int(batch.text.targets()[:, 1:].sum()) * WIDTH * VOCABULARY
+        want += (3 * (weights + logits) + 7 * product) / WINDOW
+    assert training(results, "blind")["flops_per_step"] == want
+    for regime in ("finetune_lm", "frozen_lm"):
+        own = Own(Job("train", "tiny", "cross_attention", regime), workload, "32-true")
+        counted = sum(own.flops(batch) for batch in workload.window()) / WINDOW
+        assert training(results, "cross_attention", regime)["flops_per_step"] == counted
+
+
+def test_ratios_stand_on_the_floor_of_the_same_regime(results):
+    for row in results["training"]:
+        floor = training(results, "blind", row["regime"])
+        assert row["flops_over_floor"] == row["flops_per_step"] / floor["flops_per_step"]
+        pairs = zip(row["seconds"]["step"]["values"], floor["seconds"]["step"]["values"], strict=True)
+        assert row["time_over_floor"]["values"] == pytest.approx([mine / its for mine, its in pairs])
+        rates = results["machine"]["matrix_flops_per_second"]["values"]
+        used = [
+            row["flops_per_step"] / s / rate for s, rate in zip(row["seconds"]["step"]["values"], rates, strict=True)
+        ]
+        assert row["utilisation"]["values"] == pytest.approx(used)
+    assert training(results, "blind")["flops_over_floor"] == 1
+    for model in ("blind", "cross_attention", "vision_encoder_decoder"):
+        frozen, tuned = training(results, model, "frozen_lm"), training(results, model)
+        assert frozen["flops_per_step"] < tuned["flops_per_step"] and frozen["trainable"] < tuned["trainable"]
+
+
+def test_all_train_on_the_same_tokens(results, workload):
+    assert len({row["tokens_sha256"] for row in results["training"]}) == 1
+    lengths = [n for batch in workload.window() for n in batch.text.valid_BT.sum(1).tolist()]
+    assert len(set(lengths)) > 3  # real lengths, not one
+    assert training(results, "blind")["tokens_per_step"] == (sum(lengths) - len(lengths)) / WINDOW
+
+
+def test_captions_are_full_and_the_same_with_and_without_cache(results):
+    for row in results["decoding"]:
+        assert [(rate["method"], rate["batch"]) for rate in row["rates"]] == [
+            (method, batch) for method in ("greedy", "beam 5") for batch in (1, 3)
+        ]
+        assert row["first_token_ms"]["low"] > 0
+        for rate in row["rates"]:
+            assert rate["equal"] == 1.0 and rate["tokens"] == TOKENS
+            assert rate["cached"]["low"] > 0 and rate["uncached"]["low"] > 0
+
+
+def test_memory_of_a_model_is_part_of_the_process(results):
+    for row in results["training"]:
+        assert 0 <= row["own_memory_mb"]["low"] < row["peak_memory_mb"]["low"]
+
+
+def test_tables_stand_in_line(output):
+    blocks = (output / "table.md").read_text().split("\n\n")
+    tables = [block.splitlines() for block in blocks if block.startswith("|")]
+    assert [len(lines) for lines in tables] == [2 + 6, 2 + 6]
+    assert all(len(set(map(len, lines))) == 1 for lines in tables)
+    assert any("gradients flow back to the word vectors" in block for block in blocks)
+
+
+# ------------------------------------------------------------------------------------------------------- contestants
+def peer_of(name: str, workload: Workload, regime: str = "finetune_lm"):
+    torch.manual_seed(0)
+    return PEERS[name](Job("train", "tiny", name, regime, peer=True), workload)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_get_our_tokens_and_no_padding(name, workload):
+    own, peer = Own(Job("train", "tiny", "blind", "finetune_lm"), workload, "32-true"), peer_of(name, workload)
+    peer.module.eval()
+    for batch in workload.window():
+        assert peer.rows(batch) == own.rows(batch)
+        assert not batch.text.valid_BT.all()
+        loss = peer.loss(batch)
+        assert math.isfinite(loss.item())
+        batch.text.ids_BT[~batch.text.valid_BT] = 7
+        torch.testing.assert_close(peer.loss(batch), loss, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_see_the_picture_and_learn_what_the_regime_says(name, workload):
+    batch = next(workload.window())
+    for regime in ("finetune_lm", "frozen_lm"):
+        peer = peer_of(name, workload, regime)
+        peer.train()
+        peer.loss(batch).backward()
+        learnt = {n for n, p in peer.module.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+        words = {n for n in learnt if "token_embedding" in n or "wte" in n or "word_embeddings" in n}
+        assert bool(words) == (regime == "finetune_lm")
+        assert {id(p) for group in peer.groups() for p in group["params"]} >= {
+            id(p) for n, p in peer.module.named_parameters() if n in learnt
+        }
+    peer.module.eval()
+    before = peer.loss(batch)
+    batch.visual.tokens_IMNC.mul_(-1)
+    assert (peer.loss(batch) - before).abs() > 1e-6
+
+
+def test_a_frozen_peer_keeps_dropout_where_it_learns(workload):
+    peer = peer_of("vision_encoder_decoder", workload, "frozen_lm")
+    peer.train()
+    modes = {name: part.training for name, part in peer.module.named_modules()}
+    assert modes["decoder.transformer.h.0.crossattention.resid_dropout"]
+    assert not modes["decoder.transformer.h.0.attn.resid_dropout"] and not modes["decoder.transformer.drop"]
+
+
+def test_open_clip_says_why_it_is_not_decoded(workload):
+    with pytest.raises(Unsupported, match="BeamSearchScorer"):
+        peer_of("open_clip_coca", workload).generate(workload.pictures(1), 1, 1, cached=True)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+@pytest.mark.parametrize("decoder", [Greedy(6), BeamSearch(6, 3, 0.0)])
+def test_recomputing_gives_the_captions_of_the_cache(name, decoder):
+    language = make_language()
+    fusion = make_fusion(name, language)
+    memory = fusion.encode(language, make_visual(4))
+    start = torch.zeros(4, 1, dtype=torch.long)
+    prompt = Text(start, start == 0, start + 1)
+    walked = []
+
+    def step(memory, text, cache):
+        walked.append(text.ids_BT.shape[1])
+        return fusion.readout(language, fusion.decode(language, memory, text, cache)[:, -1])
+
+    with torch.no_grad():
+        cached, whole = (
+            Endless(decoder, kept)(step, memory, prompt, 1, fusion.extra_positions) for kept in (True, False)
+        )
+    assert walked == [1] * 6 + [1, 2, 3, 4, 5, 6]
+    assert whole == cached
+    assert all(len(ids) == 6 and 1 not in ids for ids in cached)
+    assert len({tuple(ids) for ids in cached}) > 1 or not fusion.sees
+
+
+def test_the_floor_of_a_frozen_model_walks_back_through_it(workload):
+    """Backward passes through activations alone: twice the forward pass's work, where training needs three times."""
+    batch = next(workload.window())
+    frozen, tuned = (
+        Own(Job("train", "tiny", "blind", regime), workload, "32-true") for regime in ("frozen_lm", "finetune_lm")
+    )
+    assert frozen.groups() == [] and frozen.loss(batch).requires_grad
+    assert 0.6 < frozen.flops(batch) / tuned.flops(batch) < 0.75
+
+
+# --------------------------------------------------------------------------------------------------- rounds, refusals
+def test_every_round_starts_with_the_floor():
+    jobs = plan({"fusions": ["coca", "blind"], "peers": ["blip"], "sizes": ["tiny"], "regimes": ["finetune_lm"]})
+    models = ("blind", "coca", "blip (peer)")
+    assert [str(job) for job in jobs] == [
+        "matrix",
+        "pictures",
+        "features tiny",
+        *(f"{kind} tiny {model} finetune_lm" for kind in ("train", "decode") for model in models),
+    ]
+
+
+def test_summary_takes_medians_quartiles_and_ratios_round_by_round():
+    floor, mine = (Job("train", "tiny", model, "finetune_lm") for model in ("blind", "coca"))
+    turns = {
+        Job("matrix"): [{"flops_per_second": rate} for rate in (10.0, 20.0, 40.0)],
+        Job("pictures"): [],
+        floor: [_turn(1.0, 8.0), _turn(2.0, None), _turn(4.0, None)],
+        mine: [_turn(2.0, 12.0), _turn(3.0, None)],
+    }
+    found = summarise([*turns], turns, {mine: Failure("it fell over")})
+    row = found["training"][1]
+    assert row["seconds"]["step"]["median"] == 2.5 and row["seconds"]["step"]["low"] == 2.25
+    assert row["time_over_floor"]["values"] == [2.0, 1.5] and row["flops_over_floor"] == 1.5
+    assert row["utilisation"]["values"] == [12 / 2 / 10, 12 / 3 / 20]
+    assert found["failures"] == {"train tiny coca finetune_lm": "it fell over"}
+    assert spread([1.0, 2.0, 4.0, 8.0])["median"] == statistics.median([1.0, 2.0, 4.0, 8.0])
+    assert spread([]) is None and spread([None]) is None and spread([3.0])["high"] == 3.0
+
+
+def _turn(step: float, flops: float | None) -> dict:
+    rates = dict.fromkeys(("samples_per_second", "tokens_per_second", "peak_memory_mb", "own_memory_mb"), 1.0)
+    shared = dict.fromkeys(("parameters", "trainable", "tokens_per_step", "tokens_sha256", "note"), "")
+    return {**rates, **shared, "seconds": {"step": step}, "flops_per_step": flops}
+
+
+def test_processes_that_fail_or_die_are_told_and_user_errors_raised():
+    alone = Alone("src.errors")
+    assert alone(max, 3, 5) == 5
+    assert alone(_fail, "no such kernel\nmore") == Failure("RuntimeError: no such kernel")
+    assert "status 3" in alone(os._exit, 3).reason
+    with pytest.raises(UserError, match="put this right"):
+        alone(_refuse, "put this right")
+    assert alone(os.getpid) != alone(os.getpid)
+
+
+def _fail(message: str):
+    raise RuntimeError(message)
+
+
+def _refuse(message: str):
+    raise UserError(message)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("fusions=[blind,nothing]", "fusions knows blind, clipcap.*got 'nothing'"),
+        ("peers=[git]", "peers knows vision_encoder_decoder, blip, open_clip_coca; got 'git'"),
+        ("sizes=[huge]", "sizes knows tiny, base"),
+        ("sizes=[]", "sizes=\\[\\] leaves nothing"),
+        ("precision=16-mixed", "precision knows auto"),
+        ("device=tpu", "device knows auto"),
+        ("encoder=resnet", "encoder knows efficientnet_lite0"),
+        ("seconds=soon", "seconds must be a number of at least 0; got 'soon'"),
+        ("decode.batches=[]", "decode.batches=\\[\\] leaves nothing to measure"),
+        ("repeats=0", "repeats must be a whole number of at least 1"),
+        ("decode.batches=[4,0]", "decode.batches\\[1\\] must be"),
+        ("size.tiny.heads=7", "size.tiny.heads must divide"),
+        ("lengths=nowhere.json", "nowhere.json is no file"),
+    ],
+)
+def test_refusals(override, message):
+    with pytest.raises(UserError, match=message):
+        settings_of(override)
+
+
+def test_too_few_captions_are_named(captions, tmp_path):
+    settings = {**settings_of(*SMALL, "images=40", f"lengths={captions}"), "folder": str(tmp_path)}
+    with pytest.raises(UserError, match=r"holds 2\d\d training captions and this benchmark deals out 320"):
+        prepare(Job("prepare"), settings)
+
+
+def test_numbers_have_three_digits():
+    assert [number(x) for x in (0, 0.00123456, 0.999, 1, 12.345, 123456.0)] == [
+        "0",
+        "0.00123",
+        "0.999",
+        "1.00",
+        "12.3",
+        "123000",
+    ]
+    assert table([["a_b", "c"], ["1", "2"]], left=1).splitlines() == [
+        "| a\\_b |   c |",
+        "| :--- | --: |",
+        "| 1    |   2 |",
+    ]
