@@ -85,7 +85,7 @@ def _check_source(source: Source, fusion: Fusion, test_split: str) -> None:
 
 # Neither what is learnt nor how it is scored depends on these.
 INCIDENTAL = (
-    *("name", "resume", "samples", "val_captions", "logger"),
+    *("name", "sweep", "resume", "samples", "val_captions", "logger"),
     *("data.workers", "data.root", "data.source.root", "data.cache_dir", "data.max_skipped", "data.source.max_skipped"),
 )
 
