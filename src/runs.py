@@ -15,8 +15,9 @@ from src.config import INCIDENTAL, flatten, is_below
 from src.errors import UserError
 from src.records import run_config
 
-# What may differ between runs of one arm. How they decode is looked at by src.compare, which knows what was scored.
-WITHIN_ARM = ("seed", "decode", *INCIDENTAL)
+# What may differ between runs of one arm. How they decode is looked at by src.compare, which knows what was scored;
+# extra metrics change no other score.
+WITHIN_ARM = ("seed", "decode", "metrics", *INCIDENTAL)
 
 
 @dataclass(frozen=True)
