@@ -18,6 +18,7 @@ VARIANTS = [
     *[(name, ()) for name in FUSIONS],
     ("clipcap", ("fusion.mapper=transformer",)),
     ("srau", ("fusion.level_source=encoder",)),
+    ("srau_paper", ("fusion.gate=none",)),
     ("srau", ("fusion.level_norm=mean", "fusion.share_ln=false", "fusion.gate_bias_init=4.0")),
     ("cross_attention", ("fusion.every=2",)),
     ("vcgpt", ("fusion.head=shared",)),

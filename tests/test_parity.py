@@ -209,6 +209,15 @@ def test_srau_shut_gate_still_learns():
     torch.testing.assert_close(z.grad, -s * (1 - s) * 1.5)
 
 
+def test_srau_without_gates_adds_what_it_read():
+    language = make_language(layers=1)
+    fusion = make_fusion("srau_paper", language, "fusion.gate=none", "fusion.cross_dropout=0.0")
+    memory = fusion.encode(language, make_visual(2))
+    a = torch.randn(2, 5, 32, dtype=torch.float64)
+    c = fusion.cross[0].levels(a, memory["k0"], memory["v0"], memory["bias"])
+    torch.testing.assert_close(fusion._fuse(0, language.blocks()[0], a, memory, None), a + c[0], **EXACT)
+
+
 def test_srau_closed_share_grows_with_tau():
     """Shares of shut gates for a ~ N(0, 1) in the paper's form: 1.4, 8.3, 19.9, 34.3 % at tau .1, .2, .3, .4."""
     a = torch.randn(1, 1, 400_000, dtype=torch.float64)

@@ -15,6 +15,9 @@ Captioning", CVPR, arXiv 2102.10407, section 3.2. With a = x + SelfAttention(LN1
         g_i = alpha_i * 1[alpha_i > tau] * a + (1 - alpha_i) * 1[alpha_i < 1 - tau] * c_i
         a' = (g_1 + .. + g_K) / sqrt(K)                   or / K with level_norm: mean
 
+    gate: none (ablation)
+        B_vis = B_lan = 1, so that a' = c + a with one level
+
     y = a' + MLP(LN2 a')                                  a' replaces a: there is no residual around the unit
 
 The two forms name the gate the other way round: sigmoid(a) lets the picture in, alpha lets the words in. Diagnostics
@@ -64,7 +67,7 @@ class SRAU(Fusion):
     ):
         super().__init__(vision, language)
         _check(gate, tau, levels, level_norm, level_source)
-        self.tau, self.share_ln, self.reference_defects = tau, share_ln, reference_defects
+        self.gate, self.tau, self.share_ln, self.reference_defects = gate, tau, share_ln, reference_defects
         self.levels, self.level_scale = levels, levels**-0.5 if level_norm == "sqrt" else 1 / levels
         if level_source == "auto":
             level_source = "vision" if vision.levels >= levels else "encoder"
@@ -115,6 +118,8 @@ class SRAU(Fusion):
 
     def _gate_pair(self, l: int, a_BTD: Tensor, c_KBTD: Tensor) -> tuple[Tensor, Tensor]:
         """Thresholded gates (visual, language), (K, B, T, D) each."""
+        if self.gate == "none":
+            return torch.ones_like(c_KBTD), torch.ones_like(c_KBTD)
         if self.gates:
             visual_KBTD = 1 - torch.sigmoid(self.gates[l](a_BTD, c_KBTD))
         else:
@@ -138,8 +143,8 @@ class SRAU(Fusion):
 def _check(gate: str, tau: float, levels: int, level_norm: str, level_source: str) -> None:
     if not 0 <= tau < 0.5:
         raise UserError(f"fusion.tau must be at least 0 and below 0.5, or both gates can be shut at once; got {tau}.")
-    if gate not in ("hidden", "concat"):
-        raise UserError(f"fusion.gate must be hidden (the paper) or concat (the authors' code); got {gate!r}.")
+    if gate not in ("hidden", "concat", "none"):
+        raise UserError(f"fusion.gate must be hidden (the paper), concat (the authors' code) or none; got {gate!r}.")
     if levels < 1:
         raise UserError(f"fusion.levels must be at least 1; got {levels}.")
     if level_norm not in ("sqrt", "mean"):
