@@ -18,14 +18,13 @@ from src.build import Parts
 from src.contracts import Batch, Chunk, Document, Example
 from src.data.base import stable_number
 from src.data.documents import few_shot, prompts
-from src.data.images import load_picture
 from src.errors import UserError
 from src.metrics.answers import Asked, answer_scores, judge
 from src.metrics.captions import CaptionScorer
 from src.metrics.extra import extra_scores
 from src.metrics.retrieval import recall_at_k
 from src.metrics.truth import truth_scores
-from src.records import write_json, write_jsonl
+from src.records import seal, write_json, write_jsonl
 from src.sheet import write_sheet
 from src.text.scene_world import Scene
 
@@ -172,9 +171,9 @@ def score_captions(
 
 def _pixels(parts: Parts, example: Example, preprocessing: Mapping) -> torch.Tensor:
     """A picture as another encoder than the captioner's wants it."""
-    if example.image is None:
-        return parts.source.pixels(example, preprocessing["size"])
-    return load_picture(example.image, preprocessing)
+    if hasattr(parts.source, "picture"):
+        return parts.source.picture(example, preprocessing)
+    return parts.source.pixels(example, preprocessing["size"])
 
 
 def _scores(scorer: CaptionScorer, scenes: dict[str, Scene], predictions: dict[str, str]) -> tuple[dict, dict]:
@@ -237,6 +236,9 @@ def report(parts: Parts, result: Evaluation, folder: Path, cost: dict, samples: 
         **{kind: remarks for kind, remarks in result.remarks.items() if remarks},
     }
     write_json(folder / "metrics.json", metrics)
+    if result.rows:
+        write_jsonl(folder / "predictions.jsonl", result.rows)
+    seal(folder, "metrics.json", "predictions.jsonl")
     print(table(f"{result.split}, {len(result.rows)} pictures", result.scores))
     for remarks in result.remarks.values():
         for score, remark in remarks.items():
@@ -244,7 +246,6 @@ def report(parts: Parts, result: Evaluation, folder: Path, cost: dict, samples: 
     if not result.rows:
         print(f"written: {folder}/metrics.json", flush=True)
         return
-    write_jsonl(folder / "predictions.jsonl", result.rows)
     chosen = result.rows[:samples]
     by_id = {example.id: example for example in _pictures(itertools.islice(parts.data.examples(result.split), samples))}
     pictures = [picture(parts, by_id[row["id"]]) for row in chosen]

@@ -7,11 +7,13 @@ import hashlib
 import json
 import os
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from torch import Tensor
+from torch.utils.data import Sampler
 
 from src.contracts import Document, Example
 from src.data.faults import LONGEST_CAPTION, Faults, missing, text, unreadable
@@ -39,8 +41,23 @@ class PictureFiles:
 
     def pixels(self, example: Example, size: int) -> Tensor:
         """uint8 RGB tensor (3, size, size). Raises UserError naming a file that cannot be decoded."""
-        how = {"size": size, "resize": self.resize, "interpolation": self.interpolation}
-        return load_picture(example.image, how)
+        return self.picture(example, {"size": size, "resize": self.resize, "interpolation": self.interpolation})
+
+    def picture(self, example: Example, preprocessing: Mapping) -> Tensor:
+        """The same as another encoder wants it; see ``data.images.load_picture``."""
+        return load_picture(example.image, preprocessing)
+
+
+class Streamed(Sequence[Example]):
+    """Examples that are too many for memory: made when asked for, and trained on in an order of their own."""
+
+    @abstractmethod
+    def share(self, fraction: float, seed: int) -> Streamed:
+        """About ``fraction`` of the examples; smaller shares lie inside larger ones of the same ``seed``."""
+
+    @abstractmethod
+    def order(self, batch_size: int, seed: int, rank: int, world: int) -> Sampler:
+        """What ``data.batches.EpochBatchSampler`` is for other examples."""
 
 
 class ListedPictures(PictureFiles):

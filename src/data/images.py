@@ -24,8 +24,10 @@ MAX_BYTES = 8 * MAX_PIXELS  # as many as that, of four colours of 16 bits, uncom
 LONGEST_NAME = 200  # characters of a file name in a message
 
 
-def load_picture(path: str | Path, preprocessing: Mapping) -> Tensor:
+def load_picture(path: str | Path, preprocessing: Mapping, content: bytes | None = None) -> Tensor:
     """uint8 RGB tensor (3, size, size) of the picture at ``path``, upright as its EXIF tag says.
+
+    ``content``: of the file, where it has been read already; ``path`` is then only what messages call it.
 
     ``preprocessing`` names the side length "size" in pixels, "resize" and "interpolation" ("bilinear" or "bicubic",
     both antialiased). "squash" scales to the square without keeping the aspect ratio; "crop" scales the shorter side
@@ -33,17 +35,17 @@ def load_picture(path: str | Path, preprocessing: Mapping) -> Tensor:
     keep their upper 8 bits; of several frames the first counts. Raises UserError naming the file when it cannot be
     decoded.
     """
-    pixels_3hw = read_picture(path, preprocessing["size"])
+    pixels_3hw = read_picture(path, preprocessing["size"], content)
     return _fit(pixels_3hw, **{name: preprocessing[name] for name in ("size", "resize", "interpolation")})
 
 
-def read_picture(path: str | Path, size: int) -> Tensor:
+def read_picture(path: str | Path, size: int, content: bytes | None = None) -> Tensor:
     """uint8 RGB (3, h, w), upright; a JPEG much larger than ``size`` at a half, quarter or eighth of its own size.
 
-    Raises UserError naming the file when it cannot be decoded.
+    ``content``: see ``load_picture``. Raises UserError naming the file when it cannot be decoded.
     """
     try:
-        content = _content(path)
+        content = _content(path) if content is None else content
     except (OSError, ValueError) as error:  # ValueError: names that no file can have
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"The picture {shown(path)} cannot be opened ({reason}).") from error

@@ -12,7 +12,7 @@ import lightning
 import torch
 
 from src.contracts import Batch, Document, Example, Source, Tokenizer
-from src.data.base import stable_number
+from src.data.base import Streamed, stable_number
 from src.data.batches import CaptionBatches, EpochBatchSampler, InOrder, Loader, TrainLoader
 from src.data.documents import DocumentBatches, prompts
 from src.errors import UserError
@@ -87,7 +87,9 @@ class CaptionData(lightning.LightningDataModule):
             if not self.source.interleaved:
                 examples = without_empty_captions(examples, f"{self.source.name}/{split}")
             _require_distinct(examples, f"{self.source.name}/{split}")
-        if split == "train" and self.train_fraction < 1:
+        if split == "train" and self.train_fraction < 1 and isinstance(examples, Streamed):
+            examples = examples.share(self.train_fraction, self.seed)
+        elif split == "train" and self.train_fraction < 1:
             examples = [examples[i] for i in nested_share(len(examples), self.train_fraction, self.seed)]
         if len(examples) == 0:
             raise UserError(f"data={self.source.name} has no examples in its split {split!r}.")
@@ -113,8 +115,9 @@ class CaptionData(lightning.LightningDataModule):
         """Shuffled anew in every epoch; under Trainer(overfit_batches=...) always the same batches."""
         if self.trainer is not None and self.trainer.overfit_batches > 0:
             return self._in_order("train", self.captions_per_image)
-        rank, world = _rank_and_world()
-        order = EpochBatchSampler(len(self.examples("train")), self.batch_size, self.seed, rank, world)
+        examples, options = self.examples("train"), (self.batch_size, self.seed, *_rank_and_world())
+        streamed = isinstance(examples, Streamed)
+        order = examples.order(*options) if streamed else EpochBatchSampler(len(examples), *options)
         return TrainLoader(self._batches("train", self.captions_per_image), order, self.workers)
 
     def val_dataloader(self) -> Loader:
