@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 MODES = ("online", "offline", "disabled")
 DIRECTORIES = ("DATA", "CACHE", "CONFIG")  # WANDB_..._DIR
 TAGS = ("fusion", "data", "regime", "vision", "language")
+PATIENCE = {"INIT": 60, "FINISH": 300}  # seconds for a server that does not answer; WANDB_..._TIMEOUT of yours wins
 LOOKED_AT = 4  # pictures whose captions are read again for the diagnostics; each costs 65 forward passes of one caption
 
 
@@ -146,35 +147,45 @@ class Wandb(Tracker):
             return
         import wandb
 
+        try:
+            self._start(cfg, run)
+        except wandb.errors.CommError as error:
+            cause = str(error).splitlines()[0]
+            print(f"note: W&B cannot be reached ({cause}); this run is logged offline instead.", flush=True)
+            wandb.teardown()  # its service knows where an online run would have put its files
+            self.mode = "offline"
+            self._start(cfg, run)
+        self.run.define_metric("trainer/global_step")
+        self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+        self.loggers.append(WandbLogger(project=self.project, save_dir=str(run), experiment=self.run))
+        if self.mode == "online":
+            print(f"W&B: {self.run.url}", flush=True)
+
+    def _start(self, cfg: DictConfig, run: Path) -> None:
+        """``wandb.init``; raises CommError where the server does not answer in time."""
+        import wandb
+
         if self.mode == "offline":
             # Pictures in tables, artifacts and logs go to the home directory otherwise, and would be missing where the
             # run folder is copied to. Online they stay with the user's own settings: what is there has been uploaded.
             folders = {f"WANDB_{kind}_DIR": str(run.absolute() / "wandb" / kind.lower()) for kind in DIRECTORIES}
             self.environment = _exchange(folders)
         choices = _choices(run)
-        try:
-            self.run = wandb.init(
-                project=self.project,
-                entity=self.entity,
-                dir=str(run),
-                id=run_id(cfg, run),
-                resume="allow",
-                mode=self.mode,
-                name=cfg.name,
-                group=sweep_name(),
-                job_type="train",
-                tags=[f"{choice}={choices[choice]}"[:64] for choice in TAGS if choices.get(choice)],  # W&B's limit
-                config={**OmegaConf.to_container(cfg, resolve=True), "choices": choices},
-                settings=wandb.Settings(quiet=True, show_info=False),
-            )
-        except wandb.errors.CommError as error:
-            cause = str(error).splitlines()[0]
-            raise UserError(f"W&B cannot be reached ({cause}); use logger.mode=offline and upload later.") from error
-        self.run.define_metric("trainer/global_step")
-        self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-        self.loggers.append(WandbLogger(project=self.project, save_dir=str(run), experiment=self.run))
-        if self.mode == "online":
-            print(f"W&B: {self.run.url}", flush=True)
+        limits = {f"{name.lower()}_timeout": float(_limit(name)) for name in PATIENCE}
+        self.run = wandb.init(
+            project=self.project,
+            entity=self.entity,
+            dir=str(run),
+            id=run_id(cfg, run),
+            resume="allow",
+            mode=self.mode,
+            name=cfg.name,
+            group=sweep_name(),
+            job_type="train",
+            tags=[f"{choice}={choices[choice]}"[:64] for choice in TAGS if choices.get(choice)],  # W&B's limit
+            config={**OmegaConf.to_container(cfg, resolve=True), "choices": choices},
+            settings=wandb.Settings(quiet=True, show_info=False, finish_timeout_raises=True, **limits),
+        )
 
     def mirror(self, parts: Parts, cfg: DictConfig, run: Path) -> None:
         if self.run is None:
@@ -198,13 +209,19 @@ class Wandb(Tracker):
             return
         import wandb
 
+        complete = True
         try:
             self.run.finish(exit_code=status)
-            wandb.teardown()  # its service keeps this run's folders, which another run in this process must not get
+        except TimeoutError:
+            complete = False
+            print(f"note: W&B has not taken everything within {_limit('FINISH')} s; the rest is kept here.", flush=True)
         finally:
+            wandb.teardown()  # its service keeps this run's folders, which another run in this process must not get
             _exchange(self.environment)
         if self.mode == "offline":
             print(f"W&B: upload with: {sync_command(Path(self.run.dir).parent)}", flush=True)
+        elif not complete:
+            print(f"W&B: upload with: {shlex.join(['wandb', 'sync', str(Path(self.run.dir).parent)])}", flush=True)
         else:
             print(f"W&B: {self.run.url}", flush=True)
 
@@ -250,6 +267,12 @@ def logged_in() -> bool:
             wandb.teardown()
             _exchange(before)
     return found is not None
+
+
+def _limit(name: str) -> str | int:
+    """Seconds that W&B may take to "INIT" or "FINISH" a run. In between training waits for nothing, and the single
+    requests for pictures at its end give up by themselves after some 20 s."""
+    return os.environ.get(f"WANDB_{name}_TIMEOUT", PATIENCE[name])
 
 
 def _needs(package: str, what: str) -> None:

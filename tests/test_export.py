@@ -372,9 +372,9 @@ def test_what_does_not_read_back_alike_is_not_exported(trained, tmp_path, monkey
 
 
 WRONG = {
-    "no run folder": (("run=/nowhere", "to=x"), "/nowhere holds no best.ckpt"),
+    "no run folder": (("run=/nowhere", "to=x"), "/nowhere/checkpoints/best.ckpt is missing"),
     "no target": (("run={trained}",), "to= is missing"),
-    "an unknown choice": (("run={trained}", "to={tmp}/x", "frozen=yes"), "frozen is reference or include"),
+    "an unknown choice": (("run={trained}", "to={tmp}/x", "frozen=yes"), "frozen must be reference or include"),
     "an export": (("run={exported}", "to={tmp}/x"), "is an export"),
     "a place that cannot be": (("run={trained}", "to=/dev/null/x"), "cannot be written"),
 }

@@ -187,7 +187,7 @@ def test_our_tokens_are_those_written_down_by_java(name):
 
 def test_a_mistyped_key_is_named(files):
     answer = score(files, "prediction=p.json", "references=r.json")
-    assert answer.returncode != 0 and "Could not override 'prediction'" in answer.stderr
+    assert answer.returncode != 0 and "did you mean predictions?" in answer.stderr
     assert "Traceback" not in answer.stderr
 
 

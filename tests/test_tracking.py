@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import shlex
@@ -9,6 +10,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -410,21 +412,105 @@ def test_only_the_first_process_logs(alone, tmp_path, monkeypatch):
     assert not list(tmp_path.rglob("*wandb*"))
 
 
+class Silent:
+    """A server that takes requests and never answers; with ``begins`` it answers what a run needs to begin."""
+
+    def __init__(self, begins: bool):
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                words = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}")
+                if not server.begins:
+                    server.end.wait()
+                    return
+                server.begins = words.get("operationName") != "UpsertBucket"
+                project = {"id": "p", "name": "x", "entity": {"id": "e", "name": "me"}}
+                bucket = {
+                    "id": "b",
+                    "name": words["variables"].get("name", "r"),
+                    "displayName": "r",
+                    "project": project,
+                }
+                bucket |= {"config": "{}", "historyLineCount": 0, "logLineCount": 0, "eventsLineCount": 0}
+                answer = json.dumps({"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_):
+                pass
+
+        self.begins, self.end = begins, threading.Event()
+        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+
+    def __enter__(self) -> str:
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self.http.server_port}"
+
+    def __exit__(self, *_) -> None:
+        self.end.set()
+        self.http.shutdown()
+
+
+def test_a_server_that_falls_silent_costs_neither_time_nor_results(tracked, alone, tmp_path, monkeypatch):
+    """The run ends like one without it, and says how to upload what it has kept."""
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "3")
+    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
+    with Silent(begins=True) as address:
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        answer = run("src.train", *SMOKE, EVERY_STEP, "logger=wandb", f"hydra.run.dir='{tmp_path}/run'")
+    (file,) = wandb_files(tmp_path)
+    assert "W&B has not taken everything within 3 s" in answer.stdout
+    assert answer.stdout.splitlines()[-1] == f"W&B: upload with: wandb sync {file.parent}"
+    assert set(Logged(file).curve("train/loss")) == {0, 1, 2, 3}
+    same = (tracked[0] / "predictions.jsonl").read_bytes()
+    assert (tmp_path / "run" / "predictions.jsonl").read_bytes() == same
+
+
+def test_a_server_that_never_answers_leaves_the_run_offline(alone, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
+    (tmp_path / "environment.json").write_text('{"choices": {}}')
+    with Silent(begins=False) as address:
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        tracker, began = tracking.Wandb("p", None, "online"), time.monotonic()
+        with tracker.running(CONFIG, tmp_path):
+            tracker.loggers[-1].log_metrics({"train/loss": 1.5}, step=3)
+        assert time.monotonic() - began < 60  # seconds on a machine with other work; nothing is waited for twice
+    (file,) = [path for path in wandb_files(tmp_path) if path.parent.name.startswith("offline-run")]
+    assert Logged(file).curve("train/loss") == {3: 1.5} and Logged(file).exits == [0]
+    said = capsys.readouterr().out
+    assert "note: W&B cannot be reached" in said and f"wandb sync {file.parent}" in said
+
+
 @pytest.mark.parametrize("mode", ["online", "offline"])
-def test_an_unreachable_server_is_one_sentence(mode, alone, tmp_path, monkeypatch):
+def test_a_server_that_refuses_leaves_the_run_offline(mode, alone, tmp_path, monkeypatch, capsys):
     import wandb
 
-    def refuse(**_):
-        raise wandb.errors.CommError("connection refused\nlong story")
+    asked = []
+
+    def refuse(**options):
+        asked.append(options["mode"])
+        if options["mode"] == "online":
+            raise wandb.errors.CommError("connection refused\nlong story")
+        raise RuntimeError("far enough")
 
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(wandb, "init", refuse)
     (tmp_path / "environment.json").write_text('{"choices": {}}')
     tracker, before = tracking.Wandb("p", None, mode), settings()
-    with pytest.raises(UserError, match=r"cannot be reached \(connection refused\); use logger.mode=offline"):
+    with pytest.raises(RuntimeError, match="far enough"):
         with tracker.running(CONFIG, tmp_path):
             pass
-    assert settings() == before
+    assert asked == list(dict.fromkeys([mode, "offline"])) and settings() == before
+    assert ("cannot be reached (connection refused)" in capsys.readouterr().out) == (mode == "online")
 
 
 def test_a_broken_mirror_costs_no_result(tmp_path, capsys):

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.diagnostics.reading import Reading
-from src.records import write_bytes
+from src.records import verify, write_bytes
 from src.text.word_classes import NAMES, word_class
 
 COLUMNS = 6  # of a figure with one panel per word
@@ -139,10 +139,11 @@ def tanh_gates(readings: Sequence[Reading], run: Path) -> Figure | None:
 def logged(run: Path, prefix: str) -> dict[str, tuple[list[float], list[float]]]:
     """Steps and values of every column of the run's log that begins with ``prefix``; empty without such a log."""
     path = run / "log" / "metrics.csv"
+    verify(run, "log")
     curves: dict[str, tuple[list[float], list[float]]] = {}
     if not path.is_file():
         return curves
-    with open(path, newline="") as file:
+    with open(path, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):
             for name, value in row.items():
                 if name.startswith(prefix) and value:

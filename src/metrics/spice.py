@@ -77,7 +77,7 @@ def _run(command: list[str], said: Path, timeout: float) -> None:
 
 def _complaint(said: Path) -> str:
     """What tells most of an error output: the line of the exception, else the last one."""
-    lines = [line.strip() for line in said.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in said.read_text("utf-8", "replace").splitlines() if line.strip()]
     telling = [line for line in lines if re.search(r"\w(Exception|Error)\b", line)]
     return (telling or lines[-1:] or ["it said nothing; it needs 8 GB of memory"])[0][:200]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import string
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 IMAGE_TAG = "<image>"  # stands where a picture stands in a document
 SPECIALS = {"pad": "<pad>", "bos": "<bos>", "eos": "<eos>", "image": IMAGE_TAG}  # of a vocabulary trained here
+ORDINARY = string.ascii_letters + string.digits + " .,'"  # whose tokens are surely none of these
 GPT2_LENGTH = 50_257  # 256 bytes + 50,000 merges + <|endoftext|> (Radford et al. 2019, section 2.2)
 
 
@@ -27,7 +29,7 @@ class FastTokenizer:
     """contracts.Tokenizer over a ``tokenizers`` backend. Encoding is faithful: nothing is added, nothing normalised.
 
     Text that spells a special token ("<eos>") is encoded letter by letter: no caption can end a sequence. Raises
-    UserError when the backend knows no words, or a special id lies outside it.
+    UserError when the backend knows no words, or a special id lies outside it or means an ordinary letter.
     """
 
     def __init__(self, backend: Backend, bos: int, eos: int, pad: int):
@@ -35,10 +37,19 @@ class FastTokenizer:
         backend.no_padding()
         backend.encode_special_tokens = True  # the library's name for "treat special tokens in text as plain text"
         self.backend, self.bos, self.eos, self.pad = backend, bos, eos, pad
-        if not self.encode(["a photo of a dog"])[0]:
+        try:
+            known = self.encode(["a photo of a dog"])[0]
+        except Exception as error:  # the backend raises bare Exception, for a missing unknown token say
+            raise UserError(f"The tokenizer cannot encode 'a photo of a dog' ({_first_line(error)}).") from error
+        if not known:
             raise UserError("The tokenizer is empty: it encodes 'a photo of a dog' as nothing; check its files.")
-        if not all(0 <= id < len(self) for id in (bos, eos, pad)):
+        if not all(isinstance(id, int) and 0 <= id < len(self) for id in (bos, eos, pad)):
             raise UserError(f"The special ids {bos}, {eos}, {pad} lie outside the tokenizer's {len(self)} tokens.")
+        ordinary = {id for ids in self.encode([*ORDINARY, " ".join(ORDINARY), ORDINARY]) for id in ids}
+        for name, id in (("bos", bos), ("eos", eos), ("pad", pad)):
+            if id in ordinary:
+                token = backend.id_to_token(id)
+                raise UserError(f"The {name} id {id} is {token!r}, which is ordinary text; give a special token's id.")
 
     def __reduce__(self):
         # The backend forgets ``encode_special_tokens`` when it is pickled (spawned workers); building anew sets it.

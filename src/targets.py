@@ -1,0 +1,120 @@
+"""Which classes a configuration may name, and what their constructors take: read from the source, without importing."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from src.errors import UserError
+
+HOME = Path(__file__).resolve().parents[1]
+
+# Hydra would call anything that can be imported, os.system too, and configurations travel with run folders.
+ROOMS = ("data", "decoding", "fusion", "language", "text", "tracking", "vision")  # whose classes configurations name
+LOGGER = re.compile(r"lightning\.pytorch\.loggers\.[A-Z]\w*")  # of the library, by their short names only
+
+
+def flatten(node, key: str = "") -> Iterator[tuple[str, object]]:
+    """Nested dictionaries as ("a.b", value) pairs."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from flatten(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node
+
+
+def flatten_all(node, key: str = "") -> Iterator[tuple[str, object]]:
+    """``flatten`` that goes into lists too: ("a[0].b", value)."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from flatten_all(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from flatten_all(value, f"{key}[{number}]")
+    else:
+        yield key, node
+
+
+def check_targets(node: DictConfig, what: str = "") -> None:
+    """Refuse every ``_target_`` in ``node`` but public classes, functions and class methods of our rooms, and loggers.
+
+    Only what is written in a file of ours counts, not what that file imports. Raises UserError.
+    """
+    for key, target in flatten_all(OmegaConf.to_container(node, resolve=True)):
+        if re.split(r"[.\[]", key)[-1] == "_target_" and not is_ours(target):
+            raise UserError(
+                f"{what}{key}={target} is refused: configurations may only name classes of this project "
+                f"(src.{', src.'.join(ROOMS)}) and lightning's loggers."
+            )
+
+
+def is_ours(target) -> bool:
+    """Whether a ``_target_`` may be called."""
+    if not isinstance(target, str):
+        return False
+    return LOGGER.fullmatch(target) is not None or _written_here(target) is not None
+
+
+def parameters(key: str, target: str) -> dict[str, str]:
+    """Names and annotations of the parameters of ``src.<module>.<function, class or Class.method>``."""
+    found = _written_here(target)
+    if isinstance(found, ast.ClassDef):
+        found = _constructor(target, found)
+    if isinstance(found, ast.FunctionDef):
+        every = found.args.args + found.args.kwonlyargs
+        return {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in every}
+    return _imported_parameters(key, target)
+
+
+def _constructor(target: str, cls: ast.ClassDef) -> ast.FunctionDef | None:
+    """``__init__`` of a class, or of its first base if that is written in a room of ours; None where it is not."""
+    own = defined(cls, "__init__")
+    if own is not None or not cls.bases:
+        return own
+    module = target.rpartition(".")[0]
+    name = ast.unparse(cls.bases[0])
+    tree = ast.parse((HOME / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8"))
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom) and any((a.asname or a.name) == name for a in statement.names):
+            module = statement.module
+    base = _written_here(f"{module}.{name}")
+    return _constructor(f"{module}.{name}", base) if isinstance(base, ast.ClassDef) else None
+
+
+def _imported_parameters(key: str, target: str) -> dict[str, str]:
+    """The same by importing, for classes that inherit the constructor of a class that is not ours."""
+    from hydra.utils import get_object
+
+    try:
+        parameters = inspect.signature(get_object(target)).parameters
+    except Exception as error:
+        raise UserError(f"{key}._target_={target} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return {name: str(p.annotation) for name, p in parameters.items()}
+
+
+def _written_here(target: str) -> ast.ClassDef | ast.FunctionDef | None:
+    """Where a room of this project defines ``src.<module>.<class, function or Class.classmethod>``; None elsewhere."""
+    parts = target.split(".")
+    if parts[0] != "src" or parts[1:2] == [] or parts[1] not in ROOMS or not all(map(str.isidentifier, parts)):
+        return None
+    for end in range(len(parts) - 1, 0, -1):
+        file = HOME.joinpath(*parts[:end]).with_suffix(".py")
+        if file.is_file():
+            names = parts[end:]
+            found = defined(ast.parse(file.read_text(encoding="utf-8")), names[0])
+            if len(names) == 2 and isinstance(found, ast.ClassDef):
+                method = defined(found, names[1])
+                alone = {ast.unparse(decorator) for decorator in getattr(method, "decorator_list", ())}
+                found = method if alone & {"classmethod", "staticmethod"} else None
+            public = len(names) <= 2 and not any(name.startswith("_") for name in names)
+            return found if public and isinstance(found, ast.ClassDef | ast.FunctionDef) else None
+    return None
+
+
+def defined(scope: ast.AST | None, name: str) -> ast.AST | None:
+    return next((node for node in getattr(scope, "body", ()) if getattr(node, "name", None) == name), None)

@@ -1,0 +1,342 @@
+"""Wrong command lines: each is answered at once, by one sentence that names the option, its value and what is right."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from copy import deepcopy
+
+import pytest
+from conftest import FUSIONS, ROOT
+from omegaconf import OmegaConf
+
+from src import checking, cli, options
+from src.errors import UserError
+
+# Command line -> what the sentence must say.
+WRONG = {
+    # names
+    "train fusion=sruu": "fusion=sruu is none of conf/fusion; did you mean fusion=srau?",
+    "train logger=wandbb": "did you mean logger=wandb?",
+    "train trainer=gpu": "trainer=gpu is none of conf/trainer; it knows default.",
+    "train fusion=null": "it knows blind, clipcap, coca",
+    "train hydra/launcher=foo": "processes",
+    "train data=mixture data@data.members.pairs=flickr": "Could not find 'data/flickr'",
+    "train fusoin=srau": "did you mean fusion?",
+    "train report=1": "report=1 is no option of src.train; it knows seed,",
+    "train fusion.tua=0.1": "did you mean fusion.tau?",
+    "train fusion=clipcap fusion.tau=0.1": "it knows fusion.mapper",
+    "train optim.warmupp=0.1": "did you mean optim.warmup?",
+    "train sede=1": "did you mean seed?",
+    "train max_steps=3": "did you mean trainer.max_steps?",
+    "train seed=1 +seed=2": "seed is there already; leave out the +.",
+    "train ~optim.betas": "can be changed, but not taken out",
+    "train ~optim": "can be changed, but not taken out",
+    "train api_key=hunter2hunter2": "api_key=*** is no option of src.train",
+    "train api_key=(hunter2hunter2": "'api_key=***' cannot be read as option=value",
+    "train seed": "cannot be read as option=value",
+    "train seed=(": "cannot be read as option=value",
+    "train seed=0,1": "several values are a sweep, which needs -m; a list is written [a,b].",
+    "train name=${foo}": "'foo' not found",
+    "train language=hub": "language.name= is missing",
+    # names behind a plus
+    "train +optim.lr=1": "optim.lr=1 is no option of src.train",
+    "train ++optim.warmup_steps=10": "did you mean optim.warmup?",
+    "train +fusion.tau2=0.1": "did you mean fusion.tau?",
+    "train +regime.lr_lm=1": "regime.lr_lm=1 is no option",
+    "train +decode.beam=3": "did you mean decode.beams?",
+    "train +data.batchsize=8": "did you mean data.batch_size?",
+    "train +data.source.trian=8": "did you mean data.source.train?",
+    "train +trainer.max_step=8": "did you mean trainer.max_steps?",
+    "train +trainer.fast_dev_run=true": "trainer.fast_dev_run=true is no option",
+    "train +trainer.callbacks=[]": "trainer.callbacks=[] is no option",
+    "train +hello.world=1": "hello.world=1 is no option of src.train",
+    "train '+optim={lr: 1}'": "optim={lr: 1} is none of conf/optim; it knows adamw, guarded.",
+    "train '+regime.more={lr: 1}'": "regime.more.lr=1 is no option",
+    "train data=mixture +data.members.pairs.batchsize=4": "did you mean data.members.pairs.batch_size?",
+    "train data=mixture +data.weights.films=2": "data.weights must name the data sets of data.members, pairs, stories",
+    # types
+    "train trainer.max_steps=abc": "trainer.max_steps must be a whole number of at least 1 or -1 (no limit); got",
+    "train trainer.max_steps=2.5": "got 2.5.",
+    "train data.batch_size=2.5": "data.batch_size must be a whole number of at least 1; got 2.5.",
+    "train data.batch_size=null": "got null.",
+    "train seed=x": "seed must be a whole number from 0 to 4294967295; got 'x'.",
+    "train seed=true": "got true.",
+    "train regime.train_language=perhaps": "must be true or false; got 'perhaps'.",
+    "train regime.train_vision=maybe": "must be true or false or auto; got 'maybe'.",
+    "train optim.betas=0.9": "optim.betas must be a list",
+    "train optim.betas=[0.9]": "optim.betas must be a list",
+    "train data.source=5": "data.source must be a group of options; got 5.",
+    "train optim.betas.a=5": "optim.betas.a=5 is no option of src.train",
+    "train fusion.levels=many": "fusion.levels must be of type int; got 'many'.",
+    "train fusion.share_ln=1": "fusion.share_ln must be of type bool; got 1.",
+    "train name=[a]": "name must be text; got ['a'].",
+    "train +trainer.deterministic=3": "trainer.deterministic must be of type bool",
+    "train fusion=coca fusion.n_uni=half": "fusion.n_uni must be of type int or null; got 'half'.",
+    # ranges
+    "train seed=-1": "got -1.",
+    "train seed=1e20": "got 1e+20.",
+    "train data.batch_size=0": "got 0.",
+    "train data.max_tokens=2": "data.max_tokens must be a whole number of at least 3; got 2.",
+    "train data.train_fraction=0": "data.train_fraction must be a number above 0 and at most 1; got 0.",
+    "train data.train_fraction=1.5": "got 1.5.",
+    "train data.workers=-1": "got -1.",
+    "train data.max_skipped=2": "data.max_skipped must be",
+    "train data.source.train=0": "data.source.train must be a whole number of at least 1; got 0.",
+    "train regime.lr_fusion=-1e-3": "regime.lr_fusion must be a number of at least 0; got -0.001.",
+    "train regime.lr_fusion=nan": "regime.lr_fusion must be a number of at least 0; got nan.",
+    "train regime.lr_fusion=inf": "got inf.",
+    "train optim.betas=[0.9,1.0]": "2 times a number of at least 0 and below 1; got [0.9, 1.0].",
+    "train optim.warmup=1.1": "optim.warmup must be a number of at least 0 and at most 1; got 1.1.",
+    "train optim.reduction=mean": "optim.reduction must be token_mean or sequence_sum; got 'mean'.",
+    "train +optim.loss_spike=0.5": "optim.loss_spike must be a number above 1 or null; got 0.5.",
+    "train trainer.max_steps=0": "got 0.",
+    "train trainer.accumulate_grad_batches=0": "got 0.",
+    "train trainer.limit_val_batches=0": "trainer.limit_val_batches must be a share",
+    "train trainer.val_check_interval=1.5": "trainer.val_check_interval must be a share",
+    "train trainer.precision=fp8": "trainer.precision must be auto, 32-true",
+    "train trainer.accelerator=cud": "trainer.accelerator must be auto, cpu",
+    "train trainer.devices=0": "trainer.devices must be auto, -1 (all), how many",
+    "train trainer.devices=[0,0]": "trainer.devices must be auto",
+    "train trainer.strategy=dpp": "trainer.strategy must be auto, single_device, ddp",
+    "train decode.beams=0": "decode.beams must be a whole number of at least 1; got 0.",
+    "train decode=sample decode.top_p=0": "decode.top_p must be a number above 0 and at most 1; got 0.",
+    "train decode=sample decode.temperature=0": "decode.temperature must be a number above 0; got 0.",
+    "train fusion.tau=0.5": "fusion.tau must be a number of at least 0 and below 0.5; got 0.5.",
+    "train fusion.cross_dropout=1": "fusion.cross_dropout must be a number of at least 0 and below 1; got 1.",
+    "train fusion.gate=open": "fusion.gate must be concat, hidden or none; got 'open'.",
+    "train fusion=clipcap fusion.prefix_length=0": "got 0.",
+    "train fusion=coca fusion.temperature_init=0": "got 0.",
+    "train language.model.dropout=1": "language.model.dropout must be",
+    "train language.tokenizer.vocabulary=100": "language.tokenizer.vocabulary must be a whole number of at least 260",
+    "train language=gpt2 language.init=maybe": "must be pretrained or random; got 'maybe'.",
+    "train vision.stem=none": "vision.stem must be conv or patch; got 'none'.",
+    "train samples=0": "samples must be",
+    "train val_captions=-1": "val_captions must be",
+    "train logger=wandb logger.mode=on": "logger.mode must be auto, online",
+    # what does not go together
+    "train regime=frozen_lm": "freeze a language model with random weights",
+    "train regime.lr_language=0": "regime.lr_language=0 while regime.train_language=true would train nothing",
+    "train regime.train_vision=true regime.lr_vision=0": "use regime.train_vision=false",
+    "train trainer.max_steps=-1": "Training would never end",
+    "train data.max_tokens=129": "data.max_tokens=129 does not fit: the language model reads language.model.",
+    "train decode.max_tokens=200": "decode.max_tokens=200 does not fit",
+    "train fusion=clipcap fusion.prefix_length=100": "data.max_tokens=40 with fusion.prefix_length=100 does not fit",
+    "train language.model.heads=3": "language.model.heads=3 must divide language.model.width=128.",
+    "train vision.heads=3": "vision.heads=3 must divide vision.width=128.",
+    "train vision.patch=7": "vision.patch=7 must divide vision.image_size=64",
+    "train trainer.strategy=single_device trainer.devices=2": "exclude each other",
+    "train trainer.accelerator=cpu trainer.devices=[0,1]": "say how many processes",
+    "train optim=guarded trainer.precision=16-mixed": "optim.loss_spike does not work with trainer.precision=16-mixed",
+    "train resume=/nowhere": "/nowhere is not a run folder",
+    # sweeps
+    "train -m fusion=srau,clipcapp": "did you mean fusion=clipcap?",
+    "train -m fusion=srau,clipcap seed=0,x": "got 'x'.",
+    "train -m fusion=srau,clipcap fusion.tau=0.1": "fusion.tau=0.1 is no option",
+    # the other commands
+    "evaluate rum=a": "rum=a is no option of src.evaluate; did you mean run?",
+    "evaluate run=a decode=gredy": "did you mean decode=greedy?",
+    "evaluate run=a shots=-1": "shots must be a whole number of at least 0 or null; got -1.",
+    "evaluate run=a decode=beam decode.beams=none": "decode.beams must be of type int; got 'none'.",
+    "caption run=a images=b batch_size=0": "batch_size must be",
+    "caption fusion=srau": "fusion=srau is no option of src.caption; it knows run, images, output, batch_size, decode.",
+    "explain run=a samples=few": "samples must be",
+    "score predictions=a references=b clip.mdoel=x": "did you mean clip.model?",
+    "compare runs=a resamples=0": "resamples must be a whole number of at least 1; got 0.",
+    "compare runs=a +resample=9": "did you mean resamples?",
+    "report runs=a gallery=x": "gallery must be a whole number of at least 0 or null; got 'x'.",
+    "report runs=a pictures=some": "pictures must be true or false; got 'some'.",
+    "export run=a to=b frozen=includ": "frozen must be reference or include; got 'includ'.",
+    "benchmark repeats=0": "repeats must be",
+    "benchmark size.tiny.width=0": "size.tiny.width must be a whole number of at least 1; got 0.",
+    "benchmark size.tiny.wdith=3": "did you mean size.tiny.width?",
+    "dashboard +team=me": "team='me' is no option of src.dashboard",
+    "doctor run=3": "did you mean runs?",
+}
+
+RIGHT = [
+    *(f"train fusion={fusion}" for fusion in FUSIONS),
+    "train debug=smoke",
+    "train debug=overfit",
+    "train optim=guarded optim.loss_spike=3 trainer.devices=auto",
+    "train trainer.devices=2 trainer.strategy=ddp_find_unused_parameters_true trainer.accelerator=cpu",
+    "train +trainer.deterministic=true +trainer.max_time=00:01:00:00 trainer.max_steps=-1",
+    "train data=mixture fusion=flamingo data@data.members.pairs=flickr8k data.weights.pairs=0.2",
+    "train data=documents fusion=flamingo language.model.context=256",
+    "train data=captions_text fusion=blind regime.lr_fusion=0",
+    "train language=gpt2 regime=frozen_lm",
+    "train language=hub language.name=some/model vision=open_clip logger=tensorboard",
+    "train fusion='\"srau\"' -m seed=1",
+    "train metrics=[meteor,spice] name=2024 seed=3 vision=efficientnet_lite0 logger=wandb",
+    "train hydra.run.dir='a b/c' data.root=somewhere data=folder",
+    "train -m fusion=glob(*) debug=smoke",
+    "train -m hydra/sweeper=search fusion=srau 'regime.lr_fusion=tag(log,interval(1e-4,1e-2))'",
+    "train --cfg job nonsense=1",  # Hydra's own business
+    "evaluate",  # the command says itself what is missing
+    "evaluate run=a decode=sample decode.top_k=5 shots=2 data_set=x",
+    "caption run=2024 images=[a,b]",
+    "explain run=a images=x.jpg",
+    "score predictions=a references=b metrics=[meteor] images=c",
+    "compare runs=[a,b] allow=split scores=[CIDEr-D]",
+    "report runs=a gallery=0 pictures=false",
+    "export run=a to=b frozen=include",
+    "benchmark sizes=[big] +size.big={layers:1,width:8,heads:1,vocabulary:5,context:9,visual_tokens:3,visual_width:8}",
+    "dashboard project=x",
+    "doctor",
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def read_once():
+    """Files of conf/ are parsed once for all these command lines, which takes most of the time."""
+    read = {}
+
+    def load(file):
+        name = str(getattr(file, "name", file))
+        if name not in read:
+            read[name] = original(file)
+        return deepcopy(read[name])
+
+    original = OmegaConf.load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OmegaConf, "load", staticmethod(load))
+        yield
+
+
+def ask(line: str) -> None:
+    command, *words = shlex.split(line)
+    cli.check_words(command, words)
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_wrong_command_is_one_sentence(line):
+    began = time.process_time()
+    with pytest.raises(UserError) as caught:
+        ask(line)
+    assert time.process_time() - began < 1.5  # the rest of two seconds is Python's and Hydra's start
+    assert WRONG[line] in str(caught.value) and "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("line", RIGHT)
+def test_a_right_command_is_let_through(line):
+    ask(line)
+
+
+def test_every_choice_of_conf_is_known():
+    """Whoever adds an option to a yaml file adds nothing else."""
+    words = {"language": {"hub": ["language.name=some/model"]}}
+    for group in checking.groups():
+        for choice in checking.choices(group):
+            if group not in ("experiment", "debug"):
+                line = [f"{group}={choice}", *words.get(group, {}).get(choice, [])]
+                checking.check_options("train", cli.compose("train", line, cli.parse(line)))
+
+
+def seconds(*command: str) -> tuple[subprocess.CompletedProcess, float]:
+    """The answer of a command and the processor time that it took: wall time is other people's, too."""
+    before = os.times()
+    answer = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    after = os.times()
+    return answer, after.children_user + after.children_system - before.children_user - before.children_system
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train fusion=sruu",
+        "train +trainer.max_step=3",
+        "train -m fusion=srau decode.beams=0,1",
+        "caption run=a imagse=b",
+    ],
+)
+def test_the_command_answers_within_two_seconds_and_leaves_nothing(line, tmp_path):
+    command, *words = line.split()
+    folder = [f"hydra.run.dir='{tmp_path}/run'", f"hydra.sweep.dir='{tmp_path}/sweep'"] if command == "train" else []
+    answer, spent = seconds(f"src.{command}", *words, *folder)
+    assert answer.returncode == 2 and not answer.stdout and spent < 2
+    (sentence,) = answer.stderr.splitlines()
+    assert sentence.startswith("error: ") and not list(tmp_path.iterdir())
+
+
+def test_the_task_itself_checks_too():
+    """Under launchers that begin jobs in ways of their own."""
+    seen = []
+
+    def main(cfg):
+        seen.append(cfg)
+
+    main = cli.verb(main)  # of a command that is called like this file
+    options.COMMANDS["test_config"] = {"seed": options.SEED}
+    try:
+        main(OmegaConf.create({"seed": 1}))
+        with pytest.raises(SystemExit) as caught:
+            main(OmegaConf.create({"seed": -1}))
+    finally:
+        del options.COMMANDS["test_config"]
+    assert len(seen) == 1 and caught.value.code == 2
+
+
+def test_options_that_only_conf_knows_have_the_type_of_their_default(monkeypatch):
+    monkeypatch.setattr(options, "COMMANDS", {**options.COMMANDS, "score": {}})
+    ask("score predictions=a references=b split=test")
+    monkeypatch.setattr(options, "COMMANDS", {**options.COMMANDS, "evaluate": {}})
+    with pytest.raises(UserError, match="samples must be of type int; got 'x'"):
+        ask("evaluate run=a samples=x")
+    with pytest.raises(UserError, match=r"sampels=3 is no option of src.evaluate; did you mean samples\?"):
+        ask("evaluate run=a +sampels=3")
+
+
+def test_a_mechanism_of_ones_own_is_typed_by_its_annotations(tmp_path, monkeypatch):
+    (tmp_path / "src" / "fusion").mkdir(parents=True)
+    (tmp_path / "src" / "fusion" / "mine.py").write_text(
+        "from src.fusion.base import Fusion\n"
+        "class Base(Fusion):\n    def __init__(self, vision, language, depth: int, tau: float, mode: str | None): ...\n"
+        "class Mine(Base):\n    pass\n"
+    )
+    monkeypatch.setattr("src.targets.HOME", tmp_path)
+    node = {"_target_": "src.fusion.mine.Mine", "_partial_": True, "depth": 2, "tau": 7, "mode": None}
+    checking._check_class("fusion", node)  # names that other mechanisms use mean here what they mean here
+    with pytest.raises(UserError, match=r"fusion.depth must be of type int; got 'x'\."):
+        checking._check_class("fusion", {**node, "depth": "x"})
+    with pytest.raises(UserError, match=r"fusion has no option 'dept'; did you mean fusion.depth\?"):
+        checking._check_class("fusion", {**node, "dept": 3})
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside"),
+    [
+        ("[0, 1)", (0, 0.5), (1, -0.1, True, "0", None, float("nan"))),
+        ("(0, 1]", (1, 1e-9), (0, 2)),
+        ("[0, inf)", (0, 1e300), (-1e-300, float("inf"))),
+    ],
+)
+def test_intervals(interval, inside, outside):
+    rule = options.number(interval)
+    assert all(map(rule.fits, inside)) and not any(map(rule.fits, outside))
+
+
+def test_devices_that_are_not_here(monkeypatch, capsys):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    auto = OmegaConf.create({"accelerator": "auto", "devices": "auto"})
+    checking.check_device(auto)
+    with pytest.raises(UserError, match=r"trainer.accelerator=gpu needs a GPU .* this machine has none"):
+        checking.check_device(OmegaConf.create({"accelerator": "gpu", "devices": "auto"}))
+    assert not capsys.readouterr().out
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=7 names none that is here"):
+        checking.check_device(OmegaConf.create({"accelerator": "gpu", "devices": 1}))
+    checking.check_device(auto)
+    assert capsys.readouterr().out.startswith("note: CUDA_VISIBLE_DEVICES=7 names no GPU")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    checking.check_device(OmegaConf.create({"accelerator": "gpu", "devices": [0, 1]}))
+    for devices in (3, [0, 2]):
+        with pytest.raises(UserError, match="asks for more than the 2 GPUs"):
+            checking.check_device(OmegaConf.create({"accelerator": "gpu", "devices": devices}))
