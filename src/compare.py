@@ -2,6 +2,7 @@
 
 python -m src.compare runs=runs/sweep
 python -m src.compare 'runs=[runs/a,runs/b]' baseline=clipcap evaluation=compositional
+python -m src.compare runs=runs/data_efficiency along=data.train_fraction
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from omegaconf import DictConfig, ListConfig
 
 from src.cli import verb
 from src.errors import UserError
-from src.records import write_json, write_text
+from src.records import write_bytes, write_json, write_text
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="compare")
 @verb
 def main(cfg: DictConfig) -> None:
-    """Print the comparison and write comparison.json, table.md, table.tex and table.csv."""
+    """Print the comparison and write comparison.json, table.md, table.tex, table.csv and scores.png."""
     from src.comparison.arms import compare
+    from src.comparison.figure import draw
     from src.comparison.tables import csv_text, latex, markdown, plain, text
     from src.runs import find_runs, group
 
@@ -33,12 +35,14 @@ def main(cfg: DictConfig) -> None:
         resamples=_whole(cfg.resamples),
         allow=_words(cfg.allow),
     )
+    picture = draw(comparison, None if cfg.along is None else str(cfg.along))
     print(text(comparison))
     folder = Path(str(cfg.output))
     write_json(folder / "comparison.json", plain(comparison))
     for name, content in {"table.md": markdown, "table.tex": latex, "table.csv": csv_text}.items():
         write_text(folder / name, content(comparison))
-    print(f"written: {folder}/comparison.json, table.md, table.tex, table.csv")
+    write_bytes(folder / "scores.png", picture)
+    print(f"written: {folder}/comparison.json, table.md, table.tex, table.csv, scores.png")
 
 
 def _words(value: ListConfig | str) -> list[str]:

@@ -15,7 +15,9 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
+from PIL import Image
 
+from src.comparison import figure
 from src.comparison.arms import compare
 from src.comparison.tables import csv_text, escaped, latex, markdown, plain, text
 from src.errors import UserError
@@ -385,19 +387,64 @@ def test_csv_and_json_hold_the_numbers_in_full(runs):
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# the figure
+# --------------------------------------------------------------------------------------------------------------------
+def axes_of(monkeypatch, comparison, along=None):
+    """The figure's axes, as they were when it was saved."""
+    kept = []
+    monkeypatch.setattr(figure, "_png", lambda drawn: kept.append(drawn) or b"")
+    figure.draw(comparison, along)
+    return kept[0].axes
+
+
+def test_the_figure_shows_mean_interval_and_seeds_of_every_arm(runs, monkeypatch):
+    comparison = compared(runs, scores=["CIDEr-D", "BLEU-4"])
+    first, second = axes_of(monkeypatch, comparison)
+    assert (first.get_title(), second.get_title()) == ("CIDEr-D", "BLEU-4")
+    drawn = {(tuple(line.get_xdata()), tuple(line.get_ydata())) for line in first.lines}
+    for row, arm in enumerate(comparison.arms):
+        cell = comparison.cells[arm.label, "CIDEr-D"]
+        assert ((cell.low, cell.high), (row, row)) in drawn and ((cell.mean,), (row,)) in drawn
+        assert (cell.per_seed, (row,) * len(cell.per_seed)) in drawn
+
+
+def test_curves_join_arms_that_differ_in_one_number(runs, monkeypatch):
+    for seed in (0, 1):
+        for share in (0.1, 0.01):
+            write_run(runs / f"part{share}{seed}", "srau", seed, config={"data": {"train_fraction": share}})
+            write_run(runs / f"other{share}{seed}", "vcgpt", seed, config={"data": {"train_fraction": share}})
+    comparison = compare(group(find_runs(str(runs / "[po]*"))), scores=["CIDEr-D"], resamples=100)
+    (axis,) = axes_of(monkeypatch, comparison, "data.train_fraction")
+    joined = {line.get_label(): line for line in axis.lines if not line.get_label().startswith("_")}
+    assert sorted(joined) == ["srau", "vcgpt"] and axis.get_xscale() == "linear"
+    label = "srau data.train_fraction="
+    means = [comparison.cells[f"{label}{share}", "CIDEr-D"].mean for share in (0.01, 0.1)]
+    assert list(joined["srau"].get_xdata()) == [0.01, 0.1] and list(joined["srau"].get_ydata()) == means
+
+
+@pytest.mark.parametrize("along", ["data.train_fraction", "fusion._target_", "seed"])
+def test_curves_over_what_is_no_number_or_always_the_same_are_refused(runs, along):
+    with pytest.raises(UserError, match=f"along={along} needs a setting"):
+        figure.draw(compared(runs), along)
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # the command
 # --------------------------------------------------------------------------------------------------------------------
 def test_the_command_prints_and_writes(runs, tmp_path):
     answer = command(tmp_path, "runs=runs/*", "resamples=200", "output=out", "scores=[CIDEr-D,BLEU-1]")
     assert answer.returncode == 0 and not answer.stderr
     assert "minus blind" in answer.stdout and "BLEU-1" in answer.stdout
-    assert answer.stdout.endswith("written: out/comparison.json, table.md, table.tex, table.csv\n")
+    assert answer.stdout.endswith("written: out/comparison.json, table.md, table.tex, table.csv, scores.png\n")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "comparison.json",
+        "scores.png",
         "table.csv",
         "table.md",
         "table.tex",
     ]
+    with Image.open(tmp_path / "out" / "scores.png") as picture:
+        assert min(picture.size) > 200 and picture.convert("L").getextrema() == (0, 255)
     assert json.loads((tmp_path / "out" / "comparison.json").read_text())["resamples"] == 200
 
 
@@ -433,7 +480,7 @@ def test_evaluations_are_compared(runs, tmp_path):
         (["runs=nowhere"], "runs=nowhere names no folder of a finished run"),
         (["runs=runs", "baseline=x"], "baseline=x is none of the arms"),
         (["runs=runs", "allow=everything"], "allow=everything means nothing here"),
-        (["runs=runs", "resamples=many"], "resamples=many is not a whole number"),
+        (["runs=runs", "resamples=many"], "resamples must be a whole number"),
     ],
 )
 def test_mistakes_are_one_sentence(runs, tmp_path, arguments, message):

@@ -1,0 +1,97 @@
+"""A comparison as one picture: every arm's mean, its interval over images, and each of its seeds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from src.comparison.arms import Cell, Comparison
+from src.errors import UserError
+from src.runs import curves
+
+# Okabe and Ito 2008, "Color universal design": for all kinds of colour vision
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
+MARKERS = "osD^vP*X"
+WIDE = 10  # ratio of largest to smallest value along a setting above which its axis is logarithmic
+
+
+def draw(comparison: Comparison, along: str | None = None) -> bytes:
+    """PNG with one panel per score: arms below one another, or as curves over the numeric setting ``along``.
+
+    Raises UserError if the arms have no such setting, or not two numbers of it.
+    """
+    scores, n = comparison.scores, len(comparison.scores)
+    if along is None:
+        size = (1.5 + 3.6 * n, 1.1 + 0.34 * len(comparison.arms))
+        figure, axes = plt.subplots(1, n, figsize=size, squeeze=False, sharey=True, layout="constrained")
+        for axis, score in zip(axes.flat, scores, strict=True):
+            _rows(axis, comparison, score)
+    else:
+        lines = _lines(comparison, along)
+        figure, axes = plt.subplots(1, n, figsize=(1 + 4.2 * n, 3.6), squeeze=False, layout="constrained")
+        for axis, score in zip(axes.flat, scores, strict=True):
+            _curves(axis, comparison, lines, score, along)
+        figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right center", fontsize=9, frameon=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25)
+    return _png(figure)
+
+
+def _rows(axis: Axes, comparison: Comparison, score: str) -> None:
+    for row, arm in enumerate(comparison.arms):
+        cell = comparison.cells[arm.label, score]
+        if cell is not None:
+            colour = COLOURS[-1] if arm.label == comparison.baseline else COLOURS[0]
+            axis.plot([cell.low, cell.high], [row, row], color=colour, linewidth=2.5, alpha=0.6)
+            axis.plot(cell.per_seed, [row] * len(cell.per_seed), "|", color=colour, markersize=11)
+            axis.plot(cell.mean, row, "o", color=colour, markersize=6)
+    axis.set_yticks(range(len(comparison.arms)), [arm.label for arm in comparison.arms], fontsize=9)
+    axis.set_ylim(len(comparison.arms) - 0.5, -0.5)  # the first arm on top
+    axis.set_title(score, fontsize=10)
+
+
+def _curves(
+    axis: Axes, comparison: Comparison, lines: Mapping[str, Sequence[tuple[float, str]]], score: str, along: str
+) -> None:
+    everywhere = sorted({x for line in lines.values() for x, _ in line})
+    for place, (label, line) in enumerate(lines.items()):
+        there: list[tuple[float, Cell]] = [
+            (x, cell) for x, arm in line if (cell := comparison.cells[arm, score]) is not None
+        ]
+        xs = [x for x, _ in there]
+        colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
+        axis.plot(xs, [cell.mean for _, cell in there], color=colour, marker=marker, markersize=6, label=label)
+        axis.fill_between(
+            xs, [cell.low for _, cell in there], [cell.high for _, cell in there], color=colour, alpha=0.15, linewidth=0
+        )
+        for x, cell in there:
+            axis.plot([x] * len(cell.per_seed), cell.per_seed, "_", color=colour, markersize=8, alpha=0.8)
+    if everywhere[0] > 0 and everywhere[-1] > WIDE * everywhere[0]:
+        axis.set_xscale("log")
+    axis.set_xticks(everywhere, [f"{x:g}" for x in everywhere], fontsize=8)
+    axis.minorticks_off()
+    axis.set_xlabel(along, fontsize=9)
+    axis.set_title(score, fontsize=10)
+
+
+def _lines(comparison: Comparison, along: str) -> dict[str, list[tuple[float, str]]]:
+    """Of every curve (label): the setting's value and the arm that has it, by value."""
+    lines = curves(comparison.arms, along)
+    if len({x for line in lines.values() for x, _ in line}) < 2:
+        raise UserError(f"along={along} needs a setting that is a number, with at least two values among the arms.")
+    return lines
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, facecolor="white")
+    plt.close(figure)
+    return buffer.getvalue()
