@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
+from itertools import chain
 
 import lightning
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from src.contracts import Batch, Language, Memory, Text, Tokenizer, UserError, Visual
 from src.fusion.base import Fusion, Terms
 from src.hashing import tensor_hash
 from src.layers.cache import Cache
+from src.layers.chunked_loss import summed_cross_entropy
+from src.spikes import LossSpikes
 
 PARTS = ("vision", "fusion", "language")
 
@@ -44,6 +48,8 @@ class Captioner(lightning.LightningModule):
         self.tokenizer, self.regime, self.optim, self.decoder = tokenizer, regime, optim, decoder
         self.tagged = tagged
         self._last_ids: list[str] = []  # of the batch at work, for messages
+        factor = optim.get("loss_spike")
+        self.spikes = None if factor is None else LossSpikes(factor)
         self.strict_loading = False  # frozen parts are absent from checkpoints; load_state_dict checks the rest
         for part in self.frozen_parts():
             part.requires_grad_(False)
@@ -101,22 +107,35 @@ class Captioner(lightning.LightningModule):
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Terms]:
         """``loss`` and the further terms of the fusion.
 
-        The label shift happens here and nowhere else: column t predicts column t + 1 where that is a target. Logits are
-        made at the targets alone.
+        The label shift happens here and in ``Text.positions`` and nowhere else: column t predicts column t + 1 where
+        that is a target. Logits are made at the targets alone.
         """
         hidden_BTD, terms = self.fusion.learn(self.language, self.memory(batch), batch.text)
-        target_BT = batch.text.targets()[:, 1:]
-        logits_XV = self.fusion.readout(self.language, hidden_BTD[target_BT])
-        total = F.cross_entropy(logits_XV.float(), batch.text.ids_BT[:, 1:][target_BT], reduction="sum")
-        targets = target_BT.sum()
-        return total / targets.clamp_min(1), targets, terms  # 0 where documents have pictures only
+        at_X = batch.text.positions() if batch.target_X is None else batch.target_X
+        hidden_XD = hidden_BTD.flatten(0, 1).index_select(0, at_X)
+        wanted_X = batch.text.ids_BT[:, 1:].flatten().index_select(0, at_X)
+        readout, parameters = partial(self.fusion.readout, self.language), self.readout_parameters()
+        total = summed_cross_entropy(readout, hidden_XD, wanted_X, parameters, self.language.spec.vocabulary)
+        targets = wanted_X.new_full((), len(wanted_X))
+        return total / max(1, len(wanted_X)), targets, terms  # 0 where documents have pictures only
+
+    def readout_parameters(self) -> Iterable[nn.Parameter]:
+        return chain(self.fusion.parameters(), self.language.parameters())
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Where the targets are is found before the batch moves: counting them on a GPU would wait for it."""
+        return replace(batch, target_X=batch.text.positions())
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         self._last_ids = batch.ids
+        if index == 0:
+            check_rows(batch.text, self.language.spec.vocabulary)
         loss, targets, terms = self.losses(batch)
         scale = self._reduction(targets, len(batch.text.ids_BT))
         total = self.fusion.caption_weight * scale * loss + sum(weight * value for value, weight in terms.values())
         self._require_finite("training loss", {"caption": loss, **{name: value for name, (value, _) in terms.items()}})
+        if self.spikes is not None:
+            self._watch(batch, loss.detach().clone())
         name = f"train/{batch.dataset}/" if batch.dataset else "train/"
         self.log(f"{name}loss", loss, prog_bar=True, batch_size=len(batch.ids))
         for term, (value, _) in terms.items():
@@ -124,6 +143,19 @@ class Captioner(lightning.LightningModule):
         if self.trainer.is_global_zero and self.global_step % self.trainer.log_every_n_steps == 0:
             self.log_dict({f"fusion/{name}": value for name, value in self.fusion.scalars().items()})
         return batch.weight * total
+
+    def _watch(self, batch: Batch, loss: Tensor) -> None:
+        """Mark the update for leaving out when its loss is a spike; all processes decide by their mean."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(loss)
+            loss = loss / torch.distributed.get_world_size()
+        median = self.spikes.see(batch.dataset, loss.item())
+        if median is not None and self.trainer.is_global_zero:
+            print(
+                f"note: the update at step {self.global_step} is left out: the loss {loss.item():.3g} on the batch of "
+                f"{', '.join(batch.ids[:4])} ... is more than {self.spikes.factor:g} times the usual {median:.3g}.",
+                flush=True,
+            )
 
     def _require_finite(self, what: str, values: dict[str, Tensor], always: bool = False) -> None:
         """Stop before infinities reach a checkpoint. On a GPU looking at a number waits for it: only now and then."""
@@ -154,6 +186,8 @@ class Captioner(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         self._last_ids = batch.ids
+        if index == 0:
+            check_rows(batch.text, self.language.spec.vocabulary)
         loss, targets = self.loss(batch)
         self._require_finite("validation loss", {"caption": loss}, always=True)  # before it becomes a checkpoint
         self.log("val/loss", loss, prog_bar=True, batch_size=int(targets), sync_dist=True)
@@ -233,8 +267,13 @@ class Captioner(lightning.LightningModule):
 
     def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
         """Clip the global norm. Lightning's own refuses fused optimisers, which matters only for scaled float16."""
-        if gradient_clip_val:
-            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if self.spikes is not None and self.spikes.pending:
+            self.spikes.pending = False
+            self.spikes.skipped += 1
+            for parameter in parameters:
+                parameter.grad = None  # the optimiser passes over what has none: neither momentum nor decay moves it
+        elif gradient_clip_val:
             norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
             if self.trainer.precision != "16-mixed":  # whose scaler meets infinities and skips those steps
                 self._require_finite("gradient", {"norm": norm})
@@ -256,6 +295,13 @@ class Captioner(lightning.LightningModule):
                 f"The checkpoint does not fit this model: {len(missing)} tensors missing, {len(extra)} unknown "
                 f"(for example {(missing + extra)[0]}); use the config that it was trained with."
             )
+        here = super().state_dict()
+        for name, tensor in state_dict.items():
+            if tensor.shape != here[name].shape:
+                raise UserError(
+                    f"The checkpoint does not fit this model: {name} has the shape {tuple(tensor.shape)} there and "
+                    f"{tuple(here[name].shape)} here; use the config and the tokenizer that it was trained with."
+                )
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def frozen_hashes(self) -> dict[str, str]:
@@ -266,11 +312,45 @@ class Captioner(lightning.LightningModule):
             if getattr(self, part) is not None and not self.trains(part)
         }
 
+    @cached_property
+    def tokenizer_hash(self) -> str:
+        """sha256 of what every id means."""
+        words = [self.tokenizer.decode([id]) for id in range(len(self.tokenizer))]
+        specials = [self.tokenizer.bos, self.tokenizer.eos, self.tokenizer.pad]
+        return hashlib.sha256(json.dumps([specials, words]).encode()).hexdigest()
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         checkpoint["frozen"] = self.frozen_hashes()
+        checkpoint["tokenizer"] = self.tokenizer_hash
+        if self.spikes is not None:
+            checkpoint["loss_spikes"] = self.spikes.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.check_origin(checkpoint)
+        if self.spikes is not None and "loss_spikes" in checkpoint:
+            self.spikes.load_state_dict(checkpoint["loss_spikes"])
+
+    def check_origin(self, checkpoint: dict) -> None:
+        """Raises UserError unless frozen parts and tokenizer are those that the checkpoint was trained with."""
         check_frozen(checkpoint.get("frozen", {}), self.frozen_hashes())
+        if checkpoint.get("tokenizer", self.tokenizer_hash) != self.tokenizer_hash:
+            raise UserError(
+                "The tokenizer differs from the one that this checkpoint was trained with, so its words would mean "
+                "other ones; use the tokenizer/ of its run folder, and to go on with a run the same training captions."
+            )
+
+
+def check_rows(text: Text, vocabulary: int) -> None:
+    """Raises UserError for rows that the language model would read wrongly, or could not: of the first batches only,
+    since looking at a device's numbers waits for it."""
+    begins_late_B = text.valid_BT.int().diff(dim=1).gt(0).any(1) | ~text.valid_BT[:, 0]
+    if not text.ragged and begins_late_B.any():
+        raise UserError("A row of the batch has padding before its text; texts to learn from are padded at their end.")
+    if text.ids_BT.min() < 0 or text.ids_BT.max() >= vocabulary:
+        raise UserError(
+            f"The batch has token ids from {text.ids_BT.min()} to {text.ids_BT.max()}, and the language model knows "
+            f"0 to {vocabulary - 1}; use the tokenizer that belongs to the model."
+        )
 
 
 def check_frozen(saved: dict[str, str], here: dict[str, str]) -> None:

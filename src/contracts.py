@@ -102,13 +102,18 @@ class Text:
         """Which tokens are to be predicted, (B, T); the first column cannot be."""
         return self.valid_BT if self.target_BT is None else self.target_BT
 
+    def positions(self) -> Tensor:
+        """Where targets are predicted: (X,) indices into the flattened (B, T-1) columns that each look one ahead."""
+        return self.targets()[:, 1:].flatten().nonzero().flatten()
+
 
 @dataclass
 class Batch:
     """What a data loader yields: I contexts, their B = I * G captions, and pixels or cached features.
 
-    ``image_valid``: False where a context has fewer pictures than M; None when all are there. ``dataset`` and
-    ``weight``: name and loss weight among several data sets.
+    ``image_valid``: False where a context has fewer pictures than M; None when all are there. ``target``: the text's
+    ``positions``, where they are known already. ``dataset`` and ``weight``: name and loss weight among several
+    data sets.
     """
 
     ids: list[str]
@@ -116,6 +121,7 @@ class Batch:
     pixels_IM3hw: Tensor | None = None  # uint8
     visual: Visual | None = None
     image_valid_IM: Tensor | None = None
+    target_X: Tensor | None = None
     dataset: str = ""
     weight: float = 1.0
 

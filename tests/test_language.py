@@ -154,6 +154,28 @@ def test_dropout_acts_in_training_alone(kind):
     assert not any(isinstance(module, torch.nn.Dropout) for module in lm.modules())  # all are the fast kind
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama_biased"])
+def test_recomputing_keeps_less_and_changes_nothing(kind):
+    lm = build(kind).train()  # with dropout
+    ids_BT, valid_BT = draw(2, 7)
+    parameters = list(lm.parameters())
+
+    def learn() -> tuple[int, list[torch.Tensor]]:
+        """Numbers kept for the backward pass; the loss and its gradients."""
+        kept: list[int] = []
+        torch.manual_seed(5)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: (kept.append(x.numel()), x)[1], lambda x: x):
+            loss = logits(lm, ids_BT, valid_BT).square().mean()
+        return sum(kept), [loss.detach(), *torch.autograd.grad(loss, parameters)]
+
+    plain, expected = learn()
+    lm.recompute = True
+    less, ours = learn()
+    assert less < 0.6 * plain
+    for a, b in zip(ours, expected, strict=True):
+        assert torch.equal(a, b)
+
+
 @ALL
 def test_state_dict_is_the_library_s(kind):
     lm = build(kind)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from src.contracts import Block, LanguageSpec, Tokenizer, UserError
@@ -48,6 +49,7 @@ class LanguageModel(nn.Module, ABC):
     """
 
     pretrained: bool = False  # the weights are a checkpoint's, so that freezing them makes sense
+    recompute: bool = False  # blocks keep their inputs only, and compute the rest again in the backward pass
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, context: int):
         super().__init__()
@@ -75,8 +77,13 @@ class LanguageModel(nn.Module, ABC):
         """Inputs of the first block, and the rotary cosines and sines where the family has them."""
 
     @abstractmethod
+    def opened(self) -> Sequence[Block]:
+        """The decoder blocks, first to last. Made anew at each call: views cost nothing and register nothing."""
+
     def blocks(self) -> Sequence[Block]:
-        """The decoder blocks, first to last."""
+        """``opened``, as training or decoding wants them."""
+        blocks = self.opened()
+        return [Recomputed(block) for block in blocks] if self.recompute and torch.is_grad_enabled() else blocks
 
     @abstractmethod
     def final_norm(self, h_BTD: Tensor) -> Tensor:
@@ -122,6 +129,27 @@ class LanguageModel(nn.Module, ABC):
         for block in self.blocks():
             h_BTD = block.feed(block.attend(h_BTD, walk))
         return self.final_norm(h_BTD)
+
+
+class Recomputed:
+    """A block whose halves keep nothing but their input for the backward pass (Chen et al. 2016, arXiv 1604.06174).
+
+    The same numbers: dropout draws again what it drew, as its seeds come from torch's generator.
+    """
+
+    def __init__(self, block: Block):
+        self.block = block
+
+    def norm(self, h_BTD: Tensor) -> Tensor:
+        return self.block.norm(h_BTD)
+
+    def attend(self, h_BTD: Tensor, walk: Walk) -> Tensor:
+        if walk.cache is not None:  # which a second pass would fill twice
+            return self.block.attend(h_BTD, walk)
+        return checkpoint(self.block.attend, h_BTD, walk, use_reentrant=False)
+
+    def feed(self, h_BTD: Tensor) -> Tensor:
+        return checkpoint(self.block.feed, h_BTD, use_reentrant=False)
 
 
 def use_fast_dropout(model: nn.Module) -> None:

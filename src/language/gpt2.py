@@ -32,8 +32,8 @@ class GPT2(LanguageModel):
         """Learnt positions are added, then dropout."""
         return self.model.transformer.drop(inputs_BTD + self.model.transformer.wpe(positions_BT)), None
 
-    def blocks(self) -> list[GPT2Block]:
-        """Made anew at each call: a view of the library's layer costs nothing and registers nothing."""
+    def opened(self) -> list[GPT2Block]:
+        """Views of the library's layers."""
         return [GPT2Block(layer) for layer in self.model.transformer.h]
 
     def final_norm(self, h_BTD: Tensor) -> Tensor:

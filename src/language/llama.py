@@ -32,8 +32,8 @@ class Llama(LanguageModel):
         """Positions enter as rotations of queries and keys, not here."""
         return inputs_BTD, self.model.model.rotary_emb(inputs_BTD, positions_BT)
 
-    def blocks(self) -> list[LlamaBlock]:
-        """Made anew at each call: a view of the library's layer costs nothing and registers nothing."""
+    def opened(self) -> list[LlamaBlock]:
+        """Views of the library's layers."""
         return [LlamaBlock(layer) for layer in self.model.model.layers]
 
     def final_norm(self, h_BTD: Tensor) -> Tensor:
