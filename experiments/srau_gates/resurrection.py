@@ -3,9 +3,10 @@
     python -m experiments.srau_gates.resurrection runs/frozen_or_tuned/scenes-srau-finetune_lm-s0-*
 
 For each run with learnt gates (gate=concat), on 8 training batches: the share of gate entries whose visual side is shut
-(exactly 0), and there the mean |dL/dz| of the caption loss by the gate's logit z, beside that of open entries. "renormalised" divides the thresholded
-pair by its sum, the form against which section 3.2 of arXiv 2102.10407 argues: a shut gate then leaves its partner at
-1, whatever z is, so the gradient is 0 (up to rounding) and nothing that this entry receives can open it again.
+(exactly 0), and there the mean |dL/dz| of the caption loss by the gate's logit z, beside that of open entries.
+"renormalised" divides the thresholded pair by its sum, the form against which section 3.2 of arXiv 2102.10407 argues: a
+shut gate then leaves its partner at 1, whatever z is, so the gradient is 0 (up to rounding) and nothing that this entry
+receives can open it again.
 """
 
 from __future__ import annotations
