@@ -12,14 +12,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src import bundle
-from src.captioner import PARTS, Captioner, check_frozen
+from src.captioner import PARTS, Captioner
 from src.checkpoints import damage
 from src.config import check_saved, data_sets, make
 from src.contracts import Language, Source, Tokenizer
+from src.data.base import Streamed
 from src.data.mixture import Mixture
 from src.data.module import CaptionData, DocumentData
 from src.errors import UserError
-from src.records import checkpoint_path, is_export, run_config
+from src.records import checkpoint_path, is_export, run_config, verify
 from src.text.tokenizers import load_tokenizer
 from src.vision.base import Vision
 
@@ -60,7 +61,7 @@ def build_tokenizer(cfg: DictConfig, sources: dict[str, Source], folder: Path | 
     """From ``folder``, from the run named by language.weights, or made anew from the training captions."""
     folder = folder or (Path(cfg.language.weights) / "tokenizer" if cfg.language.weights else None)
     if folder is not None:
-        return load_tokenizer(folder)
+        return saved_tokenizer(folder)
     made = make(cfg.language.tokenizer)
     if not callable(made):
         return made
@@ -69,9 +70,16 @@ def build_tokenizer(cfg: DictConfig, sources: dict[str, Source], folder: Path | 
     return made([caption for example in examples for caption in example.captions])
 
 
+def saved_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in a folder of a run or export. Raises UserError when it is missing or damaged."""
+    verify(folder.parent, folder.name)
+    return load_tokenizer(folder)
+
+
 def build_language(cfg: DictConfig, tokenizer: Tokenizer) -> Language:
     with own_randomness(cfg.seed, "language"):
         language = make(cfg.language.model)(tokenizer)
+    language.recompute = cfg.language.get("recompute", False)
     if cfg.language.weights:
         language.load_state_dict(previous_language(Path(cfg.language.weights)))
     return language
@@ -112,7 +120,10 @@ def build_captioner(cfg: DictConfig, vision: Vision | None, language: Language, 
 
 
 def build_data(options: DictConfig, seed: int, source: Source, captioner: Captioner) -> CaptionData:
-    """The data module; with a frozen encoder it reads features that are computed once and kept on disk."""
+    """The data module; with a frozen encoder it reads features that are computed once and kept on disk.
+
+    Not of streamed data: they would take more room than the pictures.
+    """
     faults = getattr(source, "faults", None)
     if options.get("on_error", "raise") == "skip" and (faults is None or faults.on_error != "skip"):
         raise UserError(
@@ -140,7 +151,7 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
         return DocumentData(source, captioner.tokenizer, options.max_images, options.p_next, **shared)
     shared |= {"captions_per_image": options.captions_per_image, "image_tag": options.get("image_tag", False)}
     data = CaptionData(source, captioner.tokenizer, **shared)
-    if vision is not None and not captioner.trains("vision"):
+    if vision is not None and not captioner.trains("vision") and not isinstance(data.examples("train"), Streamed):
         from src.data.features import FeatureCache
 
         data.features = {
@@ -165,13 +176,13 @@ def restore_captioner(run: Path, decode: DictConfig | None = None) -> Captioner:
     """The captioner of a run with its best weights, without its data (which need not be here); also an exported one."""
     checkpoint = load_checkpoint(run)
     cfg = _run_config(run, decode)
-    tokenizer = load_tokenizer(run / "tokenizer")
+    tokenizer = saved_tokenizer(run / "tokenizer")
     saw = "vision" in checkpoint["frozen"] or any(name.startswith("vision.") for name in checkpoint["state_dict"])
     parts = {"vision": build_vision(cfg) if saw else None, "language": build_language(cfg, tokenizer)}
     for part, tensors in checkpoint.get("included", {}).items():
         _fill(parts[part], tensors, f"{run}: the frozen {part}")  # before the fusion looks at it
     captioner = build_captioner(cfg, **parts, tokenizer=tokenizer)
-    check_frozen(checkpoint["frozen"], captioner.frozen_hashes())
+    captioner.check_origin(checkpoint)
     captioner.load_state_dict(checkpoint["state_dict"])
     return captioner
 
@@ -194,7 +205,7 @@ def _run_config(run: Path, decode: DictConfig | None) -> DictConfig:
 def load_weights(captioner: Captioner, path: Path) -> None:
     """Trained tensors of a checkpoint into ``captioner``, after checking that the frozen parts are the same."""
     checkpoint = _load(path)
-    check_frozen(checkpoint["frozen"], captioner.frozen_hashes())
+    captioner.check_origin(checkpoint)
     captioner.load_state_dict(checkpoint["state_dict"])
 
 

@@ -12,7 +12,6 @@ included. Reading executes nothing: there is no pickle in it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from src.errors import UserError
-from src.records import EXPORTED_WEIGHTS, MANIFEST, write_json
+from src.records import EXPORTED_WEIGHTS, MANIFEST, sha256, write_json
 
 FORMAT = 1
 CARD = "README.md"  # people may edit it: it has no hash
@@ -103,15 +102,6 @@ def verify(folder: Path) -> dict:
         if sha256(folder / name) != wanted:
             raise UserError(f"{folder / name} is not what was exported (its sha256 differs); {REPAIR}.")
     return manifest
-
-
-def sha256(path: Path) -> str:
-    """Of the content of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _below(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -44,6 +44,7 @@ def main(cfg: DictConfig) -> None:
     if not rows:
         raise UserError(f"None of the {len(files)} pictures could be read.")
     records.write_jsonl(folder / "captions.jsonl", rows)
+    records.seal(folder, "captions.jsonl")
     shown = rows[:SHEET_LIMIT]
     write_sheet(folder / "captions.png", [Image.open(row["image"]) for row in shown], [row["caption"] for row in shown])
     for row in rows[:20]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import io
-import shutil
+import os
+import pickle
+import signal
 import zipfile
 from pathlib import Path
 
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.fabric.plugins.io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from omegaconf import DictConfig
 from torch import distributed
 
 from src import records
 from src.config import config_hash
 from src.errors import UserError
+from src.stopping import Interrupts, Stopped, requeue
 
 PREVIOUS = "previous.ckpt"  # what last.ckpt was before it was written for the last time
 
@@ -28,30 +32,32 @@ class SafeCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         if path.name == "last.ckpt" and path.exists():
             path.replace(path.with_name(PREVIOUS))
-        try:
-            records.write_bytes(path, buffer.getbuffer())
-        except OSError as error:
-            raise UserError(f"{path} cannot be written ({error.strerror}); earlier checkpoints are kept.") from error
+        records.write_bytes(path, buffer.getbuffer())
 
 
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint file: a kill while writing, a full disk or a flipped bit; None for a good one.
 
-    torch writes checksums into its files but does not look at them.
+    torch writes checksums into its files but does not look at them; what it looks at beside them is tried too.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             wrong = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
-        return str(error) or "it ends too early"
-    return None if wrong is None else f"{wrong} in it is not what was written"
+        if wrong is not None:
+            return f"{wrong} in it is not what was written"
+        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads no tensors
+    except pickle.UnpicklingError:  # torch advises to trust the file
+        return "it holds something else than tensors and plain values, and that is not executed"
+    except Exception as error:  # a flipped bit can make anything of it
+        return (str(error) or "it ends too early").splitlines()[0]
+    return None
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """``best.ckpt`` by validation loss and ``last.ckpt``. Lightning's own forgets the best so far in another folder."""
+    """``best.ckpt``, by validation loss. Lightning's own forgets the best so far in another folder."""
 
     def __init__(self, run: Path):
-        super().__init__(run / "checkpoints", "best", "val/loss", save_last=True, enable_version_counter=False)
+        super().__init__(run / "checkpoints", "best", "val/loss", enable_version_counter=False)
 
     def load_state_dict(self, state_dict: dict) -> None:
         def here(path: str) -> str:
@@ -60,6 +66,81 @@ class BestCheckpoint(ModelCheckpoint):
         moved = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
         best = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
+
+
+class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other callbacks, whose state is in it
+    """``last.ckpt`` after every validation, and when a signal asks the training to stop.
+
+    (``ModelCheckpoint(save_last=True)`` writes it after those validations only that were the best so far.) It is never
+    written between batches whose gradients are added up, which no checkpoint holds, but after the step.
+
+    A signal lets all processes finish the step under way, save and end. A validation that is due or under way is
+    finished first: the checkpoint after it knows whether it was the best. ``again``: under SLURM, SIGUSR1
+    (sbatch --signal=USR1@60) also puts the job into the queue again.
+    """
+
+    def __init__(self, run: Path, interrupts: Interrupts, again: bool):
+        self.path, self.interrupts, self.again = run / "checkpoints" / "last.ckpt", interrupts, again
+        self.step = 0  # the last one that was finished
+        self.between = False  # whether the next batch belongs to the same step as the last one
+        self.owed = False  # whether to save when it is finished
+        self.agreed, self.group = 0, None  # the signal that all processes know of, and how they talk about it
+
+    def on_train_start(self, trainer, module) -> None:
+        # In place of Lightning's handlers, which save in the middle of a step and talk to the other processes from
+        # inside of the handler; it puts back what was there before when training ends.
+        self.interrupts.install()
+        self.interrupts.under_way, self.step = True, trainer.global_step
+        if trainer.world_size > 1:
+            self.group = distributed.new_group(backend="gloo")  # on CPUs: no step waits for a GPU
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+        self.between = trainer.global_step == self.step
+        if self.between:
+            return
+        self.step, self.agreed = trainer.global_step, self._agree()
+        if (self.agreed or self.owed) and not validation_follows(trainer):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer, module) -> None:
+        if self.between:
+            self.owed = True
+        elif not trainer.sanity_checking:
+            self._save(trainer)
+
+    def on_train_batch_start(self, trainer, module, batch, index) -> None:
+        self._stop(trainer)  # now the log knows the last step too
+
+    def on_train_end(self, trainer, module) -> None:
+        self.interrupts.under_way, self.agreed = False, self._agree()
+        self._stop(trainer)
+
+    def on_exception(self, trainer, module, exception) -> None:
+        self.interrupts.under_way = False
+
+    def _save(self, trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self.owed = False
+
+    def _agree(self) -> int:
+        """The signal that any process has noted, or 0."""
+        noted = torch.tensor(self.interrupts.noted)
+        if self.group is not None:
+            distributed.all_reduce(noted, distributed.ReduceOp.MAX, self.group)
+        return int(noted)
+
+    def _stop(self, trainer) -> None:
+        if not self.agreed:
+            return
+        trainer.strategy.barrier()  # nobody's connections are closed before all have saved
+        if self.again and self.agreed == signal.SIGUSR1 and trainer.is_global_zero and SLURMEnvironment.detect():
+            requeue(os.environ)
+        raise Stopped(self.agreed, self.step, trainer.is_global_zero)
+
+
+def validation_follows(trainer) -> bool:
+    """Whether validation comes right after the batch that is being finished; validations are counted in batches."""
+    return trainer.enable_validation and (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
 
 
 class RandomState(Callback):
@@ -93,13 +174,16 @@ class RandomState(Callback):
 def unfinished(cfg: DictConfig, run: Path) -> Path | None:
     """The folder whose training ``resume=auto`` goes on with: the newest beside ``run`` of the same configuration.
 
-    It has a checkpoint and no result yet.
+    It has a checkpoint and no result yet. Folders whose configuration is damaged are named and left out.
     """
     wanted = config_hash(cfg)
-    folders = [path.parent for path in run.parent.glob("*/config.yaml") if records.resumable(path.parent)]
+    folders = [path.parent for path in run.parent.glob("*/checkpoints") if records.resumable(path.parent)]
     for folder in sorted(folders, key=lambda path: (path / "checkpoints").stat().st_mtime, reverse=True):
-        if not (folder / "result.json").is_file() and config_hash(records.run_config(folder)) == wanted:
-            return folder
+        try:
+            if records.result(folder) is None and config_hash(records.run_config(folder)) == wanted:
+                return folder
+        except UserError as error:
+            print(f"note: resume=auto leaves out {folder}: {error}", flush=True)
     return None
 
 
@@ -107,28 +191,41 @@ def take_over(earlier: Path, run: Path) -> Path:
     """Copy the best checkpoint and the log of ``earlier`` into ``run``; returns the checkpoint to go on from.
 
     That is the last good one. The log so far becomes ``log/before-<n>.csv``. Raises UserError when there is nothing to
-    go on from.
+    go on from, or when the best checkpoint is lost: what comes later may be worse, and would be taken for it.
     """
     last = _last_good(earlier)
-    best = records.checkpoint_path(earlier)
-    if earlier.resolve() != run.resolve():
-        records.write_bytes(run / "checkpoints" / best.name, best.read_bytes())
-    logs = sorted((earlier / "log").glob("before-*.csv"))
+    for left in (earlier / "checkpoints").glob(".*.tmp"):  # by a kill in the middle of writing
+        left.unlink(missing_ok=True)
+    best = earlier / "checkpoints" / "best.ckpt"
+    if best.is_file() or _knows_best(last):  # else it was stopped before its first validation
+        wrong = damage(best)
+        if wrong:
+            raise UserError(f"{best} is lost ({wrong}), the best checkpoint so far; train this run again.")
+        if earlier.resolve() != run.resolve():
+            records.write_bytes(run / "checkpoints" / best.name, best.read_bytes())
+    logs = sorted((earlier / "log").glob("before-*.csv"), key=lambda path: int(path.stem.partition("-")[2]))
     if (earlier / "log" / "metrics.csv").is_file():
         logs.append(earlier / "log" / "metrics.csv")
-    (run / "log").mkdir(parents=True, exist_ok=True)
     for number, log in enumerate(logs, 1):
         copy = run / "log" / f"before-{number}.csv"
         if not copy.exists():
-            shutil.copyfile(log, copy)
+            whole = log.read_bytes().rpartition(b"\n")  # a kill may have cut the last line
+            records.write_bytes(copy, whole[0] + whole[1])
     return last
+
+
+def _knows_best(checkpoint: Path) -> bool:
+    """Whether there had been a best checkpoint when this one was written."""
+    callbacks = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
+    states = [state for name, state in callbacks.items() if name.startswith(BestCheckpoint.__name__)]
+    return any(state["best_model_path"] for state in states)
 
 
 def _last_good(run: Path) -> Path:
     last, previous = run / "checkpoints" / "last.ckpt", run / "checkpoints" / PREVIOUS
     if not records.resumable(run):
         return records.checkpoint_path(run, "last")  # which says what is missing
-    wrong = damage(last)
+    wrong = damage(last) if last.is_file() else "it is missing"
     if wrong is None:
         return last
     if previous.exists() and damage(previous) is None:

@@ -92,6 +92,7 @@ def results(run: Path) -> dict[str, dict]:
         found += sorted(run.glob(pattern))
     contents = {}
     for path in found:
+        records.verify(path.parent, path.name)
         try:
             contents[path.relative_to(run).as_posix()] = without_secrets(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:

@@ -5,6 +5,8 @@ tokenizer/          the tokenizer                         checkpoints/       bes
 metrics.json        {"split", "scores", "cost", ...}      predictions.jsonl  id, caption, references, per-image scores
 samples.png         pictures with captions                log/metrics.csv    losses over the steps
 skipped.jsonl       entries and pictures that data.on_error=skip left out, if there are any
+SHA256SUMS          of the files above, which are compared with it when they are read (``sha256sum -c SHA256SUMS`` does
+                    it too); not of pictures, which nobody reads back, and of checkpoints, which have sums of their own
 result.json         {"score", "value"}: written last, so its presence says that the run is complete
 
 An exported folder (src.export) has manifest.json instead of checkpoints/, and captioner.yaml instead of config.yaml.
@@ -13,13 +15,16 @@ Nothing here may hold a secret: commands are written with secrets masked, and sr
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -29,22 +34,45 @@ MANIFEST = "manifest.json"  # of an exported folder: sha256 of its files, and wh
 EXPORTED_CONFIG, EXPORTED_WEIGHTS = "captioner.yaml", "model.safetensors"
 HERE = "<folder>"  # in captioner.yaml: the exported folder itself, wherever it lies
 
+SUMS = "SHA256SUMS"
+
 PACKAGES = ("torch", "lightning", "transformers", "open_clip_torch", "hydra-core", "torchmetrics", "numpy")
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
-    """Write beside and rename, so that ``path`` holds either the old content or all of the new."""
+    """Write beside and rename, so that ``path`` holds either the old content or all of the new.
+
+    Raises UserError when it cannot be written; the old content is then still there.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(beside, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path | str, error: OSError) -> UserError:
+    return UserError(f"{path} cannot be written ({error.strerror or error}); make room, or write to another place.")
+
+
+@contextmanager
+def told_when_full(folder: Path) -> Iterator[None]:
+    """Around work of libraries that write into ``folder`` themselves: a full disk becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise unwritable(error.filename or folder, error) from error
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -59,9 +87,85 @@ def write_jsonl(path: Path | str, rows: Iterable[dict]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# what was written is what is read
+# --------------------------------------------------------------------------------------------------------------------
+def seal(folder: Path | str, *names: str) -> None:
+    """Note the sha256 of these files of ``folder`` in its SHA256SUMS. Of a folder among ``names``: of all in it."""
+    folder = Path(folder)
+    files = [path for name in names for path in (folder / name, *(folder / name).rglob("*")) if path.is_file()]
+    sums = listed(folder, strict=False) | {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+    _write_sums(folder, sums)
+
+
+def verify(folder: Path | str, *names: str) -> None:
+    """Raises UserError for a file that SHA256SUMS lists and that is missing or differs. Others are not known here.
+
+    ``names``: files, or folders of files, in ``folder``.
+    """
+    folder = Path(folder)
+    for name, wanted in listed(folder).items():
+        if not any(name == one or name.startswith(f"{one}/") for one in names):
+            continue
+        there = (folder / name).is_file()
+        if not there or sha256(folder / name) != wanted:
+            wrong = "is not what was written (its sha256 differs)" if there else "is missing"
+            raise UserError(
+                f"{folder / name} {wrong}; restore it, or make the run or evaluation again. (You changed it yourself? "
+                f"Then delete its line in {folder / SUMS}.)"
+            )
+
+
+def sha256(path: Path) -> str:
+    """Of the content of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def complete(run: Path, score: str, value: float) -> None:
+    """The last act of a run: sums of everything, then result.json."""
+    seal(run, "skipped.jsonl", "log")
+    content = json.dumps({"score": score, "value": value}, indent=2) + "\n"
+    _write_sums(run, listed(run, strict=False) | {"result.json": hashlib.sha256(content.encode()).hexdigest()})
+    write_text(run / "result.json", content)
+
+
+def result(run: Path) -> dict | None:
+    """{"score", "value"} of a complete run; None where there is none or a damaged one: scoring can be repeated."""
+    try:
+        verify(run, "result.json")
+        found = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        return {"score": found["score"], "value": found["value"]}
+    except (UserError, OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _write_sums(folder: Path, sums: dict[str, str]) -> None:
+    write_text(folder / SUMS, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+
+
+def listed(folder: Path, strict: bool = True) -> dict[str, str]:
+    """What SHA256SUMS lists: sha256 by name. Empty without one; ``strict``: raises UserError when it is damaged."""
+    path = folder / SUMS
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    found = [re.fullmatch("([0-9a-f]{64})  (.+)", line) for line in lines]
+    if strict and None in found:
+        raise UserError(f"{path} is damaged; delete it to go on without it, or make the run or evaluation again.")
+    return {match[2]: match[1] for match in found if match}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# reading a run
+# --------------------------------------------------------------------------------------------------------------------
 def is_export(folder: Path | str) -> bool:
-    """Whether ``folder`` was written by src.export."""
-    return (Path(folder) / MANIFEST).is_file()
+    """Whether ``folder`` was written by src.export, though its manifest may have been lost since."""
+    return any((Path(folder) / name).is_file() for name in (MANIFEST, EXPORTED_CONFIG))
 
 
 def write_skipped(run: Path, sources: Iterable) -> None:
@@ -80,11 +184,12 @@ def run_config(folder: Path | str):
     from yaml import YAMLError
 
     path = Path(folder) / (EXPORTED_CONFIG if is_export(folder) else "config.yaml")
+    verify(folder, path.name)
     if not path.is_file():
         raise UserError(f"{folder} is not a run folder: it has no {path.name}; give the folder that src.train printed.")
     try:
         cfg = OmegaConf.load(path)
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}).") from None
     return OmegaConf.create(_placed(OmegaConf.to_container(cfg), str(folder))) if is_export(folder) else cfg
 
@@ -109,7 +214,10 @@ def checkpoint_path(folder: Path | str, which: str = "best") -> Path:
     if is_export(folder):
         raise UserError(f"{folder} is an export, which src.caption reads; give the run folder that it was made from.")
     if not path.is_file():
-        raise UserError(f"{folder} holds no {path.name} in checkpoints/; its training did not get that far.")
+        raise UserError(
+            f"{path} is missing: training did not get that far, or the file was lost; give another run, or train this "
+            "one again."
+        )
     return path
 
 

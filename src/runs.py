@@ -6,6 +6,7 @@ import csv
 import glob
 import itertools
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,11 +14,12 @@ from pathlib import Path
 
 from src.config import INCIDENTAL, flatten, is_below
 from src.errors import UserError
-from src.records import run_config
+from src.records import SUMS, listed, run_config, verify
 
 # What may differ between runs of one arm. How they decode is looked at by src.compare, which knows what was scored;
 # extra metrics change no other score.
 WITHIN_ARM = ("seed", "decode", "metrics", *INCIDENTAL)
+SHORT = re.compile(r"^(fusion|regime)\.")  # left out of labels
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,11 @@ class Run:
         return {key: value for key, value in self.config.items() if not is_below(key, WITHIN_ARM)}
 
     def curve(self, column: str) -> list[tuple[int, float]]:
-        """(step, value) of one column of the training log, such as "val/loss"; empty where it was not logged."""
+        """(step, value) of one column of the training log, such as "val/loss"; empty where it was not logged.
+
+        Raises UserError when the log is damaged.
+        """
+        verify(self.folder, "log")
         points: dict[int, float] = {}
         for path in [*sorted((self.folder / "log").glob("before-*.csv")), self.folder / "log" / "metrics.csv"]:
             if path.is_file():  # of a resumed run, the later file knows better
@@ -85,6 +91,8 @@ def find_runs(patterns: str | Iterable[str], evaluation: str | None = None) -> l
     named = [Path(path) for pattern in patterns for path in glob.glob(str(Path(pattern).expanduser()))]
     folders = sorted({run for path in named for run in _run_folders(path)})
     results = folders if evaluation is None else [folder / "evaluate" / evaluation for folder in folders]
+    for result in results:
+        verify(result, "metrics.json")  # one that was lost is not one that never was
     runs = [
         _read(folder, result)
         for folder, result in zip(folders, results, strict=True)
@@ -113,16 +121,40 @@ def group(runs: Sequence[Run]) -> list[Arm]:
     return [Arm(label, tuple(arm)) for label, arm in zip(labels, arms, strict=True)]
 
 
+def curves(arms: Sequence[Arm], key: str) -> dict[str, list[tuple[float, str]]]:
+    """Arms that differ in nothing but the number at ``key`` ("data.train_fraction"): label -> (number, arm's label).
+
+    Ordered by that number; arms without it are left out.
+    """
+    families: list[list[Arm]] = []
+    for arm in arms:
+        if isinstance(arm.runs[0].settings.get(key), int | float):
+            own = next((f for f in families if not _differing(f[0].runs[0], arm.runs[0], but=key)), None)
+            if own is None:
+                families.append(own := [])
+            own.append(arm)
+    labels = _labels([family[0].runs[0] for family in families], but=key)
+    return {
+        label: sorted((arm.runs[0].settings[key], arm.label) for arm in family)
+        for label, family in zip(labels, families, strict=True)
+    }
+
+
 def _run_folders(path: Path) -> list[Path]:
     """``path`` itself if it is a run folder, else the run folders anywhere below it."""
     if (path / "config.yaml").is_file():
         return [path]
-    found = (file.parent for file in path.rglob("config.yaml")) if path.is_dir() else ()
+    if not path.is_dir():
+        return []
+    lost = {file.parent for file in path.rglob(SUMS) if "config.yaml" in listed(file.parent)}  # then reading tells it
+    found = lost | {file.parent for file in path.rglob("config.yaml")}
     return [folder for folder in found if "~" not in folder.name]  # ~1: an attempt that a sweep made again
 
 
 def _read(folder: Path, result: Path) -> Run:
     environment = folder / "environment.json"
+    verify(folder, "config.yaml", "environment.json", "metrics.json")
+    verify(result, "predictions.jsonl")
     metrics = _json(result / "metrics.json")
     if not isinstance(metrics.get("scores"), dict):
         raise UserError(f"{result / 'metrics.json'} holds no scores; run src.evaluate on this run again.")
@@ -169,19 +201,25 @@ def _rows(path: Path) -> list[dict]:
         raise UserError(f"{path} is damaged ({error}); run src.evaluate on this run again.") from None
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
-    """The fusion's name, and the settings in which arms of one fusion differ from one another."""
+def _labels(runs: Sequence[Run], but: str | None = None) -> list[str]:
+    """The fusion's name, and the settings in which arms of one fusion differ from one another; ``but`` is left out."""
+    peers = {run.fusion: [other for other in runs if other.fusion == run.fusion] for run in runs}
+    keys = {
+        fusion: sorted({key for one in own for other in own for key in _differing(one, other, but)})
+        for fusion, own in peers.items()
+    }
     labels = []
     for run in runs:
-        peers = [other for other in runs if other.fusion == run.fusion]
-        keys = sorted({key for other in peers for key in (*run.settings, *other.settings) if _differs(key, run, other)})
-        short = [key for key in keys if not key.endswith("._target_")]
+        others = [other for other in peers[run.fusion] if other is not run]
+        plain = [key for key in keys[run.fusion] if not key.endswith("._target_")]
         # A class is left out of the label where the other settings tell the arms apart.
-        alone = all(any(_differs(key, run, other) for key in short) for other in peers if other is not run)
-        parts = [f"{key.removeprefix('fusion.')}={run.settings.get(key)}" for key in (short if alone else keys)]
+        alone = all(any(key in plain for key in _differing(run, other, but)) for other in others)
+        parts = [f"{SHORT.sub('', key)}={run.settings.get(key)}" for key in (plain if alone else keys[run.fusion])]
         labels.append(" ".join([run.fusion, *parts]))
     return labels
 
 
-def _differs(key: str, one: Run, other: Run) -> bool:
-    return one.settings.get(key) != other.settings.get(key)
+def _differing(one: Run, other: Run, but: str | None = None) -> set[str]:
+    """Settings in which two runs differ, without ``but``."""
+    keys = one.settings.keys() | other.settings.keys()
+    return {key for key in keys if key != but and one.settings.get(key) != other.settings.get(key)}

@@ -18,7 +18,7 @@ from src.errors import UserError
 from src.metrics.captions import CaptionScorer
 from src.metrics.extra import ExtraScores, check_names, extra_scores
 from src.metrics.files import read_predictions, read_references
-from src.records import write_json
+from src.records import verify, write_json
 
 FEW = 50  # below this many pictures an n-gram's document frequency, and with it CIDEr-D, says little
 
@@ -33,6 +33,7 @@ def main(cfg: DictConfig) -> None:
     names = check_names(cfg.metrics)
     split = None if cfg.split is None else str(cfg.split)
     output = output_path(cfg.output, Path(str(cfg.predictions)))
+    verify(Path(str(cfg.predictions)).parent, Path(str(cfg.predictions)).name)  # where they are a run's
     predictions = read_predictions(str(cfg.predictions))
     references = read_references(str(cfg.references), predictions, split)
     files = find_images(Path(str(cfg.images)), references) if cfg.images is not None else None

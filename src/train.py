@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import config, records
 from src.cli import verb
+from src.stopping import Interrupts
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="train")
@@ -25,22 +26,25 @@ def main(cfg: DictConfig) -> float | None:
     tracker = config.make(cfg.logger)
     run = Path(HydraConfig.get().runtime.output_dir)
     print(f"run folder: {run}", flush=True)
-    OmegaConf.save(cfg, run / "config.yaml", resolve=True)
-    chosen = {group: name for group, name in HydraConfig.get().runtime.choices.items() if "/" not in group}
-    records.write_json(run / "environment.json", {**records.environment(), "choices": chosen})
+    with Interrupts() as interrupts, records.told_when_full(run):
+        return train(cfg, sources, tracker, run, interrupts)
 
+
+def train(cfg: DictConfig, sources: dict, tracker, run: Path, interrupts: Interrupts) -> float | None:
+    """Everything after the configuration has been checked; None in other processes than the first."""
     from src.build import build, load_weights, parameter_counts
     from src.cost import peak_memory_mb, training_flops
     from src.evaluation import check_scorable
 
+    begin(cfg, run)
     parts = build(cfg, sources)
     for one in parts.data_sets().values():
         check_scorable(one, cfg.test_split)
-    parts.captioner.tokenizer.save(run / "tokenizer")
+    keep_tokenizer(parts, run)
     counts = parameter_counts(parts.captioner)
     print(f"parameters: {counts['trainable']:,} trainable of {counts['total']:,}", flush=True)
     with tracker.running(cfg, run):
-        trainer, meter = make_trainer(cfg, run, parts, tracker.loggers)
+        trainer, meter = make_trainer(cfg, run, parts, tracker.loggers, interrupts)
         fit(trainer, parts, cfg)
         cost = {**meter.summary(), "parameters": counts}
         if not trainer.is_global_zero:
@@ -51,11 +55,34 @@ def main(cfg: DictConfig) -> float | None:
         cost["peak_memory_mb"] = peak_memory_mb()
         score, value = finish(parts, cfg, run, cost)
         tracker.report(parts, cfg, run)
-    records.write_json(run / "result.json", {"score": score, "value": value})  # the last act: this run is complete
+    records.complete(run, score, value)  # the last act
     return value
 
 
-def make_trainer(cfg: DictConfig, run: Path, parts, loggers):
+def begin(cfg: DictConfig, run: Path) -> None:
+    """What a run folder holds from the start. Of several processes only the first writes."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    if rank_zero_only.rank:
+        return
+    for name in ("result.json", records.SUMS):  # where a folder is used again
+        (run / name).unlink(missing_ok=True)
+    chosen = {group: name for group, name in HydraConfig.get().runtime.choices.items() if "/" not in group}
+    records.write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    records.write_json(run / "environment.json", {**records.environment(), "choices": chosen})
+    records.seal(run, "config.yaml", "environment.json")
+
+
+def keep_tokenizer(parts, run: Path) -> None:
+    """Into the run folder, by the first process."""
+    from lightning.pytorch.utilities import rank_zero_only
+
+    if not rank_zero_only.rank:
+        parts.captioner.tokenizer.save(run / "tokenizer")
+        records.seal(run, "tokenizer")
+
+
+def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interrupts):
     """Lightning's Trainer with our callbacks, and the meter that it fills."""
     import logging
     import warnings
@@ -64,7 +91,7 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers):
     from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 
     from src.build import precision
-    from src.checkpoints import BestCheckpoint, RandomState, SafeCheckpointIO
+    from src.checkpoints import BestCheckpoint, LastCheckpoint, RandomState, SafeCheckpointIO
     from src.cost import CostMeter
     from src.validation import CaptionValidation
 
@@ -74,6 +101,7 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers):
     meter = CostMeter()
     callbacks = [
         BestCheckpoint(run),
+        LastCheckpoint(run, interrupts, again=cfg.resume == "auto"),  # behind the best, which it knows of
         RandomState(),
         LearningRateMonitor("step"),
         TQDMProgressBar(refresh_rate=20),
@@ -115,6 +143,8 @@ def fit(trainer, parts, cfg: DictConfig) -> None:
     run = Path(trainer.default_root_dir)
     earlier = unfinished(cfg, run) if cfg.resume == "auto" else cfg.resume
     last = take_over(Path(earlier), run) if earlier else None
+    if last:
+        print(f"going on from {last}", flush=True)
     trainer.fit(parts.captioner, datamodule=parts.data, ckpt_path=last)
 
 
@@ -128,6 +158,7 @@ def finish(parts, cfg: DictConfig, run: Path, cost: dict) -> tuple[str, float]:
         if not one.source.has_images:
             scores = {"loss": split_loss(one, "val")}
             records.write_json(folder / "metrics.json", {"split": "val", "scores": scores, "cost": cost})
+            records.seal(folder, "metrics.json")
             print(f"{name} val loss {scores['loss']:.4f} nats per token; use it with language.weights={run}".strip())
             results.append(("loss", scores["loss"]))
         else:

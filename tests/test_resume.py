@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,98 +16,209 @@ import pytest
 import torch
 from conftest import ROOT
 from test_verbs import SMOKE, run
+from trainings import Trainings
 
 from src.build import load_checkpoint
-from src.checkpoints import SafeCheckpointIO, damage
+from src.checkpoints import SafeCheckpointIO, damage, take_over
 from src.errors import UserError
+from src.runs import find_runs
+from src.stopping import Interrupts
 
-SIZES = ("vision.width=32", "vision.layers=3", "language.model.width=32", "language.model.layers=2")
-LONG = (*SIZES, "language.model.dropout=0.1", "trainer.max_steps=160", "trainer.val_check_interval=7")
-LONG += ("trainer.limit_val_batches=1", "decode.max_tokens=6")
-SCENES = ("data.batch_size=4", "data.source.train=50", "data.source.val=4", "data.source.test=8")  # 13 steps an epoch
+KILLS = int(os.environ.get("KILLS", "2"))  # per case, one after the other; the long version: KILLS=10
+STEPS = max(36, 8 * KILLS)
+SIZES = ("vision.width=16", "vision.layers=3", "vision.heads=2", "vision.patch=16", "language.model.heads=2")
+SIZES += ("language.model.width=16", "language.model.layers=2", "language.model.dropout=0.1")
+LONG = (*SIZES, "language.tokenizer.vocabulary=300", f"trainer.max_steps={STEPS}", "trainer.val_check_interval=6")
+LONG += ("trainer.limit_val_batches=1", "trainer.log_every_n_steps=3", "decode=greedy", "decode.max_tokens=6")
+LONG += ("resume=auto", "samples=2")
+SCENES = ("data.batch_size=2", "data.source.train=26", "data.source.val=4", "data.source.test=4")  # 13 steps an epoch
 STORIES = (
     "data=mixture",
-    "data.members.pairs.batch_size=4",
-    "data.members.pairs.source.train=50",
+    "data.members.pairs.batch_size=2",
+    "data.members.pairs.source.train=26",
     "data.members.pairs.source.val=4",
-    "data.members.pairs.source.test=8",
+    "data.members.pairs.source.test=4",
     "data.members.stories.batch_size=2",
     "data.members.stories.source.train=20",
     "data.members.stories.source.val=4",
     "data.members.stories.source.test=4",
 )
+CACHED = ("regime.train_vision=false", "data.cache_dir=<here>/features")
 CASES = {
     "srau": ("fusion=srau", *SCENES),
     "coca with two loading processes": ("fusion=coca", "fusion.queries=4", *SCENES, "data.workers=2"),
-    "accumulated": ("fusion=clipcap", *SCENES, "trainer.accumulate_grad_batches=2", "trainer.max_steps=80"),
+    "accumulated": (
+        "fusion=clipcap",
+        *SCENES,
+        "trainer.accumulate_grad_batches=2",
+        f"trainer.max_steps={STEPS * 3 // 4}",
+    ),
     "flamingo on a mixture": ("fusion=flamingo", "fusion.latents=4", "fusion.resampler_layers=1", *STORIES),
+    "cached features": ("fusion=cross_attention", *SCENES, *CACHED),
     "two processes": ("fusion=vcgpt", *SCENES, "trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp"),
 }
-KILLS = int(os.environ.get("KILLS", "1"))  # per case; the long version: KILLS=10
+EXACT = {"accumulated": (signal.SIGKILL, 26)}  # the first kill: just after a validation amid the batches of a step
+GENTLE = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # after which the step is finished and saved
 
 
-def start(arguments) -> subprocess.Popen:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "src.train", *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-
-
-def kill_while_it_trains(arguments, folder: Path, seconds: float) -> None:
-    """SIGKILL for the whole process group, some time after the first checkpoint."""
-    process = start([*arguments, f"hydra.run.dir='{folder}'"])
-    while not (folder / "checkpoints" / "last.ckpt").exists() and process.poll() is None:
-        time.sleep(0.02)
-    time.sleep(seconds)
-    finished = (folder / "result.json").exists()
-    os.killpg(process.pid, signal.SIGKILL)
-    said = process.communicate()[0].decode(errors="replace")
-    assert not finished, said
-
-
-def ended_at(folder: Path) -> tuple[dict, str, list[str]]:
-    """Weights and optimiser state at the end, the predictions, and the losses of validation."""
-    from src.runs import find_runs
-
-    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
-    moments = {
-        f"{i}/{name}": value
-        for i, state in last["optimizer_states"][0]["state"].items()
-        for name, value in state.items()
-    }
+def ended_at(folder: Path) -> dict:
+    """All that a training leaves: tensors, optimiser state, scores, predictions and the losses of every step."""
+    tensors = {}
+    for name in ("last", "best"):
+        checkpoint = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+        tensors |= {f"{name}/{key}": x for key, x in checkpoint["state_dict"].items()}
+        states = checkpoint["optimizer_states"][0]["state"]
+        tensors |= {f"{name}/{i}/{key}": x for i, state in states.items() for key, x in state.items()}
     (finished,) = find_runs(str(folder))
-    predictions = "".join(path.read_text() for path in sorted(folder.rglob("predictions.jsonl")))
-    return {**last["state_dict"], **moments}, predictions, finished.curve("val/loss")
+    return {
+        "tensors": tensors,
+        "curves": {name: finished.curve(name) for name in ("train/loss", "val/loss", "lr-AdamW/fusion")},
+        "predictions": [path.read_text() for path in sorted(folder.rglob("predictions.jsonl"))],
+        "scores": [json.loads(path.read_text())["scores"] for path in sorted(folder.rglob("metrics.json"))],
+        "result": (folder / "result.json").read_text(),
+        "batches": finished.batches_sha256,
+    }
+
+
+def assert_same(one: dict, other: dict) -> None:
+    assert one["tensors"].keys() == other["tensors"].keys()
+    assert [name for name, x in one["tensors"].items() if not torch.equal(x, other["tensors"][name])] == []
+    assert {key: value for key, value in one.items() if key != "tensors"} == {
+        key: value for key, value in other.items() if key != "tensors"
+    }
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    found = {}
+def trainings():
+    server = Trainings()
+    yield server
+    server.close()
 
-    def end(case: str):
-        if case not in found:
-            folder = tmp_path_factory.mktemp("whole") / "run"
-            run("src.train", *LONG, *CASES[case], f"hydra.run.dir='{folder}'")
-            found[case] = ended_at(folder)
-        return found[case]
 
-    return end
+def kills(case: str) -> list[tuple[int, int, bool]]:
+    """(signal, after how many batches of its process, whether its whole group gets it), hard and gentle in turn.
+
+    After a hard one, training goes on from the last validation, or starts anew.
+    """
+    chance, share = random.Random(case), 2 * STEPS // 3 // KILLS
+    planned = []
+    for number in range(KILLS):
+        gentle = GENTLE[(number // 2 + list(CASES).index(case) + 2) % len(GENTLE)]
+        which = gentle if number % 2 else signal.SIGKILL
+        group = which == signal.SIGKILL or (number % 4 == 1) != (case == "two processes")
+        planned.append((which, chance.randint(1, share), group))
+    return planned
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(KILLS))
 @pytest.mark.parametrize("case", CASES)
-def test_killed_training_ends_where_it_would_have_ended(case, number, uninterrupted, tmp_path):
-    arguments = [*LONG, *CASES[case], "resume=auto"]
-    kill_while_it_trains(arguments, tmp_path / "first", random.Random(f"{case}{number}").uniform(0, 1.0))
-    run("src.train", *arguments, f"hydra.run.dir='{tmp_path}/second'")
-    weights, predictions, losses = uninterrupted(case)
-    own_weights, own_predictions, own_losses = ended_at(tmp_path / "second")
-    assert weights.keys() == own_weights.keys()
-    assert [name for name in weights if not torch.equal(weights[name], own_weights[name])] == []
-    assert own_predictions == predictions and own_losses == losses
-    assert list((tmp_path / "second" / "log").glob("before-1.csv"))  # it did go on, and did not start afresh
+def test_killed_training_ends_where_it_would_have_ended(case, trainings, tmp_path):
+    """Killed again and again, and gone on with each time: weights, losses, predictions, scores are those of one go."""
+    arguments = [*LONG, *(argument.replace("<here>", str(tmp_path)) for argument in CASES[case])]
+    status, said = trainings.run(tmp_path / "whole" / "run", *arguments)
+    assert status == 0, said
+    stepped = 0
+    for number, (which, batches, group) in enumerate(kills(case)):
+        folder = tmp_path / "killed" / str(number)
+        how = {"stop": EXACT[case]} if number == 0 and case in EXACT else {"kill": (which, batches, group)}
+        status, said = trainings.run(folder, *arguments, **how)
+        assert status == (-which if which == signal.SIGKILL else 128 + which), said
+        if which != signal.SIGKILL:
+            assert f"stopped by {signal.Signals(which).name} at step" in said and "Traceback" not in said, said
+            step = int(said.rpartition(" at step ")[2].partition(";")[0])
+            last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+            assert last["global_step"] == step > stepped  # it did go on, and did not start afresh
+            stepped = step
+    status, said = trainings.run(tmp_path / "killed" / "end", *arguments)
+    assert status == 0 and "going on from" in said, said
+    assert_same(ended_at(tmp_path / "whole" / "run"), ended_at(tmp_path / "killed" / "end"))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_stop_where_validation_is_due_and_where_an_epoch_ends(trainings, tmp_path, monkeypatch):
+    """After 6 steps, with a validation; after 13, the first epoch; in SLURM; after 26, the second one."""
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    slurm = {f"SLURM_{name}": "0" for name in ("LOCALID", "PROCID", "NODEID")}
+    slurm |= {"SLURM_NTASKS": "1", "SLURM_JOB_ID": "17", "SLURM_JOB_NAME": "x"}
+    slurm["PATH"] = f"{scontrol.parent}:{os.environ['PATH']}"
+    arguments = [*LONG, "fusion=vcgpt", *SCENES]
+    status, said = trainings.run(tmp_path / "whole" / "run", *arguments)
+    assert status == 0, said
+    stops = {6: (signal.SIGTERM, 6), 13: (signal.SIGINT, 7), 20: (signal.SIGUSR1, 7), 26: (signal.SIGTERM, 6)}
+    for step, (number, batches) in stops.items():
+        environment = slurm if number == signal.SIGUSR1 else {}
+        status, said = trainings.run(tmp_path / "killed" / str(step), *arguments, stop=(number, batches), **environment)
+        assert status == 128 + number and "Traceback" not in said, said
+        assert f"stopped by {signal.Signals(number).name} at step {step}; resume=auto continues." in said, said
+    status, said = trainings.run(tmp_path / "killed" / "30", *arguments, stop=(signal.SIGTERM, 4, True))
+    assert status == -signal.SIGKILL, said  # which did not wait for the validation after 30 steps
+    assert (tmp_path / "asked").read_text() == "requeue 17\n" and "job 17 is queued again" in (
+        tmp_path / "killed" / "20.log"
+    ).read_text()
+    last = torch.load(tmp_path / "whole" / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == STEPS // 6 * 6  # that of the last validation, also where an earlier one was better
+    assert not list(tmp_path.rglob("hpc_ckpt*"))  # Lightning's own, saved in the middle of a step
+    status, said = trainings.run(tmp_path / "killed" / "end", *arguments)
+    assert status == 0, said
+    assert_same(ended_at(tmp_path / "whole" / "run"), ended_at(tmp_path / "killed" / "end"))
+
+
+@pytest.mark.skipif(KILLS < 10, reason="the long version")
+def test_a_sweep_that_is_stopped_saves_and_goes_on(trainings, tmp_path):
+    arguments = [*LONG, "fusion=srau", *SCENES, "trainer.max_steps=300", "resume=null"]
+    status, said = trainings.run(tmp_path / "whole" / "run", *arguments)
+    assert status == 0, said
+    command = [sys.executable, "-m", "src.train", "-m", *arguments, f"hydra.sweep.dir='{tmp_path}/sweep'"]
+    sweep = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    while not list((tmp_path / "sweep").glob("*/checkpoints/last.ckpt")) and sweep.poll() is None:
+        time.sleep(0.02)
+    sweep.terminate()
+    assert sweep.wait() == 130
+    (log,) = (tmp_path / "sweep").glob("*/stdout.log")
+    assert "stopped by SIGTERM at step" in log.read_text()
+    subprocess.run(command, cwd=ROOT, check=True)
+    (folder,) = {path.parent for path in (tmp_path / "sweep").glob("*/result.json")}
+    assert_same(ended_at(tmp_path / "whole" / "run"), ended_at(folder))
+
+
+# ------------------------------------------------------------------------------------------------- signals
+def test_outside_of_a_training_a_signal_ends_the_process(capsys):
+    before = signal.getsignal(signal.SIGTERM)
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)):
+        with pytest.raises(SystemExit) as caught, Interrupts():
+            os.kill(os.getpid(), number)
+            time.sleep(1)
+        assert caught.value.code == status
+        assert f"stopped by {number.name}; resume=auto goes on" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_in_a_training_it_is_noted_and_a_second_ctrl_c_does_not_wait():
+    with pytest.raises(SystemExit) as caught, Interrupts() as interrupts:
+        interrupts.under_way = True
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.noted == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert caught.value.code == 130
+
+
+def test_what_somebody_else_handles_is_left_to_them():
+    """submitit puts jobs back into the queue itself."""
+    seen = []
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: seen.append(number))
+    try:
+        with Interrupts():
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert seen == [signal.SIGUSR1]
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 # ------------------------------------------------------------------------------------------------- checkpoint files
@@ -134,7 +247,6 @@ def test_a_damaged_checkpoint_is_named(fault, trained, tmp_path):
 
 def test_the_last_good_checkpoint_is_gone_on_from(trained, tmp_path):
     """A flipped bit in last.ckpt costs the steps since the one before, and says so."""
-    import shutil
 
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
@@ -149,15 +261,31 @@ def test_the_last_good_checkpoint_is_gone_on_from(trained, tmp_path):
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
-    from src import checkpoints
-
     io, path = SafeCheckpointIO(), tmp_path / "last.ckpt"
     io.save_checkpoint({"step": 1}, path)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.records, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left on device"):
         io.save_checkpoint({"step": 2}, path)
     assert torch.load(tmp_path / "previous.ckpt") == {"step": 1} and not list(tmp_path.glob(".*"))
+
+
+def test_half_a_line_of_the_log_is_not_taken_over(trained, tmp_path):
+    earlier = shutil.copytree(trained, tmp_path / "earlier")
+    log = earlier / "log" / "metrics.csv"
+    log.write_text(log.read_text() + "7,0.53")
+    (earlier / "checkpoints" / ".last.ckpt.123.tmp").write_text("half a checkpoint")
+    assert take_over(earlier, tmp_path / "run") == earlier / "checkpoints" / "last.ckpt"
+    assert (tmp_path / "run" / "log" / "before-1.csv").read_text() == (trained / "log" / "metrics.csv").read_text()
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_training_does_not_go_on_without_the_best_so_far(trained, tmp_path):
+    """Else a later and worse one would be scored in its place."""
+    earlier = shutil.copytree(trained, tmp_path / "earlier")
+    (earlier / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(UserError, match=r"best\.ckpt is lost .* train this run again"):
+        take_over(earlier, tmp_path / "run")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 
@@ -190,12 +191,17 @@ class CaptionBatches(Dataset):
 # --------------------------------------------------------------------------------------------------------------------
 # loaders
 # --------------------------------------------------------------------------------------------------------------------
-def _keep_inherited_objects(worker: int) -> None:
-    """Garbage collection in a forked worker leaves alone what it shares with the main process.
+def _outlive_signals(worker: int) -> None:
+    """A forked worker leaves what it shares with the main process to it, garbage and signals.
 
-    It would copy the memory, and would try to shut down workers of other loaders, which are not its own.
+    Garbage collection would copy the memory, and would try to shut down workers of other loaders.
     """
     gc.freeze()
+    # What asks a training to stop often goes to all of its processes, and the step under way still needs this one. It
+    # is the loader that ends it; a SIGTERM from there, after it has not listened, works half a minute later.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(30))
 
 
 class Loader:
@@ -214,7 +220,7 @@ class Loader:
             num_workers=workers,
             persistent_workers=kept and workers > 0,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_keep_inherited_objects,
+            worker_init_fn=_outlive_signals,
             generator=torch.Generator(),  # its own: otherwise every start would draw from the global generator
         )
 

@@ -80,8 +80,8 @@ class Faults:
         try:
             write_jsonl(path, self.skipped)
             listed = f"listed in {path}"
-        except OSError as error:
-            listed = f"the first: {self.skipped[0]['where']} (no list: {error.strerror})"
+        except (OSError, UserError) as error:
+            listed = f"the first: {self.skipped[0]['where']} (no list: {error})"
         logging.getLogger(__name__).warning(
             "%s: %d entries or pictures are left out (data.on_error=skip), %s.", self.name, len(self.skipped), listed
         )
@@ -202,8 +202,8 @@ def _read_record(path: Path) -> dict[str, list[int]]:
 def _write_record(path: Path, readable: dict[str, list[int]]) -> None:
     try:
         write_text(path, json.dumps({"reader": READER, "readable": readable}))
-    except OSError as error:
-        logging.getLogger(__name__).warning("%s cannot be written (%s); the next start checks again.", path, error)
+    except (OSError, UserError) as error:
+        logging.getLogger(__name__).warning("The next start checks the pictures again: %s", error)
 
 
 def missing(paths: Iterable[str]) -> list[str]:

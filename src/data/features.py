@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from src.contracts import Example, Source, VisionSpec, Visual
 from src.errors import UserError
+from src.records import told_when_full
 
 FORMAT = 1  # part of the key: raise it when the files change their meaning
 # Half precision: an eighth of bfloat16's rounding error in the same space, and numpy can read it. Its smaller range,
@@ -101,7 +102,7 @@ class FeatureCache:
         cache = cls._open_intact(place, ids)
         if cache is not None:
             return cache
-        with _scratch(folder) as scratch:
+        with told_when_full(folder), _scratch(folder) as scratch:
             _build(scratch, key, vision, source, examples, levels, batch_size, workers, progress)
             if cls._open_intact(place, ids) is None:  # nobody else was faster
                 _install(scratch, place)
@@ -111,7 +112,7 @@ class FeatureCache:
     def _open_intact(cls, place: Path, ids: Sequence[str]) -> FeatureCache | None:
         try:
             return cls(place, ids)
-        except (OSError, ValueError, KeyError, TypeError):
+        except Exception:  # a flipped bit can make anything of a header
             return None
 
     def _open(self) -> None:

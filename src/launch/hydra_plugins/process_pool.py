@@ -14,9 +14,9 @@ to the next.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,9 +36,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from src.config import check_secrets, config_hash
 from src.errors import UserError
-from src.records import resumable
+from src.records import result, resumable
 
-GRACE = 10.0  # seconds that a child has to end by itself after SIGTERM
+GRACE = 10.0  # seconds that a child has to finish its step and to save after SIGTERM
 
 
 class Job(NamedTuple):  # Hydra loads plugins in a way that dataclasses do not bear
@@ -49,11 +49,8 @@ class Job(NamedTuple):  # Hydra loads plugins in a way that dataclasses do not b
     folder: Path
 
     def result(self) -> dict | None:
-        """What the job wrote as its last act; None if it has not finished."""
-        try:
-            return json.loads((self.folder / "result.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return None
+        """What the job wrote as its last act; None if it has not finished, or if that is damaged."""
+        return result(self.folder)
 
 
 class ProcessPool(Launcher):
@@ -149,6 +146,8 @@ class ProcessPool(Launcher):
     # ------------------------------------------------------------------------------------------------- one job
     def _run(self, job: Job, lease: dict[str, str]) -> str | None:
         """Run one job to its end; the cause if it failed."""
+        if (job.folder / "result.json").exists():
+            print(f"note: {job.folder}/result.json is damaged; the job goes on from its last checkpoint.", flush=True)
         earlier = _set_aside(job.folder)
         job.folder.mkdir(parents=True)
         resume = [f"resume='{earlier}'"] if earlier and resumable(earlier) else []
@@ -167,7 +166,7 @@ class ProcessPool(Launcher):
             )
             self.children.add(child)
             if self.stopping.is_set():  # since this job was taken from the queue
-                _signal(child, signal.SIGTERM)
+                child.terminate()
             try:
                 status = child.wait()
             finally:
@@ -179,12 +178,13 @@ class ProcessPool(Launcher):
         self.stopping.set()
         children = list(self.children)
         for child in children:
-            _signal(child, signal.SIGTERM)
+            child.terminate()  # itself alone: it saves, for which it needs its data workers
         deadline = time.monotonic() + GRACE
         for child in children:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(max(0.0, deadline - time.monotonic()))
-            _signal(child, signal.SIGKILL)  # the group outlives its leader where a worker ignores SIGTERM
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(child.pid, signal.SIGKILL)  # the group outlives its leader where a worker hangs
 
 
 def _leases(devices: Sequence[str] | None, jobs: int | None) -> list[dict[str, str]]:
@@ -228,11 +228,6 @@ def _interruptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _signal(child: subprocess.Popen, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, number)
-
-
 def _set_aside(folder: Path) -> Path | None:
     """Rename what an unfinished attempt left to ``<folder>~1``, ``~2`` ...; None if there was none."""
     if not folder.exists():
@@ -260,11 +255,13 @@ def _config_arguments() -> list[str]:
 def _cause(log: Path, status: int) -> str:
     """Why a job failed, in one line: its own "error:" sentence or the exception at the end of its log."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    said = [line for line in lines if line.startswith("error: ")]
+    said = [line for line in lines if line.startswith(("error: ", "stopped by "))]
     if said:
         return said[-1].removeprefix("error: ")
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
+    if not shutil.disk_usage(log.parent).free:
+        return f"{log.parent} is on a full disk"
     hints = ("Set the environment variable HYDRA_FULL_ERROR",)
     ends = [line for line in lines if not line.startswith(hints)]
     return (ends[-1] if ends else "it said nothing")[:200]

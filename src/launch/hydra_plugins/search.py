@@ -6,13 +6,16 @@
 An override with ``interval``, ``range`` or ``choice`` is a dimension of the search, all others hold for every trial.
 ``test_split=val``: what a search has looked at is no test any more. Trials are kept in an SQLite file in the sweep's
 folder: the same command, given again, goes on where it stopped. Failed trials count as tried and are not repeated.
+Each trial carries a sum of its parameters and result: a file that was damaged since is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,6 +26,7 @@ from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 
 SAMPLERS = ("tpe", "random")
+SUM = "sha256"  # of parameters and result, the name of a trial's attribute
 
 
 class Search(Sweeper):
@@ -56,7 +60,16 @@ class Search(Sweeper):
             _refuse(
                 "hydra/sweeper=search needs a dimension, for example 'regime.lr_fusion=tag(log, interval(1e-4, 1e-2))'."
             )
-        study = self._study(arguments)
+        try:
+            import optuna  # noqa: F401
+        except ImportError:
+            _refuse("hydra/sweeper=search needs Optuna: pip install 'optuna>=4'.")
+        file = Path(self.config.hydra.sweep.dir).absolute() / "search.db"
+        with _told(file):
+            self._search(self._study(file, arguments), file, fixed, space)
+
+    def _search(self, study, file: Path, fixed: list[str], space: dict[str, Callable]) -> None:
+        _check(study, file)
         self._ask_again(study)
         done = _answered(study)
         while done < self.trials:
@@ -68,17 +81,14 @@ class Search(Sweeper):
             done += len(asked)
         _report(study)
 
-    def _study(self, arguments: list[str]):
-        try:
-            import optuna
-        except ImportError:
-            _refuse("hydra/sweeper=search needs Optuna: pip install 'optuna>=4'.")
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
+    def _study(self, file: Path, arguments: list[str]):
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)  # a database that fails is told below
+        file.parent.mkdir(parents=True, exist_ok=True)
         samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
         name = hashlib.sha256("\n".join([self.sampler, self.direction, *sorted(arguments)]).encode()).hexdigest()[:12]
-        storage = f"sqlite:///{folder.absolute()}/search.db"
+        storage = f"sqlite:///{file}"
         study = optuna.create_study(storage=storage, study_name=name, direction=self.direction, load_if_exists=True)
         study.sampler = samplers[self.sampler](seed=self.seed + len(study.trials))  # a restart must not draw the same
         return study
@@ -118,9 +128,47 @@ def _tell(study, trial, answer: JobReturn) -> None:
     from optuna.trial import TrialState
 
     if answer.status == JobStatus.COMPLETED and answer.return_value is not None:
+        trial.set_user_attr(SUM, _sum(trial.params, answer.return_value))
         study.tell(trial, answer.return_value)
     else:
         study.tell(trial, state=TrialState.FAIL)
+
+
+def _sum(params: dict, value: float) -> str:
+    return hashlib.sha256(json.dumps([params, value], sort_keys=True).encode()).hexdigest()
+
+
+def _check(study, file: Path) -> None:
+    """Refuses a file in which a trial is not what was written; trials from before there were sums are not looked at."""
+    from optuna.trial import TrialState
+
+    try:
+        complete = study.get_trials(states=(TrialState.COMPLETE,))
+    except (ValueError, KeyError, AssertionError) as error:  # what Optuna makes of fields that make no sense to it
+        _refuse_damaged(file, f"{type(error).__name__}: {error}")
+    for trial in complete:
+        if trial.user_attrs.get(SUM, _sum(trial.params, trial.value)) != _sum(trial.params, trial.value):
+            _refuse_damaged(file, f"trial {trial.number} is not what was written")
+
+
+@contextmanager
+def _told(file: Path) -> Iterator[None]:
+    """A database that cannot be read or written becomes one sentence."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        cause = error.__cause__ if isinstance(error, StorageInternalError) else error
+        _refuse_damaged(file, str(getattr(cause, "orig", None) or cause).splitlines()[0])
+
+
+def _refuse_damaged(file: Path, cause: str):
+    _refuse(
+        f"{file} cannot be used ({cause}); make room if the disk is full, else delete it and give the same command "
+        "again: trials that have results are not run again."
+    )
 
 
 def _report(study) -> None:
