@@ -108,7 +108,8 @@ class Captioner(lightning.LightningModule):
         """``loss`` and the further terms of the fusion.
 
         The label shift happens here and in ``Text.positions`` and nowhere else: column t predicts column t + 1 where
-        that is a target. Logits are made at the targets alone.
+        that is a target. Logits are made at the targets alone, whose places the loader knows: counting them on a GPU
+        would wait for it.
         """
         hidden_BTD, terms = self.fusion.learn(self.language, self.memory(batch), batch.text)
         at_X = batch.text.positions() if batch.target_X is None else batch.target_X
@@ -121,10 +122,6 @@ class Captioner(lightning.LightningModule):
 
     def readout_parameters(self) -> Iterable[nn.Parameter]:
         return chain(self.fusion.parameters(), self.language.parameters())
-
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Where the targets are is found before the batch moves: counting them on a GPU would wait for it."""
-        return replace(batch, target_X=batch.text.positions())
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         self._last_ids = batch.ids

@@ -26,8 +26,8 @@ PLANTED = {
     ),
     "labels are not shifted": (
         "src/captioner.py",
-        "batch.text.ids_BT[:, 1:][target_BT]",
-        "batch.text.ids_BT[:, :-1][target_BT]",
+        "batch.text.ids_BT[:, 1:].flatten()",
+        "batch.text.ids_BT[:, :-1].flatten()",
         ["tests/test_captioner.py", "-k", "mean_over_real"],
     ),
     "captions do not end": (

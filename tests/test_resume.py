@@ -168,21 +168,28 @@ def test_a_stop_where_validation_is_due_and_where_an_epoch_ends(trainings, tmp_p
 
 
 @pytest.mark.skipif(KILLS < 10, reason="the long version")
-def test_a_sweep_that_is_stopped_saves_and_goes_on(trainings, tmp_path):
-    arguments = [*LONG, "fusion=srau", *SCENES, "trainer.max_steps=300", "resume=null"]
-    status, said = trainings.run(tmp_path / "whole" / "run", *arguments)
-    assert status == 0, said
-    command = [sys.executable, "-m", "src.train", "-m", *arguments, f"hydra.sweep.dir='{tmp_path}/sweep'"]
-    sweep = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
-    while not list((tmp_path / "sweep").glob("*/checkpoints/last.ckpt")) and sweep.poll() is None:
+def test_a_sweep_that_is_stopped_saves_and_goes_on(tmp_path):
+    steps = ("trainer.max_steps=150", "resume=null")
+    command = [sys.executable, "-m", "src.train", "-m", *LONG, *steps, "fusion=srau", *SCENES]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+
+    def start(name: str) -> subprocess.Popen:
+        return subprocess.Popen([*command, f"hydra.sweep.dir='{tmp_path}/{name}'"], cwd=ROOT, env=environment)
+
+    def finished(name: str) -> Path:
+        (result,) = (tmp_path / name).glob("*/result.json")
+        return result.parent
+
+    assert start("whole").wait() == 0
+    sweep = start("stopped")
+    while not list((tmp_path / "stopped").glob("*/checkpoints/last.ckpt")) and sweep.poll() is None:
         time.sleep(0.02)
     sweep.terminate()
     assert sweep.wait() == 130
-    (log,) = (tmp_path / "sweep").glob("*/stdout.log")
+    (log,) = (tmp_path / "stopped").glob("*/stdout.log")
     assert "stopped by SIGTERM at step" in log.read_text()
-    subprocess.run(command, cwd=ROOT, check=True)
-    (folder,) = {path.parent for path in (tmp_path / "sweep").glob("*/result.json")}
-    assert_same(ended_at(tmp_path / "whole" / "run"), ended_at(folder))
+    assert start("stopped").wait() == 0
+    assert_same(ended_at(finished("whole")), ended_at(finished("stopped")))
 
 
 # ------------------------------------------------------------------------------------------------- signals

@@ -7,8 +7,10 @@ generator by different amounts; batches that came from it would differ between t
 from __future__ import annotations
 
 import gc
+import os
 import random
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
 
@@ -170,7 +172,8 @@ class CaptionBatches(Dataset):
         text = pad_rows(rows, self.tokenizer.pad, picture=int(self.source.has_images))
         if self.image_tag:
             text = tagged(text, self.tokenizer.image_tag)
-        return PinnableBatch([e.id for e in examples], text, self._pixels(examples), self._visual(indices))
+        ids, pixels, visual = [e.id for e in examples], self._pixels(examples), self._visual(indices)
+        return PinnableBatch(ids, text, pixels, visual, target_X=text.positions())
 
     def _captions(self, epoch: int | None, index: int, example: Example) -> list[str]:
         """G captions of one example."""
@@ -197,11 +200,18 @@ def _outlive_signals(worker: int) -> None:
     Garbage collection would copy the memory, and would try to shut down workers of other loaders.
     """
     gc.freeze()
-    # What asks a training to stop often goes to all of its processes, and the step under way still needs this one. It
-    # is the loader that ends it; a SIGTERM from there, after it has not listened, works half a minute later.
+    # What asks a training to stop often goes to all of its processes, and the step under way still needs this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(30))
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_loader_says, daemon=True).start()
+
+
+def _end_when_the_loader_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class Loader:

@@ -122,14 +122,15 @@ class DocumentBatches(Dataset):
 def batch_of(ids: list[str], rows: Sequence[Row], text: Text, source: Source, size: int | None) -> PinnableBatch:
     """A batch with the pictures of ``rows`` at ``size`` pixels; fewer than M pictures are filled up with blank ones."""
     if size is None or not source.has_images:
-        return PinnableBatch(ids, text)
+        return PinnableBatch(ids, text, target_X=text.positions())
     M = max(1, *(len(row.pictures) for row in rows))
     pixels_IM3hw = torch.zeros(len(rows), M, 3, size, size, dtype=torch.uint8)
     for i, row in enumerate(rows):
         for m, picture in enumerate(row.pictures):
             pixels_IM3hw[i, m] = source.pixels(picture, size)
     counts_I1 = torch.tensor([len(row.pictures) for row in rows])[:, None]
-    return PinnableBatch(ids, text, pixels_IM3hw, image_valid_IM=torch.arange(M) < counts_I1)
+    valid_IM = torch.arange(M) < counts_I1
+    return PinnableBatch(ids, text, pixels_IM3hw, image_valid_IM=valid_IM, target_X=text.positions())
 
 
 def prompts(
