@@ -395,10 +395,10 @@ def test_pinning_reaches_every_tensor(tokenizer, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x.shape) or x)
     module = data(listed(), tokenizer)
     batch = next(iter(module.train_dataloader()))
-    assert content(batch.pin_memory()) == content(batch) and len(pinned) == 5  # ids, valid, phi, places of targets, pixels
+    assert content(batch.pin_memory()) == content(batch) and len(pinned) == 5  # text (3), target places, pixels
     module.features = {"train": Table()}
     assert next(iter(module.train_dataloader())).pin_memory().visual.tokens_IMNC.shape[0] == 4
-    assert len(pinned) == 5 + 6  # ids, valid, phi, places of targets, tokens, pooled
+    assert len(pinned) == 5 + 6  # text (3), target places, tokens, pooled
 
 
 # -------------------------------------------------------------------------------------------------- lazily drawn source
