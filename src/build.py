@@ -169,6 +169,7 @@ def restore(run: Path, decode: DictConfig | None = None) -> Parts:
     sources = {name: make(options.source) for name, options in data_sets(cfg).items()}
     parts = build(cfg, sources, run / "tokenizer")
     load_weights(parts.captioner, checkpoint_path(run))
+    place(parts.captioner, cfg)
     return parts
 
 
@@ -184,7 +185,14 @@ def restore_captioner(run: Path, decode: DictConfig | None = None) -> Captioner:
     captioner = build_captioner(cfg, **parts, tokenizer=tokenizer)
     captioner.check_origin(checkpoint)
     captioner.load_state_dict(checkpoint["state_dict"])
+    place(captioner, cfg)
     return captioner
+
+
+def place(captioner: Captioner, cfg: DictConfig) -> None:
+    """Onto the GPU that torch would use, if there is one; a run that was told to train on the CPU stays there."""
+    if cfg.trainer.accelerator != "cpu" and torch.accelerator.is_available():
+        captioner.to(torch.accelerator.current_accelerator())
 
 
 def _fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None:

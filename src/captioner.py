@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
@@ -19,6 +19,7 @@ from src.fusion.base import Fusion, Terms
 from src.hashing import tensor_hash
 from src.layers.cache import Cache
 from src.layers.chunked_loss import summed_cross_entropy
+from src.sharding import shard, whole
 from src.spikes import LossSpikes
 
 PARTS = ("vision", "fusion", "language")
@@ -47,6 +48,7 @@ class Captioner(lightning.LightningModule):
         self.vision, self.fusion, self.language = vision, fusion, language
         self.tokenizer, self.regime, self.optim, self.decoder = tokenizer, regime, optim, decoder
         self.tagged = tagged
+        self._compiled: Callable[[Visual | None, Text], tuple[Tensor, Terms]] | None = None
         self._last_ids: list[str] = []  # of the batch at work, for messages
         factor = optim.get("loss_spike")
         self.spikes = None if factor is None else LossSpikes(factor)
@@ -68,6 +70,11 @@ class Captioner(lightning.LightningModule):
         for part in self.frozen_parts():
             part.eval()  # no dropout in what does not learn
         return self
+
+    def configure_model(self) -> None:
+        """Called by Lightning before training: with trainer.strategy=fsdp there is a mesh of devices to shard over."""
+        if self.device_mesh is not None:
+            shard(self, self.device_mesh["data_parallel"])
 
     # ------------------------------------------------------------------------------------------------- loss
     def memory(self, batch: Batch, aux: dict | None = None) -> Memory:
@@ -111,7 +118,8 @@ class Captioner(lightning.LightningModule):
         that is a target. Logits are made at the targets alone, whose places the loader knows: counting them on a GPU
         would wait for it.
         """
-        hidden_BTD, terms = self.fusion.learn(self.language, self.memory(batch), batch.text)
+        walk = self._compiled if self.training and self._compiled else self.walk
+        hidden_BTD, terms = walk(self._visual(batch), batch.text)
         at_X = batch.text.positions() if batch.target_X is None else batch.target_X
         hidden_XD = hidden_BTD.flatten(0, 1).index_select(0, at_X)
         wanted_X = batch.text.ids_BT[:, 1:].flatten().index_select(0, at_X)
@@ -119,6 +127,28 @@ class Captioner(lightning.LightningModule):
         total = summed_cross_entropy(readout, hidden_XD, wanted_X, parameters, self.language.spec.vocabulary)
         targets = wanted_X.new_full((), len(wanted_X))
         return total / max(1, len(wanted_X)), targets, terms  # 0 where documents have pictures only
+
+    def walk(self, visual: Visual | None, text: Text) -> tuple[Tensor, Terms]:
+        """The whole way of training through fusion and language model: hidden states, and further losses."""
+        return self.fusion.learn(self.language, self.fusion.encode(self.language, visual), text)
+
+    def compile_training(self) -> None:
+        """Compile the way of training, once for all lengths of text. Validation and captioning stay as they are.
+
+        Where the machine cannot compile, the first step raises UserError.
+        """
+        compiled = torch.compile(self.walk, dynamic=True)
+
+        def walk(visual: Visual | None, text: Text) -> tuple[Tensor, Terms]:
+            try:
+                return compiled(visual, text)
+            except torch._dynamo.exc.BackendCompilerFailed as error:
+                raise UserError(
+                    f"compile=true does not work on this machine ({str(error.inner_exception).splitlines()[0]}); "
+                    "say compile=false, or install a C++ compiler (on a GPU: Triton)."
+                ) from error
+
+        self._compiled = walk
 
     def readout_parameters(self) -> Iterable[nn.Parameter]:
         return chain(self.fusion.parameters(), self.language.parameters())
@@ -271,7 +301,7 @@ class Captioner(lightning.LightningModule):
             for parameter in parameters:
                 parameter.grad = None  # the optimiser passes over what has none: neither momentum nor decay moves it
         elif gradient_clip_val:
-            norm = nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            norm = whole(nn.utils.clip_grad_norm_(parameters, gradient_clip_val))
             if self.trainer.precision != "16-mixed":  # whose scaler meets infinities and skips those steps
                 self._require_finite("gradient", {"norm": norm})
             self.log("train/gradient_norm", norm)
@@ -304,7 +334,7 @@ class Captioner(lightning.LightningModule):
     def frozen_hashes(self) -> dict[str, str]:
         """sha256 of every frozen part."""
         return {
-            part: tensor_hash(getattr(self, part).state_dict())
+            part: tensor_hash({name: whole(x) for name, x in getattr(self, part).state_dict().items()})
             for part in PARTS
             if getattr(self, part) is not None and not self.trains(part)
         }

@@ -201,6 +201,11 @@ def check_fit(cfg: DictConfig) -> None:
         raise UserError(f"trainer.strategy=single_device and trainer.devices={trainer.devices} exclude each other.")
     if trainer.accelerator == "cpu" and devices != "auto" and not re.fullmatch(r"\d+", str(devices)):
         raise UserError(f"trainer.devices={devices} with trainer.accelerator=cpu: say how many processes.")
+    if trainer.strategy == "fsdp" and (cfg.compile or cfg.val_captions):
+        option = "compile=true" if cfg.compile else f"val_captions={cfg.val_captions}"
+        raise UserError(f"{option} needs all weights on one device; leave it out, or use trainer.strategy=ddp.")
+    if trainer.strategy == "fsdp" and trainer.precision in ("16-mixed", "64-true"):
+        raise UserError(f"trainer.strategy=fsdp does not do trainer.precision={trainer.precision}; use bf16-mixed.")
     if cfg.optim.get("loss_spike") is not None and trainer.precision == "16-mixed":
         raise UserError("optim.loss_spike does not work with trainer.precision=16-mixed; use bf16-mixed or 32-true.")
     for part in ("language", "vision"):

@@ -83,6 +83,7 @@ def training_flops(captioner: Captioner, batch: Batch) -> int:
     counter = FlopCounterMode(display=False)
     was_training = captioner.training
     captioner.eval()
+    batch = captioner.transfer_batch_to_device(batch, captioner.device, 0)
     with counter:
         loss, _, terms = captioner.losses(batch)
         total = loss + sum(value for value, _ in terms.values())

@@ -87,8 +87,8 @@ SHARE_OR_COUNT = Rule(
 )
 DEVICES = Rule("auto, -1 (all), how many, or a list of numbers such as [0,1]", _is_devices)
 STRATEGY = Rule(
-    "auto, single_device, ddp, fsdp, or a longer name of these that Lightning has",
-    lambda value: re.fullmatch("auto|single_device|(ddp|fsdp|deepspeed)(_[a-z0-9_]+)?", str(value)) is not None,
+    "auto, single_device, ddp (or a longer name of it that Lightning has) or fsdp",
+    lambda value: re.fullmatch("auto|single_device|fsdp|ddp(_[a-z0-9_]+)?", str(value)) is not None,
 )
 ENDLESS = Rule("-1 (no limit)", lambda value: _is_whole(value) and value == -1)
 SEED = whole(0, 2**32 - 1)  # what numpy takes
@@ -138,6 +138,7 @@ TRAIN = {
     "test_split": TEXT,
     "metrics": TEXTS,
     "val_captions": COUNT,
+    "compile": FLAG,
     "sweep": TEXT,
     **{f"data.{name}": rule for name, rule in DATA.items()},
     "data.schedule": word("accumulate", "round_robin"),

@@ -32,7 +32,7 @@ def main(cfg: DictConfig) -> float | None:
 
 def train(cfg: DictConfig, sources: dict, tracker, run: Path, interrupts: Interrupts) -> float | None:
     """Everything after the configuration has been checked; None in other processes than the first."""
-    from src.build import build, load_weights, parameter_counts
+    from src.build import build, parameter_counts
     from src.cost import peak_memory_mb, training_flops
     from src.evaluation import check_scorable
 
@@ -41,6 +41,8 @@ def train(cfg: DictConfig, sources: dict, tracker, run: Path, interrupts: Interr
     for one in parts.data_sets().values():
         check_scorable(one, cfg.test_split)
     keep_tokenizer(parts, run)
+    if cfg.compile:
+        parts.captioner.compile_training()
     counts = parameter_counts(parts.captioner)
     print(f"parameters: {counts['trainable']:,} trainable of {counts['total']:,}", flush=True)
     with tracker.running(cfg, run):
@@ -50,7 +52,7 @@ def train(cfg: DictConfig, sources: dict, tracker, run: Path, interrupts: Interr
         if not trainer.is_global_zero:
             return None
         records.write_skipped(run, sources.values())
-        load_weights(parts.captioner, records.checkpoint_path(run))
+        parts = trained(parts, cfg, run)
         cost["training_flops"] = training_flops(parts.captioner, next(iter(parts.data.val_dataloader())))
         cost["peak_memory_mb"] = peak_memory_mb()
         score, value = finish(parts, cfg, run, cost)
@@ -111,6 +113,10 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
     if cfg.val_captions and main_set.source.has_images and not main_set.source.interleaved:
         callbacks.insert(0, CaptionValidation(main_set.data, cfg.val_captions))
     options = {**OmegaConf.to_container(cfg.trainer, resolve=True), "precision": precision(cfg.trainer.precision)}
+    if options["strategy"] == "fsdp":
+        from src.sharding import FullySharded
+
+        options["strategy"] = FullySharded()
     options["accumulate_grad_batches"] *= parts.data.batches_per_update
     if isinstance(options["val_check_interval"], int):  # Lightning counts batches there, this configuration steps
         steps = even_interval(options["val_check_interval"], options["max_steps"])
@@ -146,6 +152,17 @@ def fit(trainer, parts, cfg: DictConfig) -> None:
     if last:
         print(f"going on from {last}", flush=True)
     trainer.fit(parts.captioner, datamodule=parts.data, ckpt_path=last)
+
+
+def trained(parts, cfg: DictConfig, run: Path):
+    """The parts with the weights of the best checkpoint, where captions are made fastest."""
+    from src.build import load_weights, place, restore
+
+    if cfg.trainer.strategy == "fsdp":
+        return restore(run)  # this process has slices of the weights only
+    load_weights(parts.captioner, records.checkpoint_path(run))
+    place(parts.captioner, cfg)  # Lightning has moved it to the CPU
+    return parts
 
 
 def finish(parts, cfg: DictConfig, run: Path, cost: dict) -> tuple[str, float]:

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import FUSIONS, ROOT, VISION, Characters, make_fusion, make_language, make_text
+from omegaconf import OmegaConf
 from torch import nn
 
+from src.build import place
 from src.captioner import Captioner, warmup_cosine
 from src.contracts import Batch, Text, UserError, Visual
 from src.decoding.beam import BeamSearch
@@ -270,7 +272,7 @@ def test_imports_only_go_down():
         ["checking"],
         ["cli"],
         ["text"],
-        ["layers", "sheet", "spikes"],
+        ["layers", "sheet", "sharding", "spikes"],
         ["decoding"],
         ["fusion", "language", "vision", "data"],
         ["captioner", "metrics"],
@@ -320,3 +322,12 @@ def test_the_last_validation_comes_at_the_end(wanted, steps):
     interval = even_interval(wanted, steps)
     assert steps - interval * (steps // interval) < steps // interval
     assert interval == pytest.approx(wanted, rel=0.5) or steps < wanted
+
+
+@pytest.mark.parametrize(("accelerator", "device"), [("auto", "meta"), ("gpu", "meta"), ("cpu", "cpu")])
+def test_captions_are_made_on_the_gpu_unless_the_run_was_not(monkeypatch, accelerator, device):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("meta"))
+    module = torch.nn.Linear(2, 2)
+    place(module, OmegaConf.create({"trainer": {"accelerator": accelerator}}))
+    assert module.weight.device.type == device

@@ -167,6 +167,28 @@ def test_a_stop_where_validation_is_due_and_where_an_epoch_ends(trainings, tmp_p
     assert_same(ended_at(tmp_path / "whole" / "run"), ended_at(tmp_path / "killed" / "end"))
 
 
+@pytest.mark.slow
+def test_sharded_training_goes_on_with_whole_weights_and_back(trainings, tmp_path):
+    """Stopped twice: sharded, whole, sharded again; it ends as the training that was whole all the time."""
+    arguments = [*LONG, *CASES["two processes"], "trainer.max_steps=18", "trainer.precision=32-true", "resume=null"]
+    status, said = trainings.run(tmp_path / "whole", *arguments)
+    assert status == 0, said
+    sharded, before = "trainer.strategy=fsdp", "resume=null"
+    for part, (strategy, stop) in enumerate(
+        [(sharded, (signal.SIGTERM, 7)), ("", (signal.SIGINT, 6)), (sharded, None)]
+    ):
+        folder = tmp_path / str(part)
+        status, said = trainings.run(folder, *arguments, before, *filter(None, [strategy]), stop=stop)
+        assert status == (128 + stop[0] if stop else 0) and "Traceback" not in said, said
+        before = f"resume='{folder}'"
+    whole, mixed = ended_at(tmp_path / "whole"), ended_at(tmp_path / "2")
+    assert mixed["tensors"].keys() == whole["tensors"].keys()
+    for name, curve in whole["curves"].items():  # lost moments of the optimiser would show here
+        assert [step for step, _ in mixed["curves"][name]] == [step for step, _ in curve]
+        assert [y for _, y in mixed["curves"][name]] == pytest.approx([y for _, y in curve], rel=1e-5), name
+    assert mixed["batches"] == whole["batches"] and mixed["predictions"] == whole["predictions"]
+
+
 @pytest.mark.skipif(KILLS < 10, reason="the long version")
 def test_a_sweep_that_is_stopped_saves_and_goes_on(tmp_path):
     steps = ("trainer.max_steps=150", "resume=null")

@@ -164,7 +164,8 @@ def train(job: Job, settings: dict) -> dict:
     contestant, workload = enter(job, settings)
     contestant.module.to(where)
     contestant.train()
-    one_pass = partial(passage, contestant, workload, make_optimizer(contestant), loss_function(contestant, settings))
+    loss = contestant.compiled_loss() if settings["compile"] else contestant.loss
+    one_pass = partial(passage, contestant, workload, make_optimizer(contestant), loss)
     one_pass(Stopwatch(synchronise))  # allocation, first use of kernels, compilation
     watch, passes, elapsed = timed_passes(one_pass, settings["seconds"], synchronise)
     whole = elapsed / passes
@@ -233,11 +234,6 @@ def make_optimizer(contestant: Contestant) -> torch.optim.Optimizer | None:
     """AdamW as src.train has it, for all; None where nothing trains. The learning rate is too low to diverge."""
     groups = [{**group, "lr": 1e-6} for group in contestant.groups()]
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True) if groups else None
-
-
-def loss_function(contestant: Contestant, settings: dict) -> Callable:
-    """Compiled if asked for; dynamic, because every batch has another length."""
-    return torch.compile(contestant.loss, dynamic=True) if settings["compile"] else contestant.loss
 
 
 # --------------------------------------------------------------------------------------------------------------------

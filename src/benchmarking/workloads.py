@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -182,6 +182,10 @@ class Contestant(ABC):
     def loss(self, batch: Batch) -> Tensor:
         """What is minimised."""
 
+    def compiled_loss(self) -> Callable[[Batch], Tensor]:
+        """``loss``, compiled; dynamic, because every batch has another length."""
+        return torch.compile(self.loss, dynamic=True)
+
     @abstractmethod
     def rows(self, batch: Batch) -> list[list[int]]:
         """The tokens that the model gets to read and to predict, read off what it is given: no padding."""
@@ -227,6 +231,10 @@ class Own(Contestant):
         """As in the captioner's training step."""
         loss, _, terms = self.module.losses(batch)
         return self.module.fusion.caption_weight * loss + sum(weight * value for value, weight in terms.values())
+
+    def compiled_loss(self) -> Callable[[Batch], Tensor]:
+        self.module.compile_training()
+        return self.loss
 
     def rows(self, batch: Batch) -> list[list[int]]:
         return [ids[valid].tolist() for ids, valid in zip(batch.text.ids_BT, batch.text.valid_BT, strict=True)]

@@ -195,7 +195,7 @@ class Contrast(nn.Module):
         self.pooler = AttentionalPooler(width, source_width, heads, 1)
         self.norm_cls = nn.LayerNorm(width)
         self.W_i, self.W_t = (nn.Linear(width, embed_width, bias=False) for _ in "it")
-        self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
+        self.log_temperature = nn.Parameter(torch.full((1,), float(temperature)).log())
 
     def picture(self, source_INC: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (I, E) from U or, with ``pool: parallel``, from the visual tokens."""

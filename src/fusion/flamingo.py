@@ -166,7 +166,7 @@ class Flamingo(Fusion):
                 gates[f"tanh_beta/{i * self.every}"] = layer.beta
         if not gates:
             return {}
-        values = torch.stack([gate.detach().float() for gate in gates.values()]).tanh().tolist()  # one transfer for all
+        values = torch.cat([gate.detach().float() for gate in gates.values()]).tanh().tolist()  # one transfer for all
         return dict(zip(gates, values, strict=True))
 
     def _sight(self, memory: Memory, phi_BT: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -194,7 +194,7 @@ class Flamingo(Fusion):
             weights_BHTMR = weights_BHTS.unflatten(-1, pooler_BMRN.shape[1:3])
             note(aux, "attention", torch.einsum("bhtmr,bmrn->bhtmn", weights_BHTMR, pooler_BMRN).flatten(-2))
         if layer.alpha is not None:
-            note(aux, "tanh_gate", torch.stack([layer.alpha, layer.beta]).tanh())
+            note(aux, "tanh_gate", torch.cat([layer.alpha, layer.beta]).tanh())
 
 
 def allowed_pictures(phi_BT: Tensor, image_valid_BM: Tensor, last_image: bool) -> Tensor:
@@ -225,8 +225,8 @@ class GatedCrossAttention(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.cross = CrossAttention(width, source_width, heads, head_width, bias=False)
         self.feed = FeedForward(width, ffw_ratio, activation)
-        self.alpha = None if gate is None else nn.Parameter(torch.tensor(float(gate)))
-        self.beta = None if gate is None else nn.Parameter(torch.tensor(float(gate)))
+        self.alpha = None if gate is None else nn.Parameter(torch.full((1,), float(gate)))
+        self.beta = None if gate is None else nn.Parameter(torch.full((1,), float(gate)))
 
     def forward(
         self, y_BTD: Tensor, k_IHSd: Tensor, v_IHSd: Tensor, bias: Tensor | None, reads_BT1: Tensor, aux: dict | None
