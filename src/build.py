@@ -156,7 +156,12 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
 
         data.features = {
             split: FeatureCache.open_or_build(
-                Path(options.cache_dir), vision, source, data.examples(split), captioner.fusion.needs_levels
+                Path(options.cache_dir),
+                vision,
+                source,
+                data.examples(split),
+                captioner.fusion.needs_levels,
+                tokens=captioner.fusion.needs_tokens,
             )
             for split in source.splits()
         }

@@ -103,6 +103,14 @@ def test_without_levels_none_are_stored(tmp_path, vision, source):
     ]
 
 
+def test_without_tokens_pooled_vectors_are_read_alone(tmp_path, vision, source):
+    whole = build(tmp_path, vision, source)
+    pooled = pickle.loads(pickle.dumps(build(tmp_path, vision, source, tokens=False)))
+    assert pooled.folder == whole.folder  # the same files
+    one, other = pooled.visual([3, 1]), whole.visual([3, 1])
+    assert one.tokens_IMNC.shape == (2, 1, 0, vision.spec.width) and torch.equal(one.pooled_IMC, other.pooled_IMC)
+
+
 def test_building_leaves_encoder_and_random_numbers_as_they_were(tmp_path, vision, source):
     vision.train()
     before = torch.random.get_rng_state()

@@ -80,6 +80,15 @@ def test_sees_the_picture_unless_blind(parts):
         assert gap.abs().max() == 0
 
 
+def test_reads_no_tokens_where_it_says_so(parts):
+    fusion, language = parts
+    if fusion.needs_tokens or not fusion.sees:
+        return
+    visual, text = make_visual(2), make_text(2, 6)
+    pooled = replace(visual, tokens_IMNC=visual.tokens_IMNC[:, :, :0])
+    torch.testing.assert_close(logits(fusion, language, pooled, text), logits(fusion, language, visual, text), **EXACT)
+
+
 def test_cached_steps_equal_the_full_walk(parts):
     fusion, language = parts
     visual, text = make_visual(2), make_text(4, 9)

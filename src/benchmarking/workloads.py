@@ -218,6 +218,7 @@ class Own(Contestant):
         with own_randomness(settings["seed"], "language"):
             language = make_language(size, settings["dropout"], workload.tokenizer)
         self.module: Captioner = build_captioner(cfg, workload.tower, language, workload.tokenizer)
+        workload.features.tokens = self.module.fusion.needs_tokens
         if not self.module.parameter_groups():
             # The floor of a frozen language model: no weight learns, but gradients flow back through all blocks to the
             # word vectors, as every mechanism in front of them or between them needs it.

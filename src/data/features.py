@@ -66,12 +66,13 @@ class Encoder(Protocol):
 class FeatureCache:
     """Visuals by position in the list of examples, as float16 tensors; the consumer casts.
 
-    Every row is compared with its checksum the first time a process reads it.
+    Every row is compared with its checksum the first time a process reads it. Without ``tokens`` the visuals have none,
+    only the pooled vectors, a fiftieth of the bytes.
     """
 
-    def __init__(self, folder: Path, ids: Sequence[str]):
+    def __init__(self, folder: Path, ids: Sequence[str], tokens: bool = True):
         """Open the cache in ``folder``; raises ValueError or OSError when it is damaged. Use ``open_or_build``."""
-        self.folder, self.ids = folder, tuple(ids)
+        self.folder, self.ids, self.tokens = folder, tuple(ids), tokens
         self._position = {name: row for row, name in enumerate(self.ids)}
         self._open()
         for row in _spread(len(self)):
@@ -89,6 +90,7 @@ class FeatureCache:
         batch_size: int = 16,
         workers: int = 2,
         progress: bool = True,
+        tokens: bool = True,
     ) -> FeatureCache:
         """The cache of these examples inside ``folder``, built if there is none or it is damaged.
 
@@ -99,19 +101,19 @@ class FeatureCache:
         """
         key, ids = cache_key(vision, source, examples, levels)
         place = folder / key[:20]
-        cache = cls._open_intact(place, ids)
+        cache = cls._open_intact(place, ids, tokens)
         if cache is not None:
             return cache
         with told_when_full(folder), _scratch(folder) as scratch:
             _build(scratch, key, vision, source, examples, levels, batch_size, workers, progress)
-            if cls._open_intact(place, ids) is None:  # nobody else was faster
+            if cls._open_intact(place, ids, tokens) is None:  # nobody else was faster
                 _install(scratch, place)
-        return cls(place, ids)
+        return cls(place, ids, tokens)
 
     @classmethod
-    def _open_intact(cls, place: Path, ids: Sequence[str]) -> FeatureCache | None:
+    def _open_intact(cls, place: Path, ids: Sequence[str], tokens: bool) -> FeatureCache | None:
         try:
-            return cls(place, ids)
+            return cls(place, ids, tokens)
         except Exception:  # a flipped bit can make anything of a header
             return None
 
@@ -145,8 +147,9 @@ class FeatureCache:
                 raise UserError(
                     f"The cached features of {self.ids[row]} are damaged; delete {self.folder} and start again."
                 )
-        arrays = {name: self._read(name, positions) for name in self._arrays}
-        return Visual(arrays["tokens"], arrays["pooled"], arrays.get("levels"))
+        arrays = {name: self._read(name, positions) for name in self._arrays if name != "tokens" or self.tokens}
+        none_IMNC = torch.empty(len(positions), 1, 0, self._arrays["tokens"].shape[-1], dtype=arrays["pooled"].dtype)
+        return Visual(arrays.get("tokens", none_IMNC), arrays["pooled"], arrays.get("levels"))
 
     def _read(self, name: str, positions: list[int]) -> Tensor:
         rows = np.take(self._arrays[name], positions, axis=0)  # copies row by row at the speed of memory
@@ -158,7 +161,7 @@ class FeatureCache:
 
     def __getstate__(self) -> dict:
         # A pickled memory map would carry the whole file to every spawned loader worker.
-        return {"folder": self.folder, "ids": self.ids, "_position": self._position}
+        return {name: self.__dict__[name] for name in ("folder", "ids", "tokens", "_position")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)

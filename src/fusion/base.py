@@ -29,6 +29,7 @@ class Fusion(nn.Module, ABC):
 
     where: str = ""  # slot letters, for reports
     sees: bool = True  # False for the control that ignores the picture
+    needs_tokens: bool = True  # False: ``encode`` reads the pooled vector only, and the tokens may be missing
     needs_levels: int = 0  # how many levels of the vision encoder ``encode`` reads
     extra_positions: int = 0  # text positions taken before the first token (prefixes)
     preserves_lm_at_init: bool = False  # logits equal the plain language model before training

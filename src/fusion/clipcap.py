@@ -31,6 +31,7 @@ class ClipCap(Fusion):
     """
 
     where = "E"
+    needs_tokens = False
 
     def __init__(
         self,
