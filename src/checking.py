@@ -16,7 +16,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 
 from src import options
 from src.errors import UserError
-from src.records import is_secret, run_config
+from src.records import is_secret
 from src.targets import HOME, LOGGER, check_targets, defined, flatten, parameters
 
 NAMES = 12  # that a hint lists at most
@@ -185,78 +185,8 @@ def _check_class(key: str, node: dict) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# what does not go together
+# what this machine has, and what may be written down
 # --------------------------------------------------------------------------------------------------------------------
-def check_fit(cfg: DictConfig) -> None:
-    """Refuse options of src.train that exclude each other, as far as that is known without building anything.
-
-    Raises UserError.
-    """
-    trainer, regime = cfg.trainer, cfg.regime
-    if trainer.max_steps == -1 and trainer.max_epochs in (-1, None) and not trainer.get("max_time"):
-        raise UserError("Training would never end: set trainer.max_steps or trainer.max_epochs.")
-    devices = trainer.devices
-    many = len(devices) if OmegaConf.is_list(devices) else devices if isinstance(devices, int) else 1
-    if trainer.strategy == "single_device" and many > 1:
-        raise UserError(f"trainer.strategy=single_device and trainer.devices={trainer.devices} exclude each other.")
-    if trainer.accelerator == "cpu" and devices != "auto" and not re.fullmatch(r"\d+", str(devices)):
-        raise UserError(f"trainer.devices={devices} with trainer.accelerator=cpu: say how many processes.")
-    if trainer.strategy == "fsdp" and (cfg.compile or cfg.val_captions):
-        option = "compile=true" if cfg.compile else f"val_captions={cfg.val_captions}"
-        raise UserError(f"{option} needs all weights on one device; leave it out, or use trainer.strategy=ddp.")
-    if trainer.strategy == "fsdp" and trainer.precision in ("16-mixed", "64-true"):
-        raise UserError(f"trainer.strategy=fsdp does not do trainer.precision={trainer.precision}; use bf16-mixed.")
-    if cfg.optim.get("loss_spike") is not None and trainer.precision == "16-mixed":
-        raise UserError("optim.loss_spike does not work with trainer.precision=16-mixed; use bf16-mixed or 32-true.")
-    for part in ("language", "vision"):
-        if regime[f"train_{part}"] is True and regime[f"lr_{part}"] == 0:
-            other = "regime=frozen_lm" if part == "language" else "regime.train_vision=false"
-            raise UserError(
-                f"regime.lr_{part}=0 while regime.train_{part}=true would train nothing; give a rate, or use {other}."
-            )
-    if not (regime.train_language or cfg.language.weights or cfg.language.get("init") == "pretrained"):
-        raise UserError(
-            "regime=frozen_lm would freeze a language model with random weights; "
-            "give language.weights=<run folder>, or use regime=finetune_lm."
-        )
-    for group in ("language.model", "vision"):
-        node = OmegaConf.select(cfg, group)
-        if "heads" in node and node.get("width", 0) % node.heads:
-            raise UserError(f"{group}.heads={node.heads} must divide {group}.width={node.width}.")
-    if cfg.vision.get("image_size", 0) % cfg.vision.get("patch", 1):
-        raise UserError(
-            f"vision.patch={cfg.vision.patch} must divide vision.image_size={cfg.vision.image_size}; "
-            "the picture is cut into whole patches."
-        )
-    if "members" in cfg.data and set(cfg.data.members) != set(cfg.data.weights):
-        raise UserError(
-            f"data.weights must name the data sets of data.members, {', '.join(cfg.data.members)}; "
-            f"got {', '.join(cfg.data.weights)}."
-        )
-    _check_positions(cfg)
-    if cfg.resume not in (None, "auto"):
-        run_config(str(cfg.resume))
-
-
-def _check_positions(cfg: DictConfig) -> None:
-    """Captions with a prefix must fit into the context of a language model that is made here.
-
-    Prefixes of mechanisms that do not call them ``prefix_length`` are met when the data are built.
-    """
-    context = cfg.language.model.get("context")
-    if context is None:
-        return
-    prefix = cfg.fusion.get("prefix_length", 0)
-    members = {f"data.members.{name}": member for name, member in cfg.data.get("members", {}).items()}
-    for group, asked in {**(members or {"data": cfg.data}), "decode": cfg.decode}.items():
-        if asked.max_tokens + max(0, prefix - 1) > context:
-            beside = f" with fusion.prefix_length={prefix}" if prefix else ""
-            raise UserError(
-                f"{group}.max_tokens={asked.max_tokens}{beside} does not fit: the language model reads "
-                f"language.model.context={context} positions; lower the one or raise the other."
-            )
-
-
 def check_device(trainer: DictConfig) -> None:
     """Refuse devices that this machine does not have, and say where it trains instead of on a GPU that was named.
 
@@ -264,6 +194,8 @@ def check_device(trainer: DictConfig) -> None:
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     wanted = trainer.accelerator in ("gpu", "cuda")
+    if trainer.accelerator in ("mps", "tpu"):
+        _check_other_device(trainer.accelerator)
     if not (wanted or (named and trainer.accelerator == "auto")):
         return
     import torch
@@ -283,6 +215,15 @@ def check_device(trainer: DictConfig) -> None:
     asked = max(devices) + 1 if OmegaConf.is_list(devices) else devices if isinstance(devices, int) else 0
     if asked > here > 0:
         raise UserError(f"trainer.devices={devices} asks for more than the {here} GPUs that torch can use here.")
+
+
+def _check_other_device(accelerator: str) -> None:
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    if not AcceleratorRegistry[accelerator]["accelerator"].is_available():
+        raise UserError(
+            f"trainer.accelerator={accelerator} is not to be had on this machine; use auto, and see src.doctor."
+        )
 
 
 def check_secrets(cfg: DictConfig) -> None:

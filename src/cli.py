@@ -83,7 +83,8 @@ def check_words(command: str, words: Sequence[str]) -> None:
 
     Of a sweep every value is looked at once, beside the first ones of the other options.
     """
-    from src.checking import check_fit, check_options
+    from src.checking import check_options
+    from src.pairs import check_fit
 
     flags = {word for word in words if word.startswith("-")}
     if flags - {*SWEEP, *PLAIN}:
@@ -202,6 +203,8 @@ def _why(command: str, overrides: Sequence[Override], chosen: Sequence[str], err
             continue
         there = any(one == key or one.startswith(f"{key}.") for one in here)
         if not there and not override.is_add():
+            if key in known:
+                return f"{masked(override.input_line)} stands in no file here; add it with +{key}=..."
             return f"{masked(override.input_line)} is no option of src.{command}; {hint(key, known)}"
         if there and override.is_add() and not override.is_force_add():
             return f"{masked(override.input_line)}: {key} is there already; leave out the +."

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.checking import check_device, check_fit, check_options
+from src.checking import check_device, check_options
 from src.checking import check_secrets as check_secrets
 from src.errors import UserError
+from src.pairs import check_fit, language_sizes
 from src.records import run_config
 from src.targets import HOME as HOME
 from src.targets import check_targets, flatten, flatten_all
@@ -36,13 +37,6 @@ def check(cfg: DictConfig) -> dict[str, Source]:
     """
     check_options("train", cfg)
     check_fit(cfg)
-    if "members" in cfg.data:
-        from src.data.mixture import check_mixture
-
-        check_mixture(cfg.data.members, cfg.data.weights, cfg.data.schedule)
-    from src.metrics.extra import check_names
-
-    check_names(cfg.metrics)
     check_device(cfg.trainer)
     fusion = _rehearse_fusion(cfg)
     sources = {name: make(node.source) for name, node in data_sets(cfg).items()}
@@ -115,13 +109,17 @@ def use_previous_language(cfg: DictConfig) -> DictConfig:
 
 
 def _rehearse_fusion(cfg: DictConfig) -> Fusion:
-    """Build the fusion without memory, between stand-ins for vision and language, so that it can refuse its options."""
+    """Build the fusion without memory, between stand-ins for vision and language, so that it can refuse its options.
+
+    Where only its weights tell how large the language model is, the stand-in is so large that no size is too small.
+    """
     import torch
 
     from src.contracts import LanguageSpec, VisionSpec
 
     vision = VisionSpec(width=768, tokens=49, pooled_width=768, image_size=224, levels=12)
-    language = LanguageSpec(width=768, layers=12, heads=12, vocabulary=1000, context=1024, bos=0, eos=1, pad=2)
+    sizes = {"width": 2**6 * 3**2 * 5**2 * 7, "layers": 64, "heads": 64, "context": 2**17} | language_sizes(cfg)
+    language = LanguageSpec(**sizes, vocabulary=1000, bos=0, eos=1, pad=2)
     with torch.device("meta"):
         return make(cfg.fusion)(vision, language)
 

@@ -91,6 +91,8 @@ STRATEGY = Rule(
     lambda value: re.fullmatch("auto|single_device|fsdp|ddp(_[a-z0-9_]+)?", str(value)) is not None,
 )
 ENDLESS = Rule("-1 (no limit)", lambda value: _is_whole(value) and value == -1)
+METRICS = word("meteor", "spice", "clipscore")  # those of src.metrics.extra
+METRICS = METRICS | several(METRICS)
 SEED = whole(0, 2**32 - 1)  # what numpy takes
 COUNT, SIZE, RATE, SHARE = whole(0), whole(1), number("[0, inf)"), number("[0, 1]")
 
@@ -136,7 +138,7 @@ TRAIN = {
     "resume": TEXT | NOTHING,
     "samples": SIZE,
     "test_split": TEXT,
-    "metrics": TEXTS,
+    "metrics": METRICS,
     "val_captions": COUNT,
     "compile": FLAG,
     "sweep": TEXT,
@@ -173,7 +175,7 @@ COMMANDS = {
         "run": TEXT,
         "split": TEXT,
         "data_set": TEXT | NOTHING,
-        "metrics": TEXTS,
+        "metrics": METRICS,
         "shots": COUNT | NOTHING,
         "samples": SIZE,
         "output": TEXT | NOTHING,
@@ -184,7 +186,7 @@ COMMANDS = {
         "predictions": TEXT,
         "references": TEXT,
         "split": TEXT | NOTHING,
-        "metrics": TEXTS,
+        "metrics": METRICS,
         "images": TEXT | NOTHING,
         "clip.model": TEXT,
         "clip.pretrained": TEXT | NOTHING,

@@ -64,18 +64,31 @@ def parameters(key: str, target: str) -> dict[str, str]:
     """Names and annotations of the parameters of ``src.<module>.<function, class or Class.method>``."""
     found = _written_here(target)
     if isinstance(found, ast.ClassDef):
-        found = _constructor(target, found)
+        made = (defined(cls, "__init__") for cls in _lineage(target, found))
+        found = next((one for one in made if one is not None), None)
     if isinstance(found, ast.FunctionDef):
         every = found.args.args + found.args.kwonlyargs
         return {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in every}
     return _imported_parameters(key, target)
 
 
-def _constructor(target: str, cls: ast.ClassDef) -> ast.FunctionDef | None:
-    """``__init__`` of a class, or of its first base if that is written in a room of ours; None where it is not."""
-    own = defined(cls, "__init__")
-    if own is not None or not cls.bases:
-        return own
+def trait(target: str, name: str):
+    """What a class says of itself, ``sees = False`` for example; None where neither it nor its bases here say it."""
+    found = _written_here(target)
+    for cls in _lineage(target, found) if isinstance(found, ast.ClassDef) else ():
+        for statement in cls.body:
+            if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Constant):
+                targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+                if any(ast.unparse(one) == name for one in targets):
+                    return statement.value.value
+    return None
+
+
+def _lineage(target: str, cls: ast.ClassDef) -> Iterator[ast.ClassDef]:
+    """A class, its first base, that one's first base and so on, as long as they are written in rooms of ours."""
+    yield cls
+    if not cls.bases:
+        return
     module = target.rpartition(".")[0]
     name = ast.unparse(cls.bases[0])
     tree = ast.parse((HOME / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8"))
@@ -83,7 +96,8 @@ def _constructor(target: str, cls: ast.ClassDef) -> ast.FunctionDef | None:
         if isinstance(statement, ast.ImportFrom) and any((a.asname or a.name) == name for a in statement.names):
             module = statement.module
     base = _written_here(f"{module}.{name}")
-    return _constructor(f"{module}.{name}", base) if isinstance(base, ast.ClassDef) else None
+    if isinstance(base, ast.ClassDef):
+        yield from _lineage(f"{module}.{name}", base)
 
 
 def _imported_parameters(key: str, target: str) -> dict[str, str]:

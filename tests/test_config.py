@@ -13,8 +13,10 @@ import pytest
 from conftest import FUSIONS, ROOT
 from omegaconf import OmegaConf
 
-from src import checking, cli, options
+from src import checking, cli, config, options
 from src.errors import UserError
+from src.metrics.extra import METRICS
+from src.targets import trait
 
 # Command line -> what the sentence must say.
 WRONG = {
@@ -57,6 +59,11 @@ WRONG = {
     "train '+optim={lr: 1}'": "optim={lr: 1} is none of conf/optim; it knows adamw, guarded.",
     "train '+regime.more={lr: 1}'": "regime.more.lr=1 is no option",
     "train data=mixture +data.members.pairs.batchsize=4": "did you mean data.members.pairs.batch_size?",
+    "train trainer.overfit_batches=1": "add it with +trainer.overfit_batches=...",
+    "train +data.schedule=round_robin": "data.schedule belongs to data=mixture",
+    "train +data.p_next=0.5": "data.p_next belongs to data of documents with several pictures",
+    "train data=mixture +data.members.stories.image_tag=true": "data.members.stories.image_tag belongs to data of sin",
+    "train +language.init=pretrained": "language.init belongs to language=gpt2 and language=hub",
     "train data=mixture +data.weights.films=2": "data.weights must name the data sets of data.members, pairs, stories",
     # types
     "train trainer.max_steps=abc": "trainer.max_steps must be a whole number of at least 1 or -1 (no limit); got",
@@ -122,12 +129,28 @@ WRONG = {
     "train regime.lr_language=0": "regime.lr_language=0 while regime.train_language=true would train nothing",
     "train regime.train_vision=true regime.lr_vision=0": "use regime.train_vision=false",
     "train trainer.max_steps=-1": "Training would never end",
-    "train data.max_tokens=129": "data.max_tokens=129 does not fit: the language model reads language.model.",
+    "train data.max_tokens=129": "model reads 128 positions; lower data.max_tokens, or raise language.model.context.",
+    "train language=gpt2 data.max_tokens=2000": "the language model reads 1024 positions; lower data.max_tokens.",
     "train decode.max_tokens=200": "decode.max_tokens=200 does not fit",
     "train fusion=clipcap fusion.prefix_length=100": "data.max_tokens=40 with fusion.prefix_length=100 does not fit",
     "train language.model.heads=3": "language.model.heads=3 must divide language.model.width=128.",
     "train vision.heads=3": "vision.heads=3 must divide vision.width=128.",
     "train vision.patch=7": "vision.patch=7 must divide vision.image_size=64",
+    "train vision.patch=1": "vision.patch must be 2, 4, 8 or a further power of two; got 1.",
+    "train fusion=clipcap fusion.mapper=transformer fusion.heads=7": "fusion.heads=7 must divide the language model's",
+    "train fusion=coca language.model.layers=1": "needs a language model of at least 2 blocks, one per half",
+    "train fusion=coca fusion.n_uni=4": "fusion.n_uni=4 leaves no block for the upper half: the language model has 4.",
+    "train fusion=coca fusion.n_uni=24 language=gpt2 language.name=gpt2-medium": "the language model has 24.",
+    "train fusion=coca fusion.pooler_heads=7": "fusion.pooler_heads=7 must divide the language model's width 128.",
+    "train fusion=coca fusion.contrastive_weight=0 fusion.caption_weight=0": "are both 0; one of them must be above",
+    "train fusion=flamingo fusion.gate=false fusion.gate_init=0.5": "fusion.gate_init=0.5 needs fusion.gate=true.",
+    "train fusion.level_source=vision fusion.levels=5": "fusion.levels=5 is more than the 4 levels",
+    "train vision=efficientnet_lite0 fusion.level_source=vision": "fusion.levels=3 is more than the 0 levels",
+    "train fusion=vcgpt fusion.wf_init=zero fusion.self_ensemble=false": "gives constant logits; use wf_init=normal.",
+    "train data=captions_text": "This fusion reads pictures and the data has none; use fusion=blind",
+    "train data=mixture fusion=clipcap": "fusion=clipcap reads one picture per text, and these data have several",
+    "train data=mixture data.weights.pairs=0 data.weights.stories=0": "data.weights must be 0 or more and not all 0",
+    "train metrics=[meteorr]": "metrics must be meteor, spice or clipscore",
     "train trainer.strategy=single_device trainer.devices=2": "exclude each other",
     "train trainer.strategy=fsdp compile=true": "compile=true needs all weights on one device",
     "train trainer.strategy=fsdp trainer.precision=16-mixed": "does not do trainer.precision=16-mixed",
@@ -141,6 +164,7 @@ WRONG = {
     "train -m fusion=srau,clipcap fusion.tau=0.1": "fusion.tau=0.1 is no option",
     # the other commands
     "evaluate rum=a": "rum=a is no option of src.evaluate; did you mean run?",
+    "evaluate run=a metrics=cider": "metrics must be meteor, spice or clipscore",
     "evaluate run=a decode=gredy": "did you mean decode=greedy?",
     "evaluate run=a shots=-1": "shots must be a whole number of at least 0 or null; got -1.",
     "evaluate run=a decode=beam decode.beams=none": "decode.beams must be of type int; got 'none'.",
@@ -171,6 +195,12 @@ RIGHT = [
     "train data=documents fusion=flamingo language.model.context=256",
     "train data=captions_text fusion=blind regime.lr_fusion=0",
     "train language=gpt2 regime=frozen_lm",
+    "train fusion=coca fusion.n_uni=3",
+    "train fusion=coca fusion.n_uni=30 language=hub language.name=some/model",  # whose sizes only the hub knows
+    "train fusion.levels=5",
+    "train fusion.levels=20 fusion.level_source=vision vision=open_clip",
+    "train fusion=clipcap fusion.heads=7",
+    "train vision.image_size=63 vision.patch=21 vision.stem=patch",
     "train language=hub language.name=some/model vision=open_clip logger=tensorboard",
     "train fusion='\"srau\"' -m seed=1",
     "train metrics=[meteor,spice] name=2024 seed=3 vision=efficientnet_lite0 logger=wandb",
@@ -253,6 +283,9 @@ def seconds(*command: str) -> tuple[subprocess.CompletedProcess, float]:
         "train fusion=sruu",
         "train +trainer.max_step=3",
         "train -m fusion=srau decode.beams=0,1",
+        "train -m fusion=coca fusion.n_uni=2,9",
+        "train fusion=flamingo fusion.gate=false fusion.gate_init=0.5",
+        "train fusion.level_source=vision fusion.levels=9",
         "caption run=a imagse=b",
     ],
 )
@@ -281,6 +314,31 @@ def test_the_task_itself_checks_too():
     finally:
         del options.COMMANDS["test_config"]
     assert len(seen) == 1 and caught.value.code == 2
+
+
+def test_metrics_of_the_table_are_those_there_are():
+    assert all(map(options.METRICS.fits, METRICS)) and options.METRICS.fits(list(METRICS))
+    assert all(name in options.METRICS.says for name in METRICS)
+
+
+def test_what_only_a_constructor_knows_is_refused_with_the_sizes_of_this_run():
+    """A mechanism of one's own has no entry in src.pairs; and no stand-in is too small for a large model."""
+    line = ["fusion=coca", "language=hub", "language.name=some/large-model"]
+    for right in ("fusion.n_uni=30", "fusion.pooler_heads=25"):
+        cfg = cli.compose("train", [*line, right], cli.parse([*line, right]))
+        assert config._rehearse_fusion(cfg).retrieves
+    cfg = cli.compose("train", ["fusion=coca", "fusion.n_uni=4"], [])
+    with pytest.raises(UserError, match=r"fusion\.n_uni must be from 1 to 3"):
+        config._rehearse_fusion(cfg)
+
+
+def test_what_classes_say_of_themselves():
+    sees = {name: trait(f"src.fusion.{name}", "sees") for name in ("blind.Blind", "clipcap.ClipCap", "base.Fusion")}
+    assert sees == {"blind.Blind": False, "clipcap.ClipCap": True, "base.Fusion": True}  # of a base, too
+    assert trait("src.data.stories.ScenesInterleaved", "interleaved") is True
+    assert trait("src.data.karpathy.Karpathy", "has_images") is True
+    assert trait("src.data.captions_text.CaptionsText", "has_images") is False
+    assert trait("src.fusion.blind.Blind", "nothing") is trait("src.language.load.tiny", "sees") is None
 
 
 def test_options_that_only_conf_knows_have_the_type_of_their_default(monkeypatch):
@@ -328,18 +386,25 @@ def test_devices_that_are_not_here(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    auto = OmegaConf.create({"accelerator": "auto", "devices": "auto"})
+
+    def asked(accelerator="auto", devices="auto"):
+        return OmegaConf.create({"accelerator": accelerator, "devices": devices})
+
+    auto = asked()
     checking.check_device(auto)
     with pytest.raises(UserError, match=r"trainer.accelerator=gpu needs a GPU .* this machine has none"):
-        checking.check_device(OmegaConf.create({"accelerator": "gpu", "devices": "auto"}))
+        checking.check_device(asked("gpu"))
+    for accelerator in ("mps", "tpu"):
+        with pytest.raises(UserError, match=f"trainer.accelerator={accelerator} is not to be had on this machine"):
+            checking.check_device(asked(accelerator))
     assert not capsys.readouterr().out
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=7 names none that is here"):
-        checking.check_device(OmegaConf.create({"accelerator": "gpu", "devices": 1}))
+        checking.check_device(asked("gpu", 1))
     checking.check_device(auto)
     assert capsys.readouterr().out.startswith("note: CUDA_VISIBLE_DEVICES=7 names no GPU")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    checking.check_device(OmegaConf.create({"accelerator": "gpu", "devices": [0, 1]}))
+    checking.check_device(asked("gpu", [0, 1]))
     for devices in (3, [0, 2]):
         with pytest.raises(UserError, match="asks for more than the 2 GPUs"):
-            checking.check_device(OmegaConf.create({"accelerator": "gpu", "devices": devices}))
+            checking.check_device(asked("gpu", devices))

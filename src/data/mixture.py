@@ -20,6 +20,7 @@ from src.contracts import Batch
 from src.data.batches import Loader, TrainLoader
 from src.data.module import CaptionData
 from src.errors import UserError
+from src.pairs import check_mixture
 
 
 class Mixture(lightning.LightningDataModule):
@@ -97,18 +98,6 @@ class Chain:
     def __iter__(self) -> Iterator[Batch]:
         for name, loader in self.loaders.items():
             yield from (replace(batch, dataset=name) for batch in loader)
-
-
-def check_mixture(members: Mapping, weights: Mapping[str, float], schedule: str) -> None:
-    """Raises UserError for what ``Mixture`` refuses; needs no data."""
-    if set(members) != set(weights):
-        raise UserError(
-            f"data.weights must name the data sets of data.members, {', '.join(members)}; got {', '.join(weights)}."
-        )
-    if min(weights.values()) < 0 or max(weights.values()) == 0:
-        raise UserError(f"data.weights must be 0 or more and not all 0; got {dict(weights)}.")
-    if schedule not in ("accumulate", "round_robin"):
-        raise UserError(f"data.schedule must be accumulate or round_robin; got {schedule!r}.")
 
 
 def _endless(loader: TrainLoader) -> Iterator[Batch]:
