@@ -19,6 +19,7 @@ from src.errors import UserError
 from src.records import is_secret
 from src.targets import HOME, LOGGER, check_targets, defined, flatten, parameters
 
+LEASED = "FUSION_SWEEP_LEASE"  # set where a sweep gave a job its GPU: the job is not to go to the CPU unnoticed
 NAMES = 12  # that a hint lists at most
 
 
@@ -208,6 +209,8 @@ def check_device(trainer: DictConfig) -> None:
             f"trainer.accelerator={trainer.accelerator} needs a GPU that torch can use, and {where}; "
             "use trainer.accelerator=auto, and see src.doctor."
         )
+    if named and not here and os.environ.get(LEASED):
+        raise UserError(f"The GPU {named} that this job of a sweep was given does not answer; see nvidia-smi.")
     if named and not here:
         print(f"note: CUDA_VISIBLE_DEVICES={named} names no GPU that torch can use; training on the CPU.", flush=True)
         return

@@ -117,6 +117,8 @@ class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other c
 
     def on_exception(self, trainer, module, exception) -> None:
         self.interrupts.under_way = False
+        if trainer.is_global_zero and not isinstance(exception, SystemExit):
+            print(flush=True)  # a progress bar stands in the line, and sweeps look for lines that begin with "error:"
 
     def _save(self, trainer) -> None:
         trainer.save_checkpoint(self.path)
@@ -169,6 +171,8 @@ class RandomState(Callback):
         torch.set_rng_state(here["cpu"])
         if "cuda" in here and torch.cuda.is_available():
             torch.cuda.set_rng_state(here["cuda"])
+        elif "cuda" in here and trainer.is_global_zero:
+            print("note: this training was on a GPU before, and goes on without one: slower, and not bit for bit.")
 
 
 def unfinished(cfg: DictConfig, run: Path) -> Path | None:

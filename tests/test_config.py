@@ -403,6 +403,9 @@ def test_devices_that_are_not_here(monkeypatch, capsys):
         checking.check_device(asked("gpu", 1))
     checking.check_device(auto)
     assert capsys.readouterr().out.startswith("note: CUDA_VISIBLE_DEVICES=7 names no GPU")
+    monkeypatch.setenv(checking.LEASED, "1")
+    with pytest.raises(UserError, match="The GPU 7 that this job of a sweep was given does not answer"):
+        checking.check_device(auto)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     checking.check_device(asked("gpu", [0, 1]))
     for devices in (3, [0, 2]):

@@ -71,7 +71,7 @@ def test_output_may_be_a_folder_or_a_file(files, output, written):
             "has no split val; it has test (8), train (1).",
         ),
         (["predictions=r.json", "references=p.json"], "r.json should hold a list of"),
-        (["predictions=p.json", "references=r.json", "metrics=[spce]"], "no extra metric 'spce'; metrics=[...] knows"),
+        (["predictions=p.json", "references=r.json", "metrics=[spce]"], "metrics must be meteor, spice or clipscore"),
         (["predictions=p.json", "references=r.json", "split=test", "images=none"], "images=none is no folder."),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from test_verbs import SMOKE, run
 
+from src.checking import LEASED
 from src.records import run_config
 
 pytestmark = pytest.mark.slow
@@ -117,13 +118,16 @@ def test_one_lease_per_gpu(monkeypatch):
 
     from src.launch.hydra_plugins.process_pool import _leases
 
-    assert _leases(["0", "2,3"], None) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "2,3"}]
+    def gpus(*names):
+        return [{"CUDA_VISIBLE_DEVICES": name, LEASED: "1"} for name in names]
+
+    assert _leases(["0", "2,3"], None) == gpus("0", "2,3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert _leases(None, None) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    assert _leases(None, None) == gpus("0", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
-    assert _leases(None, None) == [{"CUDA_VISIBLE_DEVICES": "5"}]
+    assert _leases(None, None) == gpus("5")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cores = len(os.sched_getaffinity(0))
     assert _leases(None, 2) == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2

@@ -149,7 +149,7 @@ WRONG = {
         ("data=scenes_interleaved", "fusion=flamingo", "data.max_tokens=8", "data.source.train=40"),
         "more than 8 tokens; raise data.max_tokens",
     ),
-    "a metric that is none": (("metrics=[bertscore]",), "knows meteor, spice, clipscore"),
+    "a metric that is none": (("metrics=[bertscore]",), "metrics must be meteor, spice or clipscore"),
     "endless training": (("trainer.max_steps=-1",), "never end"),
 }
 

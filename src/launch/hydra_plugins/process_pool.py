@@ -34,6 +34,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from src.checking import LEASED
 from src.config import check_secrets, config_hash
 from src.errors import UserError
 from src.records import result, resumable
@@ -196,7 +197,7 @@ def _leases(devices: Sequence[str] | None, jobs: int | None) -> list[dict[str, s
         every = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
         devices = every if torch.cuda.is_available() else []
     if devices:
-        return [{"CUDA_VISIBLE_DEVICES": str(device)} for device in devices]
+        return [{"CUDA_VISIBLE_DEVICES": str(device), LEASED: "1"} for device in devices]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     jobs = jobs or max(1, cores // 2)
     return [{"OMP_NUM_THREADS": str(max(1, cores // jobs))} for _ in range(jobs)]
