@@ -67,6 +67,14 @@ class BestCheckpoint(ModelCheckpoint):
         best = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
 
+    def on_train_end(self, trainer, module) -> None:
+        """An epoch, or +trainer.max_time, may end before val_check_interval comes: what was trained is kept anyway."""
+        super().on_train_end(trainer, module)
+        if not self.best_model_path:
+            if trainer.is_global_zero:
+                print("note: training ended before its first validation; the weights at its end are kept as the best.")
+            trainer.save_checkpoint(Path(self.dirpath) / "best.ckpt")
+
 
 class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other callbacks, whose state is in it
     """``last.ckpt`` after every validation, and when a signal asks the training to stop.

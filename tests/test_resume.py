@@ -302,6 +302,14 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
     assert torch.load(tmp_path / "previous.ckpt") == {"step": 1} and not list(tmp_path.glob(".*"))
 
 
+def test_a_training_that_ends_before_its_first_validation_is_kept(tmp_path):
+    """One epoch of 8 batches; the hours of it must not end in a missing checkpoint."""
+    words = ("trainer.max_steps=-1", "trainer.max_epochs=1", "trainer.val_check_interval=1000")
+    answer = run("src.train", "fusion=clipcap", *SMOKE, *words, f"hydra.run.dir='{tmp_path}'")
+    assert "note: training ended before its first validation" in answer.stdout and (tmp_path / "result.json").is_file()
+    assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 8
+
+
 def test_half_a_line_of_the_log_is_not_taken_over(trained, tmp_path):
     earlier = shutil.copytree(trained, tmp_path / "earlier")
     log = earlier / "log" / "metrics.csv"
