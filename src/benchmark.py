@@ -23,7 +23,6 @@ from src.errors import UserError
 from src.records import environment, write_json, write_text
 
 PEERS = ("vision_encoder_decoder", "blip", "open_clip_coca")
-CHOICES = {"device": ("auto", "cpu", "cuda"), "precision": ("auto", "32-true", "bf16-mixed")}
 MODULE = "src.benchmarking.measure"
 
 
@@ -78,7 +77,10 @@ def _take(job: Job, settings: dict) -> dict:
 
 
 def checked(cfg: DictConfig) -> dict:
-    """The configuration as plain data, lists filled in. Raises UserError for what cannot be measured."""
+    """The configuration as plain data, lists filled in. Raises UserError for what cannot be measured.
+
+    Types and ranges have been checked before: see src.options.
+    """
     settings = OmegaConf.to_container(cfg, resolve=True)
     batches = settings["decode"]["batches"]
     known = {
@@ -93,23 +95,10 @@ def checked(cfg: DictConfig) -> dict:
         settings[key] = _words(settings[key])
         for name in settings[key]:
             _one_of(key, name, names)
-    for key, names in CHOICES.items():
-        _one_of(key, settings[key], names)
     _one_of("encoder", settings["encoder"], _names("vision"))
     for key, value in (("regimes", settings["regimes"]), ("sizes", settings["sizes"]), ("decode.batches", batches)):
         if not value:
             raise UserError(f"{key}=[] leaves nothing to measure; leave it out, or name at least one.")
-    if isinstance(settings["seconds"], (bool, str)) or not settings["seconds"] >= 0:
-        raise UserError(f"seconds must be a number of at least 0; got {settings['seconds']!r}.")
-    numbers = {
-        **{key: settings[key] for key in ("images", "captions", "repeats")},
-        **{f"decode.{key}": settings["decode"][key] for key in ("beams", "tokens")},
-        **{f"decode.batches[{i}]": count for i, count in enumerate(batches)},
-        **{f"size.{size}.{key}": n for size in settings["sizes"] for key, n in settings["size"][size].items()},
-    }
-    for key, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"{key} must be a whole number of at least 1; got {value!r}.")
     for size in settings["sizes"]:
         if settings["size"][size]["width"] % settings["size"][size]["heads"]:
             raise UserError(f"size.{size}.heads must divide size.{size}.width.")

@@ -14,7 +14,6 @@ import hydra
 from omegaconf import DictConfig, ListConfig
 
 from src.cli import verb
-from src.errors import UserError
 from src.records import write_bytes, write_json, write_text
 
 
@@ -32,7 +31,7 @@ def main(cfg: DictConfig) -> None:
         arms,
         scores=None if cfg.scores is None else _words(cfg.scores),
         baseline=None if cfg.baseline is None else str(cfg.baseline),
-        resamples=_whole(cfg.resamples),
+        resamples=cfg.resamples,
         allow=_words(cfg.allow),
     )
     picture = draw(comparison, None if cfg.along is None else str(cfg.along))
@@ -48,12 +47,6 @@ def main(cfg: DictConfig) -> None:
 def _words(value: ListConfig | str) -> list[str]:
     """A list of words, also where a single one was given."""
     return [str(word) for word in value] if isinstance(value, Iterable) and not isinstance(value, str) else [str(value)]
-
-
-def _whole(value) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise UserError(f"resamples={value} is not a whole number.")
-    return value
 
 
 if __name__ == "__main__":

@@ -35,8 +35,6 @@ def main(cfg: DictConfig) -> None:
     """Run folder -> exported folder, which is read back before it gets its name."""
     run, to = Path(cfg.run), Path(cfg.to)
     records.checkpoint_path(run)
-    if cfg.frozen not in ("reference", "include"):
-        raise UserError(f"frozen is reference or include, not {cfg.frozen!r}.")
     check_empty(to)
     frozen = export(run, to, include=cfg.frozen == "include")
     for part, about in frozen.items():

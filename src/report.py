@@ -13,7 +13,6 @@ import hydra
 from omegaconf import DictConfig, ListConfig
 
 from src.cli import verb
-from src.errors import UserError
 from src.records import write_text
 
 LARGE = 20  # MB; a phone then takes seconds to open the file
@@ -23,10 +22,6 @@ LARGE = 20  # MB; a phone then takes seconds to open the file
 @verb
 def main(cfg: DictConfig) -> None:
     """Write index.html, table.md, table.tex and table.csv."""
-    limit = _whole("gallery", cfg.gallery, least=0)
-    resamples = _whole("resamples", cfg.resamples, least=1)
-    if not isinstance(cfg.pictures, bool):
-        raise UserError(f"pictures={cfg.pictures} is neither true nor false.")
     from src.comparison.arms import compare
     from src.comparison.tables import csv_text, latex, markdown
     from src.runs import find_runs, group
@@ -36,13 +31,13 @@ def main(cfg: DictConfig) -> None:
         arms,
         scores=None if cfg.scores is None else _words(cfg.scores),
         baseline=None if cfg.baseline is None else str(cfg.baseline),
-        resamples=resamples,
+        resamples=cfg.resamples,
         allow=_words(cfg.allow),
     )
     from src.reporting.gallery import gallery
     from src.reporting.page import page
 
-    shown, notes = gallery(arms, cfg.pictures, limit)
+    shown, notes = gallery(arms, cfg.pictures, cfg.gallery)
     content = page(comparison, shown, notes)
     folder = Path(str(cfg.output))
     if (folder / "index.html").exists():
@@ -61,12 +56,6 @@ def main(cfg: DictConfig) -> None:
 def _words(value: ListConfig | str) -> list[str]:
     """A list of words, also where a single one was given."""
     return [str(word) for word in value] if isinstance(value, Iterable) and not isinstance(value, str) else [str(value)]
-
-
-def _whole(name: str, value, least: int) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-        raise UserError(f"{name}={value} must be a whole number, {least} or more.")
-    return value
 
 
 if __name__ == "__main__":

@@ -480,7 +480,6 @@ def test_evaluations_are_compared(runs, tmp_path):
         (["runs=nowhere"], "runs=nowhere names no folder of a finished run"),
         (["runs=runs", "baseline=x"], "baseline=x is none of the arms"),
         (["runs=runs", "allow=everything"], "allow=everything means nothing here"),
-        (["runs=runs", "resamples=many"], "resamples must be a whole number"),
     ],
 )
 def test_mistakes_are_one_sentence(runs, tmp_path, arguments, message):
