@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import bundle
 from src.captioner import PARTS, Captioner
-from src.checkpoints import damage
+from src.checkpoints import read_checkpoint
 from src.config import check_saved, data_sets, make
 from src.contracts import Language, Source, Tokenizer
 from src.data.base import Streamed
@@ -217,14 +217,14 @@ def _run_config(run: Path, decode: DictConfig | None) -> DictConfig:
 
 def load_weights(captioner: Captioner, path: Path) -> None:
     """Trained tensors of a checkpoint into ``captioner``, after checking that the frozen parts are the same."""
-    checkpoint = _load(path)
+    checkpoint = read_checkpoint(path)
     captioner.check_origin(checkpoint)
     captioner.load_state_dict(checkpoint["state_dict"])
 
 
 def load_checkpoint(run: Path) -> dict:
     """The best checkpoint of a run, or the same of an exported folder."""
-    return bundle.read(run) if is_export(run) else _load(checkpoint_path(run))
+    return bundle.read(run) if is_export(run) else read_checkpoint(checkpoint_path(run))
 
 
 def precision(wanted: str) -> str:
@@ -238,16 +238,6 @@ def precision(wanted: str) -> str:
 def _cpu_has_bf16() -> bool:
     """AMX or AVX-512 BF16: either multiplies bfloat16 matrices several times faster than float32 ones."""
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-
-
-def _load(path: Path) -> dict:
-    wrong = damage(path)
-    if wrong:
-        raise UserError(f"{path} is damaged ({wrong}); use another run, or train this one again.")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}).") from error
 
 
 @contextmanager

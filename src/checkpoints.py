@@ -53,6 +53,17 @@ def damage(path: Path) -> str | None:
     return None
 
 
+def read_checkpoint(path: Path) -> dict:
+    """A checkpoint on the CPU. Raises UserError for a damaged one."""
+    wrong = damage(path)
+    if wrong:
+        raise UserError(f"{path} is damaged ({wrong}); use another run, or train this one again.")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}).") from error
+
+
 class BestCheckpoint(ModelCheckpoint):
     """``best.ckpt``, by validation loss. Lightning's own forgets the best so far in another folder."""
 
@@ -92,6 +103,7 @@ class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other c
         self.step = 0  # the last one that was finished
         self.between = False  # whether the next batch belongs to the same step as the last one
         self.owed = False  # whether to save when it is finished
+        self.saved = False  # whether there is anything yet
         self.agreed, self.group = 0, None  # the signal that all processes know of, and how they talk about it
 
     def on_train_start(self, trainer, module) -> None:
@@ -121,6 +133,8 @@ class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other c
 
     def on_train_end(self, trainer, module) -> None:
         self.interrupts.under_way, self.agreed = False, self._agree()
+        if not self.saved:  # no validation has come: what is still to be done must not be able to lose the training
+            self._save(trainer)
         self._stop(trainer)
 
     def on_exception(self, trainer, module, exception) -> None:
@@ -129,8 +143,9 @@ class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other c
             print(flush=True)  # a progress bar stands in the line, and sweeps look for lines that begin with "error:"
 
     def _save(self, trainer) -> None:
+        _require_sound(trainer)
         trainer.save_checkpoint(self.path)
-        self.owed = False
+        self.owed, self.saved = False, True
 
     def _agree(self) -> int:
         """The signal that any process has noted, or 0."""
@@ -146,6 +161,19 @@ class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other c
         if self.again and self.agreed == signal.SIGUSR1 and trainer.is_global_zero and SLURMEnvironment.detect():
             requeue(os.environ)
         raise Stopped(self.agreed, self.step, trainer.is_global_zero)
+
+
+def _require_sound(trainer) -> None:
+    """A checkpoint with infinities would take the place of the last good one, and be gone on with.
+
+    Losses are looked at by src.captioner; a signal may come before it does, and gradients may not be clipped.
+    """
+    for name, parameter in trainer.lightning_module.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise UserError(
+                f"{name} holds nan or infinite numbers after step {trainer.global_step}; this is not saved, and the "
+                "last checkpoint is kept; lower the learning rates (regime.lr_*) or use trainer.precision=32-true."
+            )
 
 
 def validation_follows(trainer) -> bool:

@@ -24,7 +24,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -54,10 +54,21 @@ def write_bytes(path: Path | str, content: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)
+            _sync_folder(path.parent)
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """That a file got its name must reach the disk too, or a machine that goes down takes it back."""
+    with suppress(OSError):  # some file systems cannot; the file itself is written
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def unwritable(path: Path | str, error: OSError) -> UserError:

@@ -15,6 +15,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR
 from types import SimpleNamespace
 
 import pytest
@@ -370,6 +371,18 @@ def test_writing_fails_anywhere(tmp_path, monkeypatch):
                 records.write_json(path, {"a": 2})
         assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
         assert path.read_text() == '{\n  "a": 1\n}\n'
+
+
+def test_the_name_of_a_file_reaches_the_disk_too(tmp_path, monkeypatch):
+    """A machine that goes down takes back what is only in memory, names too."""
+    synced = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda d: (synced.append("folder" if S_ISDIR(os.fstat(d).st_mode) else "file"), sync(d))
+    )
+    monkeypatch.setattr(os, "replace", lambda *names: (synced.append("named"), replace(*names)))
+    records.write_text(tmp_path / "a", "x")
+    assert synced == ["file", "named", "folder"]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,10 +20,11 @@ from test_verbs import SMOKE, run
 from trainings import Trainings
 
 from src.build import load_checkpoint
-from src.checkpoints import SafeCheckpointIO, damage, take_over
+from src.checkpoints import LastCheckpoint, SafeCheckpointIO, damage, take_over
 from src.errors import UserError
 from src.runs import find_runs
 from src.stopping import Interrupts
+from src.vision.vit import trained_vision
 
 KILLS = int(os.environ.get("KILLS", "2"))  # per case, one after the other; the long version: KILLS=10
 STEPS = max(36, 8 * KILLS)
@@ -272,6 +274,8 @@ def test_a_damaged_checkpoint_is_named(fault, trained, tmp_path):
     (tmp_path / "checkpoints" / "best.ckpt").write_bytes(broken[fault])
     with pytest.raises(UserError, match=r"best\.ckpt is damaged"):
         load_checkpoint(tmp_path)
+    with pytest.raises(UserError, match=r"best\.ckpt is damaged"):
+        trained_vision(tmp_path)  # vision.weights=<run>
 
 
 def test_the_last_good_checkpoint_is_gone_on_from(trained, tmp_path):
@@ -305,9 +309,32 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
 def test_a_training_that_ends_before_its_first_validation_is_kept(tmp_path):
     """One epoch of 8 batches; the hours of it must not end in a missing checkpoint."""
     words = ("trainer.max_steps=-1", "trainer.max_epochs=1", "trainer.val_check_interval=1000")
-    answer = run("src.train", "fusion=clipcap", *SMOKE, *words, f"hydra.run.dir='{tmp_path}'")
-    assert "note: training ended before its first validation" in answer.stdout and (tmp_path / "result.json").is_file()
-    assert torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 8
+    command = ("src.train", "fusion=clipcap", *SMOKE, *words)
+    answer = run(*command, f"hydra.run.dir='{tmp_path}/run'")
+    assert "note: training ended before its first validation" in answer.stdout
+    assert torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 8
+    before = (tmp_path / "run" / "predictions.jsonl").read_bytes()
+    (tmp_path / "run" / "result.json").unlink()  # as if it had been killed while it was scored
+    answer = run(*command, "resume=auto", f"hydra.run.dir='{tmp_path}/again'")
+    assert "going on from" in answer.stdout and (tmp_path / "again" / "predictions.jsonl").read_bytes() == before
+    assert torch.load(tmp_path / "again" / "checkpoints" / "best.ckpt", weights_only=True)["global_step"] == 8
+
+
+def test_what_is_no_number_is_not_saved(tmp_path):
+    """A signal between a spoilt step and the look at its loss must not cost the last good checkpoint."""
+    saved = []
+    module = torch.nn.Linear(2, 2)
+    trainer = SimpleNamespace(lightning_module=module, global_step=7, save_checkpoint=saved.append)
+    last = LastCheckpoint(tmp_path, Interrupts(), again=False)
+    last._save(trainer)
+    module.bias.data[1] = float("inf")
+    with pytest.raises(
+        UserError, match=r"bias holds nan or infinite numbers after step 7; .* the last checkpoint is ke"
+    ):
+        last._save(trainer)
+    assert saved == [last.path]
+    module.bias.requires_grad_(False)  # what is frozen is what it was
+    last._save(trainer)
 
 
 def test_half_a_line_of_the_log_is_not_taken_over(trained, tmp_path):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from src.checkpoints import read_checkpoint
 from src.contracts import UserError, VisionSpec
 from src.layers.attention import softmax
 from src.records import checkpoint_path
@@ -85,7 +86,7 @@ class ViT(Vision):
 
 def trained_vision(run: Path) -> dict[str, Tensor]:
     """The encoder's tensors in the best checkpoint of a run. Raises UserError where none was trained."""
-    state = torch.load(checkpoint_path(run), map_location="cpu", weights_only=True)["state_dict"]
+    state = read_checkpoint(checkpoint_path(run))["state_dict"]
     found = {name.removeprefix("vision."): x for name, x in state.items() if name.startswith("vision.")}
     if not found:
         raise UserError(f"{run} holds no trained vision encoder; give a run that trained one.")
