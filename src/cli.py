@@ -92,10 +92,11 @@ def check_words(command: str, words: Sequence[str]) -> None:
     if flags - {*SWEEP, *PLAIN}:
         return
     overrides = parse([word for word in words if word not in flags])
+    sweep = bool(flags & set(SWEEP))
     for override in overrides:
-        check_word(command, override, sweep=bool(flags & set(SWEEP)))
+        check_word(command, override, sweep)
     for chosen in _alternatives(overrides):
-        cfg = compose(command, chosen, overrides)
+        cfg = compose(command, chosen, overrides, sweep)
         check_options(command, cfg)
         if command == "train" and not OmegaConf.missing_keys(cfg) and not cfg.language.weights:
             check_fit(cfg)  # with weights of an earlier run, the sizes of its language model come first
@@ -161,7 +162,7 @@ def _values(override: Override) -> list[str]:
     return [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
 
 
-def compose(command: str, words: Sequence[str], overrides: Sequence[Override]) -> DictConfig:
+def compose(command: str, words: Sequence[str], overrides: Sequence[Override], sweep: bool = False) -> DictConfig:
     """The configuration as Hydra makes it. Raises UserError with what is wrong with ``overrides``."""
     from hydra import compose, initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
@@ -180,9 +181,20 @@ def compose(command: str, words: Sequence[str], overrides: Sequence[Override]) -
     try:
         plain = OmegaConf.to_container(cfg)
         plain.pop("hydra")
-        return OmegaConf.create(resolved(OmegaConf.create(plain)))
+        made = OmegaConf.create(resolved(OmegaConf.create(plain)))
+        key = "hydra.sweep.dir" if sweep else "hydra.run.dir"
+        check_place(key, Path(OmegaConf.select(cfg, key)))
+        return made
     finally:
         HydraConfig.instance().cfg = before
+
+
+def check_place(key: str, folder: Path) -> None:
+    """Refuse a folder that cannot be made: Hydra makes it before anything of ours is asked. Raises UserError."""
+    there = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        wrong = "cannot be written to" if there.is_dir() else "is no folder"
+        raise UserError(f"{folder} cannot be made: {there} {wrong}; choose another place with {key}=<folder>.")
 
 
 def _why(command: str, overrides: Sequence[Override], chosen: Sequence[str], error: Exception) -> str:

@@ -29,7 +29,8 @@ def main(cfg: DictConfig) -> float:
 
     sets = restore(run, cfg.get("decode")).data_sets()
     if cfg.data_set not in sets and cfg.data_set:
-        raise UserError(f"data_set={cfg.data_set} does not exist; this run has {', '.join(sets)}.")
+        known = ", ".join(filter(None, sets)) or "a single one, without a name; leave data_set out"
+        raise UserError(f"data_set={cfg.data_set} does not exist; this run has {known}.")
     parts = sets[cfg.data_set or next(iter(sets))]
     if cfg.split not in parts.source.splits():
         raise UserError(f"split={cfg.split} does not exist; this data has {', '.join(parts.source.splits())}.")

@@ -158,6 +158,8 @@ WRONG = {
     "train trainer.accelerator=cpu trainer.devices=[0,1]": "say how many processes",
     "train optim=guarded trainer.precision=16-mixed": "optim.loss_spike does not work with trainer.precision=16-mixed",
     "train resume=/nowhere": "/nowhere is not a run folder",
+    "train hydra.run.dir=/dev/null/x": "/dev/null is no folder; choose another place with hydra.run.dir=<folder>.",
+    "train -m hydra.sweep.dir=/dev/null/x seed=0,1": "/dev/null/x cannot be made: /dev/null is no folder",
     # sweeps
     "train -m fusion=srau,clipcapp": "did you mean fusion=clipcap?",
     "train -m fusion=srau,clipcap seed=0,x": "got 'x'.",
@@ -211,6 +213,7 @@ RIGHT = [
     "train hydra.run.dir='a b/c' data.root=somewhere data=folder",
     "train -m fusion=glob(*) debug=smoke",
     "train -m hydra/sweeper=search fusion=srau 'regime.lr_fusion=tag(log,interval(1e-4,1e-2))'",
+    "train hydra.sweep.dir=/dev/null/x",
     "train --cfg job nonsense=1",  # Hydra's own business
     "evaluate",  # the command says itself what is missing
     "evaluate run=a decode=sample decode.top_k=5 shots=2 data_set=x",
@@ -382,6 +385,14 @@ def test_a_mechanism_of_ones_own_is_typed_by_its_annotations(tmp_path, monkeypat
 def test_intervals(interval, inside, outside):
     rule = options.number(interval)
     assert all(map(rule.fits, inside)) and not any(map(rule.fits, outside))
+
+
+def test_a_place_that_is_read_only(tmp_path, monkeypatch):
+    cli.check_place("hydra.run.dir", tmp_path / "a" / "b")
+    monkeypatch.setattr(os, "access", lambda place, how: False)
+    with pytest.raises(UserError, match=f"{tmp_path} cannot be written to; choose another place with hydra.run.dir="):
+        cli.check_place("hydra.run.dir", tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
 
 
 def test_devices_that_are_not_here(monkeypatch, capsys):
