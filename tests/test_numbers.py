@@ -104,6 +104,19 @@ def test_the_guard_is_off_by_default_and_an_option():
 
 
 # ------------------------------------------------------------------------------------------------- infinities
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+def test_a_gradient_that_is_no_number_stops_before_the_weights_move(spoilt):
+    """The loss before it was finite."""
+    model, optimizer = watched()
+    before = {name: x.clone() for name, x in model.named_parameters()}
+    optimizer.zero_grad()
+    model.training_step(make_batch(), 0).backward()
+    next(x for x in model.parameters() if x.grad is not None).grad.view(-1)[0] = spoilt
+    with pytest.raises(UserError, match=r"gradient \(norm\) is (nan|inf) at step 7, on the batch of p0, p1 .* is kept"):
+        model.configure_gradient_clipping(optimizer, 1.0)
+    assert all(torch.equal(x, before[name]) for name, x in model.named_parameters())
+
+
 PLANTED = """
 import sys
 from src import train

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -249,3 +250,32 @@ def test_exports_of_older_runs_are_masked(tiny_run, tmp_path):
     written = {path.name: path.read_text(errors="replace") for path in (tmp_path / "to").rglob("*") if path.is_file()}
     assert not [name for name, text in written.items() if KEY in text]
     assert "python -m src.train +logger.api_key=*** fusion=clipcap" in written["README.md"]
+
+
+WATCHED = """
+import socket, sys
+from src import train
+asked = []
+def watch(name):
+    made = getattr(socket.socket, name)
+    def seen(self, address):
+        if self.family != socket.AF_UNIX:
+            asked.append(address)
+        return made(self, address)
+    setattr(socket.socket, name, seen)
+watch("connect")
+watch("connect_ex")
+look_up = socket.getaddrinfo
+socket.getaddrinfo = lambda host, *more, **how: (asked.append(host), look_up(host, *more, **how))[1]
+train.main()
+print("asked:", asked)
+"""
+
+
+@pytest.mark.slow
+def test_a_training_speaks_to_nobody(tmp_path):
+    """Nothing is uploaded, counted or looked up anywhere unless a logger or a part of a hub is asked for."""
+    command = [sys.executable, "-c", WATCHED, *SMOKE, f"hydra.run.dir='{tmp_path}/run'"]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    assert answer.stdout.splitlines()[-1] == "asked: []"
