@@ -86,6 +86,7 @@ def check_words(command: str, words: Sequence[str]) -> None:
     Of a sweep every value is looked at once, beside the first ones of the other options.
     """
     from src.checking import check_options
+    from src.config import use_previous_language
     from src.pairs import check_fit
 
     flags = {word for word in words if word.startswith("-")}
@@ -98,8 +99,12 @@ def check_words(command: str, words: Sequence[str]) -> None:
     for chosen in _alternatives(overrides):
         cfg = compose(command, chosen, overrides, sweep)
         check_options(command, cfg)
-        if command == "train" and not OmegaConf.missing_keys(cfg) and not cfg.language.weights:
-            check_fit(cfg)  # with weights of an earlier run, the sizes of its language model come first
+        if command == "train" and not OmegaConf.missing_keys(cfg):
+            try:
+                cfg = use_previous_language(cfg)
+            except UserError:
+                continue  # a run that is not there yet: its job says so, and the others of a sweep go on
+            check_fit(cfg)
 
 
 def parse(words: Sequence[str]) -> list[Override]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 from collections.abc import Iterator
@@ -91,8 +92,7 @@ def _lineage(target: str, cls: ast.ClassDef) -> Iterator[ast.ClassDef]:
         return
     module = target.rpartition(".")[0]
     name = ast.unparse(cls.bases[0])
-    tree = ast.parse((HOME / module.replace(".", "/")).with_suffix(".py").read_text(encoding="utf-8"))
-    for statement in tree.body:
+    for statement in _parsed((HOME / module.replace(".", "/")).with_suffix(".py")).body:
         if isinstance(statement, ast.ImportFrom) and any((a.asname or a.name) == name for a in statement.names):
             module = statement.module
     base = _written_here(f"{module}.{name}")
@@ -120,7 +120,7 @@ def _written_here(target: str) -> ast.ClassDef | ast.FunctionDef | None:
         file = HOME.joinpath(*parts[:end]).with_suffix(".py")
         if file.is_file():
             names = parts[end:]
-            found = defined(ast.parse(file.read_text(encoding="utf-8")), names[0])
+            found = defined(_parsed(file), names[0])
             if len(names) == 2 and isinstance(found, ast.ClassDef):
                 method = defined(found, names[1])
                 alone = {ast.unparse(decorator) for decorator in getattr(method, "decorator_list", ())}
@@ -128,6 +128,12 @@ def _written_here(target: str) -> ast.ClassDef | ast.FunctionDef | None:
             public = len(names) <= 2 and not any(name.startswith("_") for name in names)
             return found if public and isinstance(found, ast.ClassDef | ast.FunctionDef) else None
     return None
+
+
+@functools.cache
+def _parsed(file: Path) -> ast.Module:
+    """Once for all the jobs of a sweep."""
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 def defined(scope: ast.AST | None, name: str) -> ast.AST | None:

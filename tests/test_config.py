@@ -387,6 +387,15 @@ def test_intervals(interval, inside, outside):
     assert all(map(rule.fits, inside)) and not any(map(rule.fits, outside))
 
 
+def test_the_language_model_of_an_earlier_run_has_its_own_sizes(tmp_path):
+    earlier = cli.compose("train", ["language.model.layers=2", "language.model.context=64"], [])
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(earlier))
+    ask(f"train fusion=coca language.weights={tmp_path} fusion.n_uni=1")
+    with pytest.raises(UserError, match=r"fusion.n_uni=2 leaves .* the language model has 2\."):
+        ask(f"train fusion=coca language.weights={tmp_path} fusion.n_uni=2")
+    ask(f"train -m fusion=coca language.weights={tmp_path},/not/yet fusion.n_uni=1")
+
+
 def test_a_place_that_is_read_only(tmp_path, monkeypatch):
     cli.check_place("hydra.run.dir", tmp_path / "a" / "b")
     monkeypatch.setattr(os, "access", lambda place, how: False)
