@@ -15,6 +15,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from omegaconf import DictConfig
 from torch import distributed
+from torch.distributed.tensor import DTensor
 
 from src import records
 from src.config import config_hash
@@ -168,12 +169,15 @@ def _require_sound(trainer) -> None:
 
     Losses are looked at by src.captioner; a signal may come before it does, and gradients may not be clipped.
     """
-    for name, parameter in trainer.lightning_module.named_parameters():
-        if parameter.requires_grad and not torch.isfinite(parameter).all():
-            raise UserError(
-                f"{name} holds nan or infinite numbers after step {trainer.global_step}; this is not saved, and the "
-                "last checkpoint is kept; lower the learning rates (regime.lr_*) or use trainer.precision=32-true."
-            )
+    trained = ((name, x) for name, x in trainer.lightning_module.named_parameters() if x.requires_grad)
+    own = ((name, x.to_local() if isinstance(x, DTensor) else x) for name, x in trained)
+    spoilt = next((name for name, x in own if not torch.isfinite(x).all()), None)
+    if trainer.strategy.reduce_boolean_decision(spoilt is not None, all=False):  # saving is everybody's
+        raise UserError(
+            f"{spoilt or 'A part of the weights'} holds nan or infinite numbers after step {trainer.global_step}; this "
+            "is not saved, and the last checkpoint is kept; lower the learning rates (regime.lr_*) or use "
+            "trainer.precision=32-true."
+        )
 
 
 def validation_follows(trainer) -> bool:

@@ -324,7 +324,8 @@ def test_what_is_no_number_is_not_saved(tmp_path):
     """A signal between a spoilt step and the look at its loss must not cost the last good checkpoint."""
     saved = []
     module = torch.nn.Linear(2, 2)
-    trainer = SimpleNamespace(lightning_module=module, global_step=7, save_checkpoint=saved.append)
+    alone = SimpleNamespace(reduce_boolean_decision=lambda decision, all: decision)
+    trainer = SimpleNamespace(lightning_module=module, global_step=7, save_checkpoint=saved.append, strategy=alone)
     last = LastCheckpoint(tmp_path, Interrupts(), again=False)
     last._save(trainer)
     module.bias.data[1] = float("inf")
