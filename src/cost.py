@@ -19,13 +19,14 @@ WARMUP_STEPS = 5  # not counted: allocation, first use of kernels
 
 
 class CostMeter(lightning.Callback):
-    """Seconds per step, waiting for data included; pictures seen, and a digest of which ones in which order.
+    """Seconds per step, and how many of them are no training; pictures seen, and a digest of which in which order.
 
     All of it goes on where it stood when training is resumed.
     """
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.waits: list[float] = []  # from the end of one step to the beginning of the next: data, and Lightning
         self.pictures = 0
         self.total = 0.0
         self._batches = ""
@@ -34,6 +35,10 @@ class CostMeter(lightning.Callback):
 
     def on_train_start(self, trainer, module) -> None:
         self._started = time.perf_counter()
+
+    def on_train_batch_start(self, trainer, module, batch: Batch, index: int) -> None:
+        if self._last is not None:
+            self.waits.append(time.perf_counter() - self._last)
 
     def on_train_batch_end(self, trainer, module, outputs, batch: Batch, index: int) -> None:
         now = time.perf_counter()
@@ -55,21 +60,25 @@ class CostMeter(lightning.Callback):
     def state_dict(self) -> dict:
         return {
             "seconds": self.seconds,
+            "waits": self.waits,
             "pictures": self.pictures,
             "total": self._so_far(),
             "batches": self._batches,
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self.seconds, self.pictures = list(state_dict["seconds"]), state_dict["pictures"]
+        self.seconds, self.waits = list(state_dict["seconds"]), list(state_dict.get("waits", []))
+        self.pictures = state_dict["pictures"]
         self.total, self._batches = state_dict["total"], state_dict["batches"]
 
     def summary(self) -> dict:
-        """Seconds of training, median step in milliseconds (None where nothing was measured), pictures, digest."""
-        steady = self.seconds[WARMUP_STEPS:]
+        """Seconds of training, median step and median wait before it in milliseconds (None where nothing was measured),
+        pictures, digest."""
+        steady, waits = self.seconds[WARMUP_STEPS:], self.waits[WARMUP_STEPS:]
         return {
             "train_seconds": self.total,
             "step_ms": 1000 * statistics.median(steady) if steady else None,
+            "wait_ms": 1000 * statistics.median(waits) if waits else None,
             "pictures_seen": self.pictures,
             "batches_sha256": self._batches,  # equal in two runs that were fed alike
         }

@@ -44,9 +44,9 @@ def attention(
     """softmax(q k^T * scale + bias) v, (B, H, T, d); K key-value heads serve H query heads (H a multiple of K).
 
     ``causal`` needs S = T. ``bias`` is additive and broadcasts to (B, H, T, S). torch's fused kernels everywhere but
-    for bfloat16 on a CPU, up to ``SHORT``: there the fused backward pass takes five times as long as two matrix products
-    (64 rows of 20 tokens: 65 ms against 10 ms on one core, torch 2.15), and the forward pass of one token two to six
-    times (64 rows that read 50 tokens: 1.06 ms against 0.16 ms on two cores).
+    for bfloat16 on a CPU, up to ``SHORT``: there the fused backward pass takes five times as long as two matrix
+    products (64 rows of 20 tokens: 65 ms against 10 ms on one core, torch 2.15), and the forward pass of one token two
+    to six times (64 rows that read 50 tokens: 1.06 ms against 0.16 ms on two cores).
     """
     gqa = q_BHTd.shape[1] != k_BKSd.shape[1]
     if not _short_on_cpu(q_BHTd, k_BKSd, dropout):
