@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import hydra
@@ -35,21 +35,19 @@ def main(cfg: DictConfig) -> None:
     if settings["device"] == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the processes that measure inherit it, and take what they see
     with tempfile.TemporaryDirectory() as folder:
-        results = measure({**settings, "folder": folder})
-    content = {"environment": environment(), "settings": settings, **results}
-    table = text(content)
-    print(f"\n{table}")
-    write_json(output / "benchmark.json", content)
-    write_text(output / "table.md", table)
-    print(f"written: {output}/benchmark.json, table.md")
+        for results in measure({**settings, "folder": folder}):
+            content = {"environment": environment(), "settings": settings, **results}
+            write_json(output / "benchmark.json", content)  # after every round: the next may be cut off
+            write_text(output / "table.md", text(content))
+    print(f"\n{text(content)}\nwritten: {output}/benchmark.json, table.md")
     ours = [job for job in content["failures"] if "(peer)" not in job]
     if ours:
         raise UserError(f"{len(ours)} measurements failed, the first was {ours[0]}; the notes in table.md say why.")
 
 
-def measure(settings: dict) -> dict:
+def measure(settings: dict) -> Iterator[dict]:
     """Everything, in rounds: each measures all jobs once, one after the other, so that a drift of the machine's speed
-    meets all alike. A job that fails is not tried again."""
+    meets all alike. A job that fails is not tried again. Yields after every round what all rounds have found."""
     alone, jobs = Alone(MODULE), plan(settings)
     about = alone(_take, Job("prepare"), settings)
     if isinstance(about, Failure):
@@ -66,7 +64,7 @@ def measure(settings: dict) -> dict:
                 failures[job] = answer
             else:
                 found[job].append(answer)
-    return {"on": about, **summarise(jobs, found, failures)}
+        yield {"on": about, "rounds": turn + 1, **summarise(jobs, found, failures)}
 
 
 def _take(job: Job, settings: dict) -> dict:

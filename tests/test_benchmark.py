@@ -15,7 +15,9 @@ import pytest
 import torch
 from conftest import FUSIONS, ROOT, make_fusion, make_language, make_visual
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from src import benchmark
 from src.benchmark import checked
 from src.benchmarking.jobs import Alone, Failure, Job, plan
 from src.benchmarking.measure import PARTS, prepare
@@ -358,3 +360,20 @@ def test_numbers_have_three_digits():
         "| :--- | --: |",
         "| 1    |   2 |",
     ]
+
+
+def test_rounds_that_are_done_are_written(tmp_path, monkeypatch):
+    done = []
+
+    def measured(settings):
+        for turn in range(2):
+            done.append(json.loads((tmp_path / "benchmark.json").read_text())["rounds"] if turn else 0)
+            yield {"rounds": turn + 1, "failures": {}}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "measure", measured)
+    monkeypatch.setattr(benchmark, "text", lambda content: f"{content['rounds']} rounds")
+    cfg = OmegaConf.merge(OmegaConf.load(ROOT / "conf" / "benchmark.yaml"), {"output": str(tmp_path)})
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main.__wrapped__.__wrapped__(cfg)
+    assert done == [0, 1] and (tmp_path / "table.md").read_text() == "2 rounds"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from src.layers import chunked_loss
 from src.layers.chunked_loss import summed_cross_entropy
@@ -63,3 +64,15 @@ def test_in_half_precision_as_close_as_the_plain_loss(monkeypatch):
     torch.testing.assert_close(loss, plain, rtol=1e-6, atol=0)
     torch.testing.assert_close(h.grad, expected[0], rtol=0, atol=1e-6)
     torch.testing.assert_close(readout.W.weight.grad, expected[1], rtol=2e-2, atol=2e-2)  # sums of bfloat16 products
+
+
+def test_operations_are_counted_as_those_of_the_plain_loss(monkeypatch):
+    readout = Readout(torch.float32)
+    h, t = torch.randn(32, 6, requires_grad=True), torch.randint(40, (32,))
+    counts = []
+    for piece in (2**24, 400):
+        monkeypatch.setattr(chunked_loss, "PIECE", piece)
+        with FlopCounterMode(display=False) as counter:
+            summed_cross_entropy(readout, h, t, readout.parameters(), 40).backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0

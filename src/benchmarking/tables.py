@@ -23,7 +23,7 @@ TRAINING = (
     "FLOP / LM",
 )
 LEGEND = (
-    "Rounds: {repeats}; medians, quartiles in brackets; peers in italics. A sample is a caption, a token a real "
+    "Rounds: {rounds}; medians, quartiles in brackets; peers in italics. A sample is a caption, a token a real "
     "target (no padding). GFLOP: counted, of one step; of matrix rate: these per second over those of the machine's "
     "fastest matrix product. MiB: highest memory of the process; own: without what it held before the model was made. "
     "/ LM: over the plain language model (blind) in the same regime. On a GPU the parts of a step are timed one by one "
@@ -46,7 +46,7 @@ def text(results: dict) -> str:
         decoding = [row for row in results["decoding"] if row["size"] == size]
         heading = f"### Decoding, {size}: captions/s, {settings['decode']['tokens']} tokens each"
         parts += [heading, table(_decoding(decoding), left=2)]
-    parts.append(LEGEND.format(repeats=settings["repeats"]))
+    parts.append(LEGEND.format(rounds=results["rounds"]))
     notes = dict.fromkeys(row["note"] for row in (*results["training"], *results["decoding"]) if row["note"])
     failures = [f"{job} failed: {reason}" for job, reason in results["failures"].items()]
     if notes or failures:

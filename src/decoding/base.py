@@ -46,19 +46,20 @@ def roll_out(
     rows = len(prompt.ids_BT)
     found: list[list[int]] = [[] for _ in range(rows)]
     cache = Cache(rows, prompt.ids_BT.shape[1] + extra + max_tokens)
-    active_B = torch.arange(rows, device=prompt.ids_BT.device)
-    phi_B, text = prompt.phi_BT[:, -1], prompt
+    active, phi_B, text = list(range(rows)), prompt.phi_BT[:, -1], prompt
     for length in range(max_tokens):
         logits_BV = step(memory, text, cache)
         ids_B = choose(logits_BV if length else something(logits_BV, eos))
-        going_B = ids_B != eos
-        for row, token in zip(active_B[going_B].tolist(), ids_B[going_B].tolist(), strict=True):
-            found[row].append(token)
-        if not going_B.all():
-            keep_B = going_B.nonzero()[:, 0]
-            if not len(keep_B):
+        ids = ids_B.tolist()  # the only thing that a step waits for
+        going = [row for row, token in enumerate(ids) if token != eos]
+        for row in going:
+            found[active[row]].append(ids[row])
+        if len(going) < len(ids):
+            if not going:
                 break
-            active_B, ids_B, phi_B = active_B[keep_B], ids_B[keep_B], phi_B[keep_B]
+            active = [active[row] for row in going]
+            keep_B = torch.tensor(going, device=ids_B.device)
+            ids_B, phi_B = ids_B[keep_B], phi_B[keep_B]
             memory = memory.select(keep_B)
             cache.select(keep_B)
         text = next_column(ids_B, phi_B)

@@ -63,12 +63,15 @@ class _Search:
 
     def extend(self, logits_BV: Tensor, length: int) -> None:
         """One more token on every beam."""
-        logp_IKV = logits_BV.float().log_softmax(-1).unflatten(0, (-1, self.K))
-        V = logp_IKV.shape[-1]
-        total_IX = (self.score_IK[:, :, None] + logp_IKV).flatten(1)  # X = K * V
-        # Every beam can end at most once, so 2K candidates hold at least K that go on.
+        # Every beam can end at most once, so 2K candidates hold at least K that go on; they are among the 2K best of
+        # each beam.
+        logits_BV = logits_BV.float()
+        best_BW, token_BW = logits_BV.topk(min(2 * self.K, logits_BV.shape[1]))
+        logp_BW = best_BW - logits_BV.logsumexp(-1, keepdim=True)
+        total_IX = (self.score_IK[:, :, None] + logp_BW.unflatten(0, (-1, self.K))).flatten(1)  # X = K * W
         score_IW, flat_IW = total_IX.topk(min(2 * self.K, total_IX.shape[1]))
-        self._advance(score_IW, flat_IW // V, flat_IW % V, length)
+        token_IW = token_BW.view(total_IX.shape).gather(1, flat_IW)
+        self._advance(score_IW, flat_IW // best_BW.shape[1], token_IW, length)
 
     def _advance(self, score_IW: Tensor, beam_IW: Tensor, token_IW: Tensor, length: int) -> None:
         """Note finished candidates, keep the K best unfinished ones as the new beams."""

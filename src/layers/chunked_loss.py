@@ -51,7 +51,8 @@ class _InPieces(torch.autograd.Function):
         for h_YD, t_Y in zip(hidden_XD.detach().split(rows), target_X.split(rows), strict=True):
             with torch.enable_grad():
                 h_YD.requires_grad_()
-                loss = _loss(readout, h_YD, t_Y)
+                # A view: what hooks into the modules of a readout (to count operations, say) cannot be on a leaf here.
+                loss = _loss(readout, h_YD.view_as(h_YD), t_Y)
                 found = torch.autograd.grad(loss, (h_YD, *parameters), allow_unused=True)
             total = total + loss.detach()
             hidden_grads.append(found[0])
