@@ -28,7 +28,7 @@ def test_short_rows_equal_the_fused_kernel(case, monkeypatch):
     if case == "scaled":
         options["scale"] = 0.7
     fused = attention(q, k, v, **options)
-    monkeypatch.setattr(module, "_short_on_cpu", lambda *_: True)
+    monkeypatch.setattr(module, "_as_products", lambda *_: True)
     short = attention(q, k, v, **options)
     torch.testing.assert_close(short, fused, rtol=0, atol=1e-6)  # the softmax of the short path is float32
     cotangent = torch.randn_like(fused)
@@ -37,22 +37,22 @@ def test_short_rows_equal_the_fused_kernel(case, monkeypatch):
 
 
 def test_dropout_of_short_rows_keeps_the_mean(monkeypatch):
-    monkeypatch.setattr(module, "_short_on_cpu", lambda *_: True)
+    monkeypatch.setattr(module, "_as_products", lambda *_: True)
     q, k, v = (x.detach().float() for x in rows())
     many = torch.stack([attention(q, k, v, dropout=0.3) for _ in range(3000)])
     assert (many.mean(0) - F.scaled_dot_product_attention(q, k, v)).abs().max() < 0.1
     assert many.std(0).mean() > 0.1
 
 
-def test_only_short_rows_in_bfloat16_or_with_dropout_take_that_path():
+def test_bfloat16_and_dropout_are_matrix_products_but_for_long_texts():
     q, k, _ = (x.detach().float() for x in rows())
-    assert not module._short_on_cpu(q, k, 0.0) and module._short_on_cpu(q, k, 0.1)
+    assert not module._as_products(q, k, 0.0) and module._as_products(q, k, 0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        assert module._short_on_cpu(q, k, 0.0)
-        long = torch.empty(1, 1, 1024, 8)
-        assert not module._short_on_cpu(long, long, 0.0)
+        assert module._as_products(q, k, 0.0)
+        long = torch.empty(1, 1, 8192, 8)
+        assert not module._as_products(long, long, 0.0) and module._as_products(long, long, 0.1)
         with torch.no_grad():  # decoding
-            assert module._short_on_cpu(q, k, 0.0)
+            assert module._as_products(q, k, 0.0)
 
 
 def test_dropout_keeps_the_mean_drops_the_share_and_follows_the_seed():

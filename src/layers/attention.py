@@ -8,13 +8,15 @@ after the other along the query axis: the picture's keys and values are then sha
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.layers.dropout import dropout as drop
 
-SHORT = 2**15  # scores per head up to which attention counts as short
+SCORES = 2**24  # of all heads and rows, up to which they are made all at once: 32 MB in bfloat16
 
 
 def note(aux: dict | None, name: str, value) -> None:
@@ -44,12 +46,12 @@ def attention(
     """softmax(q k^T * scale + bias) v, (B, H, T, d); K key-value heads serve H query heads (H a multiple of K).
 
     ``causal`` needs S = T. ``bias`` is additive and broadcasts to (B, H, T, S). torch's fused kernels everywhere but
-    for bfloat16 on a CPU, up to ``SHORT``: there the fused backward pass takes five times as long as two matrix
+    for bfloat16 on a CPU, up to ``SCORES``: there the fused backward pass takes five times as long as two matrix
     products (64 rows of 20 tokens: 65 ms against 10 ms on one core, torch 2.15), and the forward pass of one token two
     to six times (64 rows that read 50 tokens: 1.06 ms against 0.16 ms on two cores).
     """
     gqa = q_BHTd.shape[1] != k_BKSd.shape[1]
-    if not _short_on_cpu(q_BHTd, k_BKSd, dropout):
+    if not _as_products(q_BHTd, k_BKSd, dropout):
         return F.scaled_dot_product_attention(
             q_BHTd, k_BKSd, v_BKSd, attn_mask=bias, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=gqa
         )
@@ -74,13 +76,14 @@ def softmax(scores_BHTS: Tensor) -> Tensor:
     return scores_BHTS.softmax(-1, dtype=scores_BHTS.dtype)
 
 
-def _short_on_cpu(q_BHTd: Tensor, k_BKSd: Tensor, dropout: float) -> bool:
+def _as_products(q_BHTd: Tensor, k_BKSd: Tensor, dropout: float) -> bool:
+    """Whether two matrix products are faster than the fused kernel: see ``attention``."""
+    if q_BHTd.device.type != "cpu":
+        return False
+    if dropout > 0:  # torch makes all scores then, too, and draws slowly
+        return True
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else q_BHTd.dtype
-    return (
-        q_BHTd.device.type == "cpu"
-        and (dtype == torch.bfloat16 or dropout > 0)  # with dropout torch takes this path as well, drawing slowly
-        and q_BHTd.shape[-2] * k_BKSd.shape[-2] <= SHORT
-    )
+    return dtype == torch.bfloat16 and math.prod(q_BHTd.shape[:-1]) * k_BKSd.shape[-2] <= SCORES
 
 
 def self_attention(
