@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import signal
-import zipfile
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from src import records
 from src.config import config_hash
 from src.errors import UserError
+from src.intact import damage
 from src.stopping import Interrupts, Stopped, requeue
 
 PREVIOUS = "previous.ckpt"  # what last.ckpt was before it was written for the last time
@@ -34,35 +33,6 @@ class SafeCheckpointIO(TorchCheckpointIO):
         if path.name == "last.ckpt" and path.exists():
             path.replace(path.with_name(PREVIOUS))
         records.write_bytes(path, buffer.getbuffer())
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint file: a kill while writing, a full disk or a flipped bit; None for a good one.
-
-    torch writes checksums into its files but does not look at them; what it looks at beside them is tried too.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            wrong = archive.testzip()
-        if wrong is not None:
-            return f"{wrong} in it is not what was written"
-        torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # reads no tensors
-    except pickle.UnpicklingError:  # torch advises to trust the file
-        return "it holds something else than tensors and plain values, and that is not executed"
-    except Exception as error:  # a flipped bit can make anything of it
-        return (str(error) or "it ends too early").splitlines()[0]
-    return None
-
-
-def read_checkpoint(path: Path) -> dict:
-    """A checkpoint on the CPU. Raises UserError for a damaged one."""
-    wrong = damage(path)
-    if wrong:
-        raise UserError(f"{path} is damaged ({wrong}); use another run, or train this one again.")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}).") from error
 
 
 class BestCheckpoint(ModelCheckpoint):

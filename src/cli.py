@@ -86,8 +86,7 @@ def check_words(command: str, words: Sequence[str]) -> None:
     Of a sweep every value is looked at once, beside the first ones of the other options.
     """
     from src.checking import check_options
-    from src.config import use_previous_language
-    from src.pairs import check_fit
+    from src.pairs import check_fit, use_previous_language
 
     flags = {word for word in words if word.startswith("-")}
     if flags - {*SWEEP, *PLAIN}:

@@ -14,7 +14,7 @@ from src.checking import check_device, check_options
 from src.checking import check_secrets as check_secrets
 from src.errors import UserError
 from src.pairs import check_fit, language_sizes
-from src.records import run_config
+from src.pairs import use_previous_language as use_previous_language
 from src.targets import HOME as HOME
 from src.targets import check_targets, flatten, flatten_all
 from src.targets import is_ours as is_ours
@@ -89,23 +89,6 @@ def check_saved(cfg: DictConfig, path: Path) -> None:
                 f"{path}: {key}={value} is refused: a saved configuration holds values, nothing to look up."
             )
     check_targets(cfg, f"{path}: ")
-
-
-def use_previous_language(cfg: DictConfig) -> DictConfig:
-    """With ``language.weights=<run folder>``, take tokenizer and model settings from that run.
-
-    Dropout stays as asked for now: it says how a model trains, not what it is.
-    """
-    weights = cfg.language.get("weights")
-    if weights is None:
-        return cfg
-    language = OmegaConf.merge(run_config(weights).language, {"weights": str(Path(weights))})
-    if "dropout" in cfg.language.model and "dropout" in language.model:
-        language.model.dropout = cfg.language.model.dropout
-    OmegaConf.set_struct(cfg, False)
-    cfg.language = language
-    OmegaConf.set_struct(cfg, True)
-    return cfg
 
 
 def _rehearse_fusion(cfg: DictConfig) -> Fusion:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
@@ -139,6 +140,23 @@ def check_fit(cfg: DictConfig) -> None:
     _check_positions(cfg, parts.language.context)
     if cfg.resume not in (None, "auto"):
         run_config(str(cfg.resume))
+
+
+def use_previous_language(cfg: DictConfig) -> DictConfig:
+    """With ``language.weights=<run folder>``, take tokenizer and model settings from that run.
+
+    Dropout stays as asked for now: it says how a model trains, not what it is.
+    """
+    weights = cfg.language.get("weights")
+    if weights is None:
+        return cfg
+    language = OmegaConf.merge(run_config(weights).language, {"weights": str(Path(weights))})
+    if "dropout" in cfg.language.model and "dropout" in language.model:
+        language.model.dropout = cfg.language.model.dropout
+    OmegaConf.set_struct(cfg, False)
+    cfg.language = language
+    OmegaConf.set_struct(cfg, True)
+    return cfg
 
 
 def _parts(cfg: DictConfig) -> Parts:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from src.language.load import tiny
 
 # Tests run side by side, one process per core; more threads than cores make tiny operations wait for each other.
 torch.set_num_threads(1)
+
+# A shell that starts the tests in the background makes them, and all that they start, deaf to Ctrl-C, which is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 FUSIONS = sorted(path.stem for path in (ROOT / "conf" / "fusion").glob("*.yaml"))

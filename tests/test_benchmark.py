@@ -327,7 +327,7 @@ def _refuse(message: str):
     [
         ("fusions=[blind,nothing]", "fusions knows blind, clipcap.*got 'nothing'"),
         ("peers=[git]", "peers knows vision_encoder_decoder, blip, open_clip_coca; got 'git'"),
-        ("sizes=[huge]", "sizes knows tiny, base"),
+        ("sizes=[huge]", "sizes knows tiny, small, base"),
         ("sizes=[]", "sizes=\\[\\] leaves nothing"),
         ("encoder=resnet", "encoder knows efficientnet_lite0"),
         ("decode.batches=[]", "decode.batches=\\[\\] leaves nothing to measure"),
