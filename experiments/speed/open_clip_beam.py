@@ -2,7 +2,8 @@
 
 It needs a transformers that still has BeamSearchScorer, so an environment of its own and nothing of this project:
 
-    python -m venv old && old/bin/pip install torch==2.15.0 torchvision==0.29.2 open_clip_torch==3.3.0 transformers==4.55.4
+    python -m venv old
+    old/bin/pip install torch==2.15.0 torchvision==0.29.2 open_clip_torch==3.3.0 transformers==4.55.4
     old/bin/python experiments/speed/open_clip_beam.py [batch]
 
 20 tokens per caption (the end token is suppressed), 5 beams, 50 visual tokens of width 256, bfloat16 by autocast.
