@@ -53,6 +53,7 @@ def gradients(parts, fusion: SRAU) -> tuple[float, float, float]:
     parts.captioner.eval()  # without dropout, so that both forms see the same
     shut, there, elsewhere = [], [], []
     for batch in islice(parts.data.train_dataloader(), BATCHES):
+        batch = parts.captioner.transfer_batch_to_device(batch, parts.captioner.device, 0)
         logits: list[torch.Tensor] = []
         hooks = [gate.register_forward_hook(partial(keep, logits)) for gate in fusion.gates]
         loss, _ = parts.captioner.loss(batch)

@@ -37,5 +37,5 @@ def draw(captioner, run: Path, named: dict, readings: dict, folder: Path) -> lis
         keep(figures.gate_openness(every, gate), gate)
     keep(figures.logit_share(every), "logit_share")
     keep(figures.tanh_gates(every, run), "tanh_gates")
-    keep(figures.prefix_words(every, captioner.language.unembedding(), captioner.tokenizer), "prefix_words")
+    keep(figures.prefix_words(every, captioner.language.unembedding().cpu(), captioner.tokenizer), "prefix_words")
     return written

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from src.captioner import Captioner
@@ -56,7 +57,8 @@ def read(captioner: Captioner, pixels_3hw: Tensor, squares: int = 8) -> Reading:
     maps = None if attention_TN is None else grids(_by_word(attention_TN, columns))
     falls_XT = _occlusion(captioner, batch.pixels_IM3hw, text, squares)[:, ahead:]
     occlusion_WX = _by_word(falls_XT.T, tokens, total=True)
-    return Reading(words, columns, maps, occlusion_WX.unflatten(-1, (squares, squares)), aux)
+    reading = Reading(words, columns, maps, occlusion_WX.unflatten(-1, (squares, squares)), aux)
+    return move_data_to_device(reading, torch.device("cpu"))  # where figures are drawn
 
 
 def words_of(tokenizer, ids: list[int]) -> tuple[list[str], list[list[int]]]:
