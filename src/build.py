@@ -13,13 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import bundle
 from src.captioner import PARTS, Captioner
+from src.checkpoint_files import read_checkpoint
 from src.config import check_saved, data_sets, make
 from src.contracts import Language, Source, Tokenizer
 from src.data.base import Streamed
 from src.data.mixture import Mixture
 from src.data.module import CaptionData, DocumentData
 from src.errors import UserError
-from src.intact import read_checkpoint
 from src.records import checkpoint_path, is_export, run_config, verify
 from src.text.tokenizers import load_tokenizer
 from src.vision.base import Vision

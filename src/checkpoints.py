@@ -16,9 +16,9 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from src import records
+from src.checkpoint_files import damage
 from src.config import config_hash
 from src.errors import UserError
-from src.intact import damage
 from src.stopping import Interrupts, Stopped, requeue
 
 PREVIOUS = "previous.ckpt"  # what last.ckpt was before it was written for the last time

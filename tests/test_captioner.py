@@ -272,7 +272,7 @@ def test_imports_only_go_down():
         ["checking", "gpu", "pairs"],
         ["cli"],
         ["text"],
-        ["intact", "layers", "sheet", "sharding", "spikes"],
+        ["checkpoint_files", "layers", "sheet", "sharding", "spikes"],
         ["decoding"],
         ["fusion", "language", "vision", "data"],
         ["captioner", "metrics"],
