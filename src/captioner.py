@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
@@ -19,6 +20,7 @@ from src.fusion.base import Fusion, Terms
 from src.hashing import tensor_hash
 from src.layers.cache import Cache
 from src.layers.chunked_loss import summed_cross_entropy
+from src.layers.packed import packed
 from src.sharding import shard, whole
 from src.spikes import LossSpikes
 
@@ -249,11 +251,14 @@ class Captioner(lightning.LightningModule):
         was_training = self.training
         self.eval()
         captions = {}
-        for batch in batches:
-            batch = self.transfer_batch_to_device(batch, self.device, 0)
-            with self.autocast():
-                ids = self.generate(batch, decoder, batch.text if prompted else None)
-            captions.update({id: self.tokenizer.decode(row) for id, row in zip(batch.ids, ids, strict=True)})
+        with torch.no_grad(), ExitStack() as stack:
+            with self.autocast():  # of the model alone: whoever makes the batches works in single precision
+                stack.enter_context(packed(self.fusion, self.language))
+            for batch in batches:
+                batch = self.transfer_batch_to_device(batch, self.device, 0)
+                with self.autocast():
+                    ids = self.generate(batch, decoder, batch.text if prompted else None)
+                captions.update({id: self.tokenizer.decode(row) for id, row in zip(batch.ids, ids, strict=True)})
         self.train(was_training)
         return captions
 

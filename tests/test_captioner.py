@@ -19,6 +19,7 @@ from src.contracts import Batch, Text, UserError, Visual
 from src.decoding.beam import BeamSearch
 from src.decoding.greedy import Greedy
 from src.layers import chunked_loss
+from src.layers.packed import packed
 
 OPTIM = {"betas": [0.9, 0.98], "weight_decay": 0.1, "warmup": 0.1, "floor": 0.0, "reduction": "token_mean"}
 REGIMES = {
@@ -135,6 +136,30 @@ def test_no_decay_on_norms_biases_and_learnt_constants():
     plain = {names[id(p)] for g in model.parameter_groups() if g["weight_decay"] == 0 for p in g["params"]}
     assert "fusion.mapper.const_kD" in plain and "language.model.transformer.ln_f.weight" in plain
     assert all(n.endswith("bias") or "norm" in n or ".ln_" in n or "const" in n for n in plain)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_weights_packed_for_captioning_change_logits_by_rounding_alone(name):
+    model, batch = make_captioner(name).eval(), make_batch(rows=2)
+    with torch.no_grad():
+        visual = model._visual(batch)
+        if visual is not None:
+            given = {key: x.float() for key, x in vars(visual).items() if torch.is_tensor(x) and x.is_floating_point()}
+            visual = replace(visual, **given)
+        model.fusion.float(), model.language.float()
+
+        def logits():
+            memory = model.fusion.encode(model.language, visual)
+            hidden_BTD = model.fusion.decode(model.language, memory, batch.text)
+            return model.fusion.readout(model.language, hidden_BTD).float()
+
+        exact = logits()
+        with torch.autocast("cpu", torch.bfloat16):
+            plain = logits()
+            with packed(model.fusion, model.language):
+                found = logits()
+    assert found.isfinite().all() and (found - plain).abs().max() < 0.02 * exact.abs().max()
+    assert (found - exact).abs().mean() < 1.2 * (plain - exact).abs().mean() + 1e-6
 
 
 @pytest.mark.parametrize("name", [f for f in FUSIONS if f != "blind"])

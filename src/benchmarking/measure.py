@@ -248,7 +248,7 @@ def decode(job: Job, settings: dict) -> dict:
     contestant, workload = enter(job, settings)
     contestant.module.to(device()).eval()
     try:
-        with autocast(settings):
+        with autocast(settings), contestant.ready():
             one = to_device(workload.pictures(1), device())
             calls, seconds = repeated(partial(contestant.generate, one, 1, 1, cached=True), settings["seconds"])
             rates = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -35,6 +36,7 @@ from src.errors import UserError
 from src.language.gpt2 import GPT2
 from src.language.load import FUSED_GELU
 from src.layers.cache import Cache
+from src.layers.packed import packed
 from src.text.tokenizers import GPT2_LENGTH, ByteLevelBPE, GPT2Vocabulary, load_tokenizer
 
 WINDOW = 4  # batches that are trained on over and over: all contestants see the same, however fast they are
@@ -194,6 +196,10 @@ class Contestant(ABC):
     def flops(self, batch: Batch) -> int:
         """Floating-point operations of a forward and a backward pass."""
 
+    def ready(self) -> AbstractContextManager:
+        """What is done once before many batches of pictures are captioned."""
+        return nullcontext()
+
     @abstractmethod
     def generate(self, batch: Batch, beams: int, tokens: int, cached: bool) -> list[list[int]]:
         """``tokens`` ids for every picture, from its visual tokens; greedy with one beam. May raise Unsupported."""
@@ -242,6 +248,12 @@ class Own(Contestant):
 
     def flops(self, batch: Batch) -> int:
         return training_flops(self.module, batch)
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """As in the captioner's ``caption``."""
+        with torch.no_grad(), packed(self.module.fusion, self.module.language):
+            yield
 
     def generate(self, batch: Batch, beams: int, tokens: int, cached: bool) -> list[list[int]]:
         decoder = Greedy(tokens) if beams == 1 else BeamSearch(tokens, beams, length_penalty=0.0)

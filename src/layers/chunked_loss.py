@@ -1,4 +1,6 @@
-"""Cross-entropy over a large vocabulary without all logits at once: (X, V) in pieces of some rows each.
+"""Cross-entropy over a vocabulary whose logits become their own gradient, (X, V) in pieces of some rows each.
+
+    d/dz_v ( -log softmax(z)_t )  =  softmax(z)_v - [v = t]
 
 Logits of 1,000 targets over 50,257 tokens, their softmax in single precision and its gradient are half a gigabyte, more
 than a small language model itself. Here every piece goes to its loss and on to its gradient before the next is made;
@@ -14,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PIECE = 2**24  # logits at once: 64 MB in single precision
+PIECE = 2**25  # logits at once: 64 MB in half precision
+BLOCK = 2**18  # of them in single precision at once on a CPU, whose caches hold that: 1 MB
 
 Readout = Callable[[Tensor], Tensor]
 
@@ -24,44 +27,58 @@ def summed_cross_entropy(
 ) -> Tensor:
     """Sum over X of -log softmax(readout(hidden))[target], in nats, in single precision or better.
 
-    ``parameters``: all that ``readout`` may depend on; those that train get their gradients. Up to ``PIECE`` logits are
-    made in one piece, the plain way.
+    ``parameters``: all that ``readout`` may depend on; those that train get their gradients.
     """
     rows = max(1, PIECE // vocabulary)
-    if len(hidden_XD) <= rows:
-        return _loss(readout, hidden_XD, target_X)
     if not torch.is_grad_enabled():
         pieces = zip(hidden_XD.split(rows), target_X.split(rows), strict=True)
-        return torch.stack([_loss(readout, h_YD, t_Y) for h_YD, t_Y in pieces]).sum()
+        return torch.stack([_loss(readout(h_YD), t_Y) for h_YD, t_Y in pieces]).sum()
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     return _InPieces.apply(readout, rows, target_X, hidden_XD, *trained)
 
 
-def _loss(readout: Readout, hidden_XD: Tensor, target_X: Tensor) -> Tensor:
-    logits_XV = readout(hidden_XD)
-    return F.cross_entropy(logits_XV.to(torch.promote_types(logits_XV.dtype, torch.float32)), target_X, reduction="sum")
+def _loss(logits_XV: Tensor, target_X: Tensor) -> Tensor:
+    return F.cross_entropy(logits_XV.to(_precise(logits_XV)), target_X, reduction="sum")
+
+
+def _loss_and_gradient(logits_XV: Tensor, target_X: Tensor, grad_XV: Tensor) -> Tensor:
+    """The summed loss; its gradient is written into ``grad_XV``, some rows at a time."""
+    rows = max(1, BLOCK // logits_XV.shape[1]) if logits_XV.device.type == "cpu" else len(logits_XV)
+    total = logits_XV.new_zeros((), dtype=_precise(logits_XV))
+    for z_YV, t_Y, grad_YV in zip(logits_XV.split(rows), target_X.split(rows), grad_XV.split(rows), strict=True):
+        logp_YV = z_YV.log_softmax(-1, dtype=total.dtype)
+        total -= logp_YV.gather(1, t_Y[:, None]).sum()
+        probability_YV = logp_YV.exp_()
+        probability_YV.scatter_add_(1, t_Y[:, None], -torch.ones_like(t_Y[:, None], dtype=total.dtype))
+        grad_YV.copy_(probability_YV)
+    return total
+
+
+def _precise(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 class _InPieces(torch.autograd.Function):
     @staticmethod
     def forward(ctx, readout: Readout, rows: int, target_X: Tensor, hidden_XD: Tensor, *parameters: Tensor) -> Tensor:
-        wanted = (hidden_XD, *parameters)
-        total = torch.zeros((), device=hidden_XD.device, dtype=torch.promote_types(hidden_XD.dtype, torch.float32))
-        hidden_grads, parameter_grads = [], [None] * len(parameters)
+        total = torch.zeros((), device=hidden_XD.device, dtype=_precise(hidden_XD))
+        hidden_grads, parameter_grads, buffer = [], [None] * len(parameters), None
         for h_YD, t_Y in zip(hidden_XD.detach().split(rows), target_X.split(rows), strict=True):
             with torch.enable_grad():
                 h_YD.requires_grad_()
                 # A view: what hooks into the modules of a readout (to count operations, say) cannot be on a leaf here.
-                loss = _loss(readout, h_YD.view_as(h_YD), t_Y)
-                found = torch.autograd.grad(loss, (h_YD, *parameters), allow_unused=True)
-            total = total + loss.detach()
+                logits_YV = readout(h_YD.view_as(h_YD))
+            buffer = torch.empty_like(logits_YV, requires_grad=False) if buffer is None else buffer
+            grad_YV = buffer[: len(logits_YV)]  # not the logits' own memory: a readout may need them once more
+            total += _loss_and_gradient(logits_YV.detach(), t_Y, grad_YV)
+            found = torch.autograd.grad(logits_YV, (h_YD, *parameters), grad_YV, allow_unused=True)
             hidden_grads.append(found[0])
             for i, grad in enumerate(found[1:]):
                 if grad is not None:
                     parameter_grads[i] = grad if parameter_grads[i] is None else parameter_grads[i].add_(grad)
         ctx.there = [i for i, grad in enumerate([hidden_grads, *parameter_grads]) if grad is not None]
         ctx.save_for_backward(torch.cat(hidden_grads), *(grad for grad in parameter_grads if grad is not None))
-        ctx.count = len(wanted)
+        ctx.count = 1 + len(parameters)
         return total
 
     @staticmethod
@@ -69,5 +86,5 @@ class _InPieces(torch.autograd.Function):
     def backward(ctx, factor: Tensor):
         grads: list[Tensor | None] = [None] * ctx.count
         for i, grad in zip(ctx.there, ctx.saved_tensors, strict=True):
-            grads[i] = grad * factor.to(grad.dtype)
+            grads[i] = grad.mul_(factor.to(grad.dtype))  # in place: torch refuses to go back a second time
         return None, None, None, *grads

@@ -1,0 +1,73 @@
+"""Weights laid out once give the numbers of autocast, see no other weights, and leave nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from src.layers.packed import packed
+
+here = pytest.mark.skipif(
+    not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
+    reason="this processor has no products in bfloat16",
+)
+
+
+def layers() -> nn.ModuleList:
+    torch.manual_seed(0)
+    conv = Conv1D(24, 16)
+    nn.init.normal_(conv.bias)
+    return nn.ModuleList([nn.Linear(16, 40), nn.Linear(16, 8, bias=False), conv])
+
+
+def autocast() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+@here
+@pytest.mark.parametrize("shape", [(16,), (1, 16), (5, 16), (2, 3, 7, 16)])
+def test_packed_layers_give_what_autocast_gives(shape):
+    modules, x = layers(), torch.randn(shape)
+    with torch.no_grad(), autocast():
+        plain = [layer(x) for layer in modules]
+        with packed(modules):
+            assert all("forward" in vars(layer) for layer in modules)
+            found = [layer(x) for layer in modules]
+    for one, other in zip(plain, found, strict=True):
+        assert one.dtype == other.dtype == torch.bfloat16 and one.shape == other.shape
+        torch.testing.assert_close(one, other, rtol=2**-7, atol=2**-7)  # the last bit of bfloat16, and sums near 0
+
+
+@here
+def test_weights_changed_afterwards_count_and_errors_leave_nothing_behind():
+    modules, x = layers(), torch.randn(3, 16)
+    with torch.no_grad(), autocast():
+        with pytest.raises(KeyboardInterrupt), packed(modules):
+            raise KeyboardInterrupt
+        assert not any("forward" in vars(layer) for layer in modules)
+        before = modules[0](x)
+        modules[0].weight.zero_(), modules[0].bias.zero_()
+        with packed(modules):
+            assert not modules[0](x).any() and before.any()
+
+
+@pytest.mark.parametrize("mode", ["single precision", "half precision", "gradients"])
+def test_elsewhere_nothing_changes(mode):
+    modules = layers()
+    kind = torch.autocast("cpu", torch.float16 if mode == "half precision" else torch.bfloat16)
+    with torch.set_grad_enabled(mode == "gradients"), kind:
+        with torch.autocast("cpu", enabled=mode != "single precision", dtype=torch.get_autocast_dtype("cpu")):
+            with packed(modules):
+                assert not any("forward" in vars(layer) for layer in modules)
+
+
+@here
+def test_a_tied_output_matrix_stays_the_embedding():
+    embedding, head = nn.Embedding(9, 16), nn.Linear(16, 9, bias=False)
+    head.weight = embedding.weight
+    with torch.no_grad(), autocast(), packed(nn.ModuleList([embedding, head])):
+        assert head.weight is embedding.weight
+        logits = head(embedding(torch.tensor([4])))
+    torch.testing.assert_close(logits.float(), (embedding.weight[4] @ embedding.weight.T)[None], rtol=0.02, atol=0.05)
