@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src.errors import UserError
-from src.gpu import told_when_gpu_fails
+from src.machine import told_when_machine_fails
 from src.records import masked
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def verb(task: Callable) -> Callable:
 
         def checked():
             check_options(command, config)
-            with told_when_gpu_fails():
+            with told_when_machine_fails():
                 return task(config)
 
         return _answer(checked)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src import config, records
 from src.cli import verb
-from src.gpu import told_when_gpu_fails
+from src.machine import told_when_machine_fails
 from src.stopping import Interrupts
 
 
@@ -27,7 +27,7 @@ def main(cfg: DictConfig) -> float | None:
     tracker = config.make(cfg.logger)
     run = Path(HydraConfig.get().runtime.output_dir)
     print(f"run folder: {run}", flush=True)
-    with Interrupts() as interrupts, records.told_when_full(run), told_when_gpu_fails(run):
+    with Interrupts() as interrupts, records.told_when_full(run), told_when_machine_fails(run):
         return train(cfg, sources, tracker, run, interrupts)
 
 

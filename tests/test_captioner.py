@@ -294,7 +294,7 @@ def test_imports_only_go_down():
     floors = [
         ["errors", "hashing", "options", "stopping"],
         ["contracts", "records", "targets"],
-        ["checking", "gpu", "pairs"],
+        ["checking", "machine", "pairs"],
         ["cli"],
         ["text"],
         ["checkpoint_files", "layers", "sheet", "sharding", "spikes"],

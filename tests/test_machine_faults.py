@@ -1,4 +1,4 @@
-"""GPUs that fail in the middle of the work or are full: one sentence, nothing lost, and the other jobs go on.
+"""GPUs that fail in the middle of the work or are full, killed data workers: one sentence, nothing lost, others go on.
 
 There is no GPU here. Its errors are raised where they would be: in a training step, and again at all that follows.
 """
@@ -17,7 +17,7 @@ from test_resume import assert_same, ended_at
 from test_verbs import SMOKE
 
 from src.errors import UserError
-from src.gpu import LONGEST, gpu_fault, told_when_gpu_fails
+from src.machine import LONGEST, machine_fault, told_when_machine_fails
 
 # As torch says it, with the lines that follow the first.
 MORE = (
@@ -52,6 +52,33 @@ Captioner.training_step, SingleDeviceStrategy.teardown = step, teardown
 if "OutOfMemory" not in error:
     train_in("failed-not", "resume=auto")
     train_in("../whole/run")
+"""
+
+# The first data worker that is asked for its fifth batch is killed, as a full machine does it. argv: folder, options.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from torch.utils.data import get_worker_info
+from src import train
+from src.data.batches import CaptionBatches
+folder, options = sys.argv[1], sys.argv[2:]
+take, count, once = CaptionBatches.__getitem__, [0], Path(folder, "killed")
+def planted(self, pick):
+    count[0] += 1
+    if get_worker_info() and count[0] == 5 and not once.exists():
+        once.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return take(self, pick)
+CaptionBatches.__getitem__ = planted
+def train_in(name, *more):
+    sys.argv[1:] = [*options, *more, f"hydra.run.dir='{folder}/{name}'"]
+    train.main()
+try:
+    train_in("failed")
+except SystemExit as end:
+    assert end.code == 2
+train_in("failed", "resume=auto")
+train_in("whole")
 """
 
 # Found by Python at its start: the jobs of one mechanism have a GPU that fails.
@@ -100,6 +127,21 @@ def test_a_gpu_that_fails_in_a_training_loses_nothing(error, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_killed_data_worker_ends_the_training_with_a_sentence_and_nothing_lost(tmp_path):
+    options = [*SMOKE, "fusion=clipcap", "trainer.max_steps=6", "language.model.dropout=0.1", "data.workers=1"]
+    command = [sys.executable, "-c", KILLED, str(tmp_path), *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    assert (tmp_path / "killed").exists() and "Traceback" not in answer.stderr
+    (sentence,) = (line for line in answer.stderr.splitlines() if "error: " in line)
+    assert "A process that loads data was ended from outside (DataLoader worker (pid" in sentence
+    assert "is killed by signal: Killed" in sentence and "data.workers" in sentence
+    assert f"The last checkpoint is kept in {tmp_path}/failed/checkpoints, and the same" in sentence
+    assert_same(ended_at(tmp_path / "whole"), ended_at(tmp_path / "failed"))
+
+
+@pytest.mark.slow
 def test_in_a_sweep_the_other_jobs_go_on(tmp_path):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(CUSTOMIZE)
@@ -124,7 +166,7 @@ def test_in_a_sweep_the_other_jobs_go_on(tmp_path):
     ],
 )
 def test_what_libraries_say_of_a_lost_gpu(said):
-    with pytest.raises(UserError) as caught, told_when_gpu_fails():
+    with pytest.raises(UserError) as caught, told_when_machine_fails():
         raise RuntimeError(f"{said}{MORE}")
     sentence = str(caught.value)
     assert sentence.startswith(f"The GPU failed ({said}).") and "\n" not in sentence and "resume" not in sentence
@@ -134,21 +176,21 @@ def test_a_gpu_that_is_full(tmp_path):
     for said in (FULL, RuntimeError("CUDA error: out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")):
         with (
             pytest.raises(UserError, match=r"memory of the GPU is not enough .* smaller batches"),
-            told_when_gpu_fails(),
+            told_when_machine_fails(),
         ):
             raise said
-    with pytest.raises(UserError, match="There is no checkpoint yet") as caught, told_when_gpu_fails(tmp_path):
+    with pytest.raises(UserError, match="There is no checkpoint yet") as caught, told_when_machine_fails(tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory " + "and more " * 100)
     assert len(str(caught.value)) < LONGEST + 400
 
 
 def test_other_errors_are_left_alone(monkeypatch):
     for error in (RuntimeError("shapes do not fit"), KeyError("cuda"), UserError("trainer.accelerator=cuda: no NCCL")):
-        with pytest.raises(type(error)) as caught, told_when_gpu_fails():
+        with pytest.raises(type(error)) as caught, told_when_machine_fails():
             raise error
         assert caught.value is error
     monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")  # who looks for the place wants the traceback
-    with pytest.raises(torch.AcceleratorError), told_when_gpu_fails():
+    with pytest.raises(torch.AcceleratorError), told_when_machine_fails():
         raise LOST
 
 
@@ -159,4 +201,4 @@ def test_the_first_fault_is_the_one_that_counts():
         except RuntimeError:
             raise RuntimeError("CUDA error: the launch timed out") from None
     except RuntimeError as error:
-        assert gpu_fault(error) is LOST
+        assert machine_fault(error) is LOST

@@ -1,4 +1,4 @@
-"""A GPU that fails in the middle of the work, or is full: one sentence, and how to go on."""
+"""A GPU that fails in the middle of the work or is full, a killed data worker: one sentence, and how to go on."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ FAILED = (
     r"CUDA (driver )?error|HIP error|CUDNN_STATUS|cuDNN error|CUBLAS_STATUS|cuBLAS|CUSOLVER_STATUS|NCCL|"
     r"No CUDA GPUs are available|CUDA driver initialization|no CUDA-capable device|No supported gpu backend"
 )
+WORKER = r"DataLoader worker \(pid"  # what torch says when one is gone, in whatever the main process does just then
 LONGEST = 200  # characters of what the library says
 
 
 @contextmanager
-def told_when_gpu_fails(run: Path | None = None) -> Iterator[None]:
-    """Around work that may be on a GPU: what goes wrong there becomes a UserError.
+def told_when_machine_fails(run: Path | None = None) -> Iterator[None]:
+    """Around work on a GPU, or with data workers: what goes wrong with those becomes a UserError.
 
     ``run``: the folder of a training, which can go on from its last checkpoint. With CUDA_LAUNCH_BLOCKING=1 errors are
     left as they are: their traceback then says where they came from.
@@ -32,33 +33,36 @@ def told_when_gpu_fails(run: Path | None = None) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        cause = gpu_fault(error)
+        cause = machine_fault(error)
         if cause is None or os.environ.get("CUDA_LAUNCH_BLOCKING") == "1":
             raise
         raise UserError(_sentence(" ".join(str(cause).split("\n")[0].split())[:LONGEST], run)) from error
 
 
-def gpu_fault(error: BaseException) -> BaseException | None:
-    """The error that a GPU gave first, among ``error`` and those before it; None where it was none.
+def machine_fault(error: BaseException) -> BaseException | None:
+    """The error that came first from a GPU or a worker, among ``error`` and those before it; None where none did.
 
     A GPU that has failed fails again at all that is tried with it, such as taking the model off it.
     """
     found = None
     while error is not None:
-        if _from_gpu(error):
+        if _from_machine(error):
             found = error
         error = error.__cause__ or error.__context__
     return found
 
 
-def _from_gpu(error: BaseException) -> bool:
+def _from_machine(error: BaseException) -> bool:
     if type(error).__name__ in ("AcceleratorError", "OutOfMemoryError"):  # torch's, which is not imported for this
         return True
-    return isinstance(error, Exception) and re.search(f"CUDA {FULL}|{FAILED}", str(error)) is not None
+    return isinstance(error, Exception) and re.search(f"CUDA {FULL}|{FAILED}|{WORKER}", str(error)) is not None
 
 
 def _sentence(said: str, run: Path | None) -> str:
-    if re.search(FULL, said):
+    if re.search(WORKER, said):
+        what = f"A process that loads data was ended from outside ({said})."
+        advice = "Mostly the machine's memory was full: take fewer of them (data.workers) or a smaller data.batch_size."
+    elif re.search(FULL, said):
         what, advice = f"The memory of the GPU is not enough ({said}).", "Work with smaller batches."
         if run is not None:
             advice = (
