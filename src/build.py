@@ -149,7 +149,7 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
     }
     if source.interleaved:
         return DocumentData(source, captioner.tokenizer, options.max_images, options.p_next, **shared)
-    shared |= {"captions_per_image": options.captions_per_image, "image_tag": options.get("image_tag", False)}
+    shared |= {name: options[name] for name in ("captions_per_image", "image_tag", "by_length") if name in options}
     data = CaptionData(source, captioner.tokenizer, **shared)
     if vision is not None and not captioner.trains("vision") and not isinstance(data.examples("train"), Streamed):
         from src.data.features import FeatureCache

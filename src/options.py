@@ -107,6 +107,7 @@ DATA = {
     "workers": COUNT,
     "cache_dir": TEXT,
     "image_tag": FLAG,
+    "by_length": FLAG,
     "on_error": word("raise", "skip"),
     "max_skipped": SHARE,
 }
@@ -207,6 +208,7 @@ COMMANDS = {
         "dropout": number("[0, 1)"),
         "lengths": TEXT | NOTHING,
         "images": SIZE,
+        "by_length": FLAG,
         "captions": SIZE,
         "max_tokens": whole(3),
         "decode.batches": several(SIZE),

@@ -225,8 +225,10 @@ def _check_heard(cfg: DictConfig) -> None:
     if "members" not in cfg.data and (added := sorted({"schedule", "weights"} & set(cfg.data))):
         raise UserError(f"data.{added[0]} belongs to data=mixture; here is a single data set.")
     for group, options in _members(cfg).items():
+        if options.get("by_length") and trait(options.source._target_, "streamed") is True:
+            raise UserError(f"{group}.by_length=true needs all captions at once; this data set is a stream.")
         interleaved = trait(options.source._target_, "interleaved") is True
-        others = ("captions_per_image", "image_tag") if interleaved else ("max_images", "p_next")
+        others = ("captions_per_image", "image_tag", "by_length") if interleaved else ("max_images", "p_next")
         for name in set(others) & set(options):
             kind = "single pictures" if interleaved else "documents with several pictures"
             raise UserError(f"{group}.{name} belongs to data of {kind}, and these are others.")

@@ -63,6 +63,8 @@ WRONG = {
     "train +data.schedule=round_robin": "data.schedule belongs to data=mixture",
     "train +data.p_next=0.5": "data.p_next belongs to data of documents with several pictures",
     "train data=mixture +data.members.stories.image_tag=true": "data.members.stories.image_tag belongs to data of sin",
+    "train data=shards data.root=x data.by_length=true": "data.by_length=true needs all captions at once",
+    "train data=scenes_interleaved +data.by_length=true": "data.by_length belongs to data of single pictures",
     "train +language.init=pretrained": "language.init belongs to language=gpt2 and language=hub",
     "train data=mixture +data.weights.films=2": "data.weights must name the data sets of data.members, pairs, stories",
     # types

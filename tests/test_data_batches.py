@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import random
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import lightning
@@ -136,6 +138,51 @@ def test_an_epoch_shows_every_example_at_most_once(n, batch_size, epoch, world):
     else:  # fewer than one step: all of them, some again where the processes would get unequal numbers
         assert set(seen) == set(range(n)) and seen.total() - n < world
     assert len(shares[0]) == len(EpochBatchSampler(n, batch_size, 1, 0, world))
+
+
+@settings(deadline=None)
+@given(st.integers(1, 200), st.integers(1, 9), st.integers(0, 3), st.integers(1, 3), st.integers(0, 9))
+def test_by_length_every_example_comes_as_often_and_with_its_like(n, batch_size, epoch, world, seed):
+    chance = random.Random(seed)
+    lengths = [chance.randrange(5, 30) for _ in range(n)]
+    shares = [EpochBatchSampler(n, batch_size, seed, rank, world, lengths).batches(epoch) for rank in range(world)]
+    plain = [EpochBatchSampler(n, batch_size, seed, rank, world).batches(epoch) for rank in range(world)]
+
+    def count(parts):
+        return Counter(i for share in parts for batch in share for i in batch)
+
+    assert count(shares) == count(plain) and [list(map(len, s)) for s in shares] == [list(map(len, s)) for s in plain]
+    if n <= 32 * batch_size * world:  # one pool: the steps are a sorted list, cut
+        steps = [sorted(lengths[i] for batch in step for i in batch) for step in zip(*shares, strict=True)]
+        assert all(one[-1] <= other[0] for one, other in pairwise(sorted(steps)))
+
+
+def test_by_length_saves_padding_and_keeps_the_order_random():
+    chance = random.Random(0)
+    lengths = [round(chance.gauss(13, 4)) for _ in range(3000)]
+    found, plain = (EpochBatchSampler(3000, 16, 0, lengths=given).batches(0) for given in (lengths, None))
+    longest, without = ([max(lengths[i] for i in batch) for batch in batches] for batches in (found, plain))
+    assert sum(longest) < 1.05 * sum(lengths) / 16 < 0.7 * sum(without)
+    neighbours = [abs(a - b) for a, b in pairwise(longest)]
+    assert 3 < sum(neighbours) / len(neighbours)  # not from short to long
+    again = EpochBatchSampler(3000, 16, 0, lengths=lengths)
+    assert found == again.batches(0) != again.batches(1)
+
+
+def test_by_length_in_training_data(tokenizer):
+    source = listed(40)
+    source.groups["train"] = [
+        Example(e.id, tuple(f"{c}{' and' * (int(e.id) % 10)}" for c in e.captions)) for e in source.groups["train"]
+    ]
+    loader = data(source, tokenizer, by_length=True).train_dataloader()
+    ids = [batch.ids for batch in loader]
+    assert sorted(int(id) for batch in ids for id in batch) == list(range(40))
+    assert all(len({int(id) % 10 for id in batch}) == 1 for batch in ids)  # 4 of each length, 4 in a batch
+    state = loader.state_dict()
+    assert data(source, tokenizer, by_length=True).train_dataloader().load_state_dict(state) is None
+    with pytest.raises(UserError, match="by_length = None"):
+        plain = data(source, tokenizer).train_dataloader()
+        data(source, tokenizer, by_length=True).train_dataloader().load_state_dict(plain.state_dict())
 
 
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 4))

@@ -37,7 +37,8 @@ def text(results: dict) -> str:
     parts = [
         f"{about['device']}, {about['threads']} threads, {about['precision']}"
         f"{', compiled' if settings['compile'] else ''}; {settings['images']} pictures x {settings['captions']} "
-        f"captions a step, lengths from {about['captions']['file']}.",
+        f"captions a step{' of about equal length' if settings['by_length'] else ''}, "
+        f"lengths from {about['captions']['file']}.",
         "\n".join(_bullets(_machine(machine, results["features"], settings["encoder"]))),
     ]
     for size in settings["sizes"]:

@@ -29,6 +29,7 @@ from src.data.base import read_json
 from src.data.batches import CaptionBatches, EpochBatchSampler, InOrder, Loader, TrainLoader
 from src.data.captions_text import SPICE_JAR, CaptionsText
 from src.data.features import FeatureCache
+from src.data.module import most_words
 from src.decoding.base import Step
 from src.decoding.beam import BeamSearch
 from src.decoding.greedy import Greedy
@@ -141,7 +142,8 @@ class Workload:
 
         Without its workers: this is the whole cost of data, of which a training hides what workers do meanwhile.
         """
-        order = EpochBatchSampler(len(self.features), self.settings["images"], self.settings["seed"])
+        lengths = list(map(most_words, self._data.examples)) if self.settings["by_length"] else None
+        order = EpochBatchSampler(len(self.features), self.settings["images"], self.settings["seed"], lengths=lengths)
         return islice(TrainLoader(self._data, order, workers=0), WINDOW)
 
     def pictures(self, count: int) -> Batch:

@@ -25,6 +25,7 @@ from src.errors import UserError
 from src.text.normalise import normalise_caption
 
 Pick = tuple[int | None, list[int]]  # epoch (None: not training), and the positions of a batch's examples
+POOL = 32  # steps whose examples are sorted by length among each other
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -35,11 +36,21 @@ class EpochBatchSampler(Sampler[Pick]):
 
     A last batch that would be smaller is left out, unless it is the only one. Every rank has equally many batches of
     equal size: where ``n`` is smaller than one step of all ranks, examples are repeated up to a multiple of ``world``.
-    Iteration starts at batch ``start`` of epoch ``epoch``.
+    Iteration starts at batch ``start`` of epoch ``epoch``. ``lengths``: with them, examples of about equal length come
+    together; those of ``POOL`` steps are sorted, and the steps shuffled.
     """
 
-    def __init__(self, n: int, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        n: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        lengths: Sequence[int] | None = None,
+    ):
         self.n, self.batch_size, self.seed, self.rank, self.world = n, batch_size, seed, rank, world
+        self.lengths = lengths
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
@@ -52,7 +63,16 @@ class EpochBatchSampler(Sampler[Pick]):
         step = self.batch_size * self.world
         if self.n < step:
             order = _fill(order, self.world)
+        elif self.lengths is not None:
+            order = self._by_length(order[: len(self) * step], step, generator)
         return [order[i * step : (i + 1) * step][self.rank :: self.world] for i in range(len(self))]
+
+    def _by_length(self, order: list[int], step: int, generator: torch.Generator) -> list[int]:
+        """``order``, whole steps, in steps of examples of about equal length."""
+        pools = (order[i : i + POOL * step] for i in range(0, len(order), POOL * step))
+        sorted_order = [i for pool in pools for i in sorted(pool, key=self.lengths.__getitem__)]
+        shuffled = torch.randperm(len(order) // step, generator=generator).tolist()
+        return [i for k in shuffled for i in sorted_order[k * step : (k + 1) * step]]
 
     def __iter__(self) -> Iterator[Pick]:
         epoch, start = self.epoch, self.start
@@ -60,7 +80,8 @@ class EpochBatchSampler(Sampler[Pick]):
 
     def identity(self) -> dict[str, int]:
         """What a position in an epoch means nothing without."""
-        return {"examples": self.n, "batch_size": self.batch_size, "seed": self.seed, "processes": self.world}
+        known = {"examples": self.n, "batch_size": self.batch_size, "seed": self.seed, "processes": self.world}
+        return known if self.lengths is None else {**known, "by_length": POOL}
 
 
 class InOrder(Sampler[Pick]):
@@ -269,9 +290,9 @@ class TrainLoader(Loader):
     def load_state_dict(self, state: dict) -> None:
         """Raises UserError when the position belongs to other batches than these."""
         for name, here in self.order.identity().items():
-            if state[name] != here:
+            if state.get(name) != here:
                 raise UserError(
-                    f"The run to resume had {name} = {state[name]} and this one has {here}; resume with the same "
+                    f"The run to resume had {name} = {state.get(name)} and this one has {here}; resume with the same "
                     "data, batch size, seed and number of processes."
                 )
         self.epoch, self.done = state["epoch"], state["done"]

@@ -28,7 +28,8 @@ class CaptionData(lightning.LightningDataModule):
     included (a longer caption is cut and has no end token). ``workers``: loading processes per loader. ``features``:
     split -> table whose ``visual(rows)`` gives the encoded pictures at positions of ``examples(split)``; pixels are
     then not loaded. It may be set later, before the loaders are asked for. ``image_tag``: captions begin with the tag
-    that stands for a picture in documents.
+    that stands for a picture in documents. ``by_length``: pictures whose longest captions have about as many words come
+    together in training, so that less is padding; not for streamed sources.
 
     Batches, their order and their captions depend on (source, seed, epoch) alone. Raises UserError for options out of
     range, missing splits, repeated ids, and pictures without any caption.
@@ -47,6 +48,7 @@ class CaptionData(lightning.LightningDataModule):
         workers: int = 0,
         features: Mapping | None = None,
         image_tag: bool = False,
+        by_length: bool = False,
     ):
         super().__init__()
         _require("batch_size", batch_size, batch_size >= 1, "at least 1")
@@ -57,7 +59,7 @@ class CaptionData(lightning.LightningDataModule):
         self.source, self.tokenizer, self.image_size = source, tokenizer, image_size
         self.batch_size, self.captions_per_image, self.max_tokens = batch_size, captions_per_image, max_tokens
         self.train_fraction, self.seed, self.workers = train_fraction, seed, workers
-        self.features, self.image_tag = features or {}, image_tag
+        self.features, self.image_tag, self.by_length = features or {}, image_tag, by_length
         self._examples: dict[str, Sequence[Example]] = {}
 
     @property
@@ -117,7 +119,8 @@ class CaptionData(lightning.LightningDataModule):
             return self._in_order("train", self.captions_per_image)
         examples, options = self.examples("train"), (self.batch_size, self.seed, *_rank_and_world())
         streamed = isinstance(examples, Streamed)
-        order = examples.order(*options) if streamed else EpochBatchSampler(len(examples), *options)
+        lengths = list(map(most_words, examples)) if self.by_length else None
+        order = examples.order(*options) if streamed else EpochBatchSampler(len(examples), *options, lengths)
         return TrainLoader(self._batches("train", self.captions_per_image), order, self.workers)
 
     def val_dataloader(self) -> Loader:
@@ -178,6 +181,11 @@ class DocumentData(CaptionData):
             self.seed,
             self.image_size,
         )
+
+
+def most_words(example: Example) -> int:
+    """Words of the example's longest caption."""
+    return max(len(caption.split()) for caption in example.captions)
 
 
 def nested_share(n: int, fraction: float, seed: int) -> list[int]:

@@ -73,6 +73,7 @@ class Shards(PictureFiles):
     """
 
     name = "shards"
+    streamed = True
 
     def __init__(
         self,
