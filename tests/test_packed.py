@@ -64,6 +64,18 @@ def test_elsewhere_nothing_changes(mode):
 
 
 @here
+def test_slices_of_weights_stay_where_they_are():
+    class Slice(torch.Tensor):
+        """As DTensor, which fsdp puts in the place of a parameter."""
+
+    modules = layers()
+    for layer in modules:
+        layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Slice))
+    with torch.no_grad(), autocast(), packed(modules):
+        assert not any("forward" in vars(layer) for layer in modules)
+
+
+@here
 def test_a_tied_output_matrix_stays_the_embedding():
     embedding, head = nn.Embedding(9, 16), nn.Linear(16, 9, bias=False)
     head.weight = embedding.weight

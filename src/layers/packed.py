@@ -34,7 +34,8 @@ def packed(*modules: nn.Module) -> Iterator[None]:
 
 def _gains(weight: Tensor) -> bool:
     return (
-        weight.device.type == "cpu"
+        type(weight) is nn.Parameter  # and no slice of one (trainer.strategy=fsdp)
+        and weight.device.type == "cpu"
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
         and not torch.is_grad_enabled()
