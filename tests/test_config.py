@@ -64,6 +64,7 @@ WRONG = {
     "train +data.p_next=0.5": "data.p_next belongs to data of documents with several pictures",
     "train data=mixture +data.members.stories.image_tag=true": "data.members.stories.image_tag belongs to data of sin",
     "train data=shards data.root=x data.by_length=true": "data.by_length=true needs all captions at once",
+    "train data=scenes_interleaved +data.cache_dir=x": "data.cache_dir belongs to data of single pictures",
     "train data=scenes_interleaved +data.by_length=true": "data.by_length belongs to data of single pictures",
     "train +language.init=pretrained": "language.init belongs to language=gpt2 and language=hub",
     "train data=mixture +data.weights.films=2": "data.weights must name the data sets of data.members, pairs, stories",
