@@ -19,7 +19,7 @@ from src.contracts import Batch, Chunk, Document, Example
 from src.data.base import stable_number
 from src.data.documents import few_shot, prompts
 from src.errors import UserError
-from src.metrics.answers import Asked, answer_scores, judge
+from src.metrics.answers import Asked, answer_scores, judge, shares
 from src.metrics.captions import CaptionScorer
 from src.metrics.extra import extra_scores
 from src.metrics.retrieval import recall_at_k
@@ -89,7 +89,8 @@ def evaluate_documents(parts: Parts, split: str) -> Evaluation:
     scores, rows, speed = {"loss": split_loss(parts, split)}, [], None
     if documents:
         said, speed = _captions(parts, _prompts(parts, documents), split, prompted=True)
-        scores |= answer_scores(said, asked)
+        verdicts = answer_scores(said, asked)
+        scores |= shares(verdicts)
         leads = {document.id: document.chunks[-1].text for document in documents}
         rows = [
             {
@@ -97,8 +98,9 @@ def evaluate_documents(parts: Parts, split: str) -> Evaluation:
                 "caption": f"{leads[id]} {answer}",
                 "answer": asked[id].right,
                 "verdict": judge(answer, asked[id]),
+                **row,
             }
-            for id, answer in said.items()
+            for (id, answer), row in zip(said.items(), verdicts, strict=True)
         ]
     return Evaluation(split, scores, rows, speed)
 

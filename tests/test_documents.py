@@ -19,7 +19,7 @@ from src.data.mixture import Mixture
 from src.data.module import CaptionData, DocumentData
 from src.data.scenes import Scenes
 from src.data.stories import ScenesInterleaved, tell
-from src.metrics.answers import Asked, answer_scores
+from src.metrics.answers import Asked, answer_scores, shares
 from src.text.scene_world import Scene
 
 TAG, BOS, EOS, PAD = Characters.image_tag[0], Characters.bos, Characters.eos, Characters.pad
@@ -146,7 +146,10 @@ def test_answers_are_right_of_another_picture_or_neither():
     asked = {str(i): Asked("colour" if i < 2 else "shape", "red", frozenset({"blue"})) for i in range(4)}
     said = {"0": "red", "1": "blue and more", "2": "green", "3": ""}
     want = {"right": 0.25, "other_picture": 0.25, "neither": 0.5, "colour": 0.5, "shape": 0.0}
-    assert answer_scores(said, asked) == {f"answers/{name}": share for name, share in want.items()}
+    rows = answer_scores(said, asked)
+    assert shares(rows) == {f"answers/{name}": share for name, share in want.items()}
+    assert [row["answers/right"] for row in rows] == [1, 0, 0, 0]
+    assert [row["answers/colour"] for row in rows] == [1, 0, None, None]
 
 
 # ---------------------------------------------------------------------------------------------------------------- files

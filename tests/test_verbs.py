@@ -207,6 +207,10 @@ def test_a_run_on_two_data_sets_scores_and_logs_both(on_two_data_sets):
     pairs = json.loads((on_two_data_sets / "metrics.json").read_text())["scores"]
     stories = json.loads((on_two_data_sets / "stories" / "metrics.json").read_text())["scores"]
     assert "CIDEr-D" in pairs and "answers/right" in stories
+    lines = (on_two_data_sets / "stories" / "predictions.jsonl").read_text().splitlines()
+    for name in ("answers/right", "answers/colour"):  # per question, for src.compare
+        values = [value for value in (json.loads(line)[name] for line in lines) if value is not None]
+        assert sum(values) / len(values) == pytest.approx(stories[name])
     header = (on_two_data_sets / "log" / "metrics.csv").read_text().splitlines()[0].split(",")
     wanted = {"train/pairs/loss", "train/stories/loss", "val/pairs/loss", "val/stories/loss", "fusion/tanh_alpha/0"}
     assert wanted <= set(header)

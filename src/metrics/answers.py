@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+VERDICTS = ("right", "other_picture", "neither")
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -21,14 +23,20 @@ def judge(said: str, asked: Asked) -> str:
     return "right" if word == asked.right else "other_picture" if word in asked.others else "neither"
 
 
-def answer_scores(said: Mapping[str, str], asked: Mapping[str, Asked]) -> dict[str, float | None]:
-    """Shares of the answers, by id: right, of another picture, of neither; and the share right of each kind."""
-    verdicts = {id: judge(answer, asked[id]) for id, answer in said.items()}
-    scores = {f"answers/{v}": _share(list(verdicts.values()), v) for v in ("right", "other_picture", "neither")}
-    for kind in sorted({a.kind for a in asked.values()}):
-        scores[f"answers/{kind}"] = _share([v for id, v in verdicts.items() if asked[id].kind == kind], "right")
-    return scores
+def answer_scores(said: Mapping[str, str], asked: Mapping[str, Asked]) -> list[dict[str, float | None]]:
+    """For each answer 1 or 0, in the order of ``said``: right, of another picture, neither; and right among those of
+    its kind, None at the others."""
+    kinds = sorted({one.kind for one in asked.values()})
+    rows = []
+    for id, answer in said.items():
+        verdict, kind = judge(answer, asked[id]), asked[id].kind
+        scores = {f"answers/{name}": float(verdict == name) for name in VERDICTS}
+        rows.append(scores | {f"answers/{k}": float(verdict == "right") if k == kind else None for k in kinds})
+    return rows
 
 
-def _share(verdicts: Sequence[str], wanted: str) -> float | None:
-    return sum(v == wanted for v in verdicts) / len(verdicts) if verdicts else None
+def shares(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """The mean of each score over the answers that have it; None where none has."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    values = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+    return {name: sum(found) / len(found) if found else None for name, found in values.items()}
