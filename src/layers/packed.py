@@ -21,15 +21,15 @@ def packed(*modules: nn.Module) -> Iterator[None]:
     That is what autocast does with them; where it is off, on a GPU, where gradients are wanted, and on processors
     without products in bfloat16, nothing changes.
     """
-    layers = [layer for module in modules for layer in module.modules() if type(layer) in (nn.Linear, Conv1D)]
-    layers = [layer for layer in layers if _gains(layer.weight)]
-    for layer in layers:
-        layer.forward = _laid_out(layer)
+    found = (layer for module in modules for layer in module.modules() if type(layer) in (nn.Linear, Conv1D))
+    forwards = {layer: _laid_out(layer) for layer in found if _gains(layer.weight)}
     try:
+        for layer, forward in forwards.items():
+            layer.forward = forward
         yield
     finally:
-        for layer in layers:
-            del layer.forward  # the class's own is back
+        for layer in forwards:
+            vars(layer).pop("forward", None)  # the class's own is back
 
 
 def _gains(weight: Tensor) -> bool:
