@@ -142,28 +142,45 @@ def test_no_decay_on_norms_biases_and_learnt_constants():
     assert all(n.endswith("bias") or "norm" in n or ".ln_" in n or "const" in n for n in plain)
 
 
-@pytest.mark.parametrize("name", FUSIONS)
-def test_weights_packed_for_captioning_change_logits_by_rounding_alone(name):
+def make_logits(name: str):
+    """A captioner in float32, and the function that walks through it once."""
     model, batch = make_captioner(name).eval(), make_batch(rows=2)
-    with torch.no_grad():
-        visual = model._visual(batch)
-        if visual is not None:
-            given = {key: x.float() for key, x in vars(visual).items() if torch.is_tensor(x) and x.is_floating_point()}
-            visual = replace(visual, **given)
-        model.fusion.float(), model.language.float()
+    visual = model._visual(batch)
+    if visual is not None:
+        given = {key: x.float() for key, x in vars(visual).items() if torch.is_tensor(x) and x.is_floating_point()}
+        visual = replace(visual, **given)
+    model.fusion.float(), model.language.float()
 
-        def logits():
-            memory = model.fusion.encode(model.language, visual)
-            hidden_BTD = model.fusion.decode(model.language, memory, batch.text)
-            return model.fusion.readout(model.language, hidden_BTD).float()
+    def logits():
+        memory = model.fusion.encode(model.language, visual)
+        hidden_BTD = model.fusion.decode(model.language, memory, batch.text)
+        return model.fusion.readout(model.language, hidden_BTD).float()
 
-        exact = logits()
-        with torch.autocast("cpu", torch.bfloat16):
-            plain = logits()
-            with packed(model.fusion, model.language):
-                found = logits()
+    return model, logits
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+@torch.no_grad()
+def test_weights_packed_for_captioning_change_logits_by_rounding_alone(name):
+    model, logits = make_logits(name)
+    exact = logits()
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = logits()
+        with packed(model.fusion, model.language):
+            found = logits()
     assert found.isfinite().all() and (found - plain).abs().max() < 0.02 * exact.abs().max()
     assert (found - exact).abs().mean() < 1.2 * (plain - exact).abs().mean() + 1e-6
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+@torch.no_grad()
+def test_so_it_is_in_single_precision(name, monkeypatch):
+    monkeypatch.setattr("src.layers.packed.FLOAT32_FROM", 1)  # the matrices of this test are small
+    model, logits = make_logits(name)
+    exact = logits()
+    with packed(model.fusion, model.language):
+        assert not torch.backends.mkldnn.is_available() or "forward" in vars(model.language.model.lm_head)
+        torch.testing.assert_close(logits(), exact, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [f for f in FUSIONS if f != "blind"])

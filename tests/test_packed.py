@@ -1,4 +1,4 @@
-"""Weights laid out once give the numbers of autocast, see no other weights, and leave nothing behind."""
+"""Weights laid out once give the same numbers, see no other weights, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from src.layers.packed import packed
+from src.layers.packed import FLOAT32_FROM, packed
 
 here = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
@@ -38,6 +38,32 @@ def test_packed_layers_give_what_autocast_gives(shape):
     for one, other in zip(plain, found, strict=True):
         assert one.dtype == other.dtype == torch.bfloat16 and one.shape == other.shape
         torch.testing.assert_close(one, other, rtol=2**-7, atol=2**-7)  # the last bit of bfloat16, and sums near 0
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
+@pytest.mark.parametrize("shape", [(512,), (16, 512), (2, 3, 512)])
+def test_in_single_precision_the_large_ones_are_packed(shape):
+    torch.manual_seed(0)
+    large, small = FLOAT32_FROM // 512, FLOAT32_FROM // 512 - 1
+    modules = nn.ModuleList([nn.Linear(512, large), nn.Linear(512, large, bias=False), Conv1D(large, 512)])
+    nn.init.normal_(modules[2].bias)
+    modules.append(nn.Linear(512, small))
+    x = torch.randn(shape)
+    with torch.no_grad():
+        plain = [layer(x) for layer in modules]
+        with packed(modules):
+            assert ["forward" in vars(layer) for layer in modules] == [True, True, True, False]
+            found = [layer(x) for layer in modules]
+    for one, other in zip(plain, found, strict=True):
+        assert other.dtype == torch.float32 and one.shape == other.shape
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)  # sums in another order
+    assert not any("forward" in vars(layer) for layer in modules)
+
+
+def test_weights_in_double_precision_stay_where_they_are():
+    modules = nn.ModuleList([nn.Linear(512, FLOAT32_FROM // 512).double()])
+    with torch.no_grad(), packed(modules):
+        assert "forward" not in vars(modules[0])
 
 
 @here
