@@ -9,6 +9,7 @@ import torch
 
 from src.contracts import Memory, Text, UserError
 from src.decoding.beam import BeamSearch
+from src.decoding.best import BLOCK, best, best_few
 from src.decoding.greedy import Greedy
 from src.decoding.sample import Sample
 
@@ -163,3 +164,19 @@ def test_filters_keep_the_right_tokens():
 def test_senseless_options_are_refused(make):
     with pytest.raises(UserError, match=r"decode\."):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("V", [3, BLOCK, 7 * BLOCK + 5, 40 * BLOCK, 40 * BLOCK + 63])
+@pytest.mark.parametrize("k", [1, 3, 10])
+def test_the_best_are_those_of_torch(dtype, V, k):
+    torch.manual_seed(k * V)
+    scores_BV, k = torch.randn(6, V).to(dtype), min(k, V)  # in bfloat16 many are equal
+    scores_BV[1] = scores_BV[1].sort().values  # the best in the last block, or behind it
+    scores_BV[2] = scores_BV[2].sort(descending=True).values
+    scores_BV[3] = -torch.inf
+    scores_BV[4, 1:] = -torch.inf
+    value_Bk, id_Bk = best_few(scores_BV, k)
+    assert torch.equal(value_Bk, scores_BV.topk(k).values) and torch.equal(scores_BV.gather(1, id_Bk), value_Bk)
+    assert all(len(set(row)) == k for row in id_Bk.tolist())
+    assert torch.equal(best(scores_BV), scores_BV.float().argmax(-1))

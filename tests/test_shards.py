@@ -22,11 +22,12 @@ from test_bad_inputs import png
 from test_resume import assert_same, ended_at
 from trainings import Trainings
 
-from src.data import shards
+from src.data import shard_index
 from src.data.folder import Folder
 from src.data.module import CaptionData
 from src.data.scenes import Scenes
-from src.data.shards import ShardOrder, Shards, expand, write_shards
+from src.data.shard_writer import write_shards
+from src.data.shards import ShardOrder, Shards, expand
 from src.errors import UserError
 
 SHARDS, EACH = 5, 6  # of the training split
@@ -248,8 +249,8 @@ def test_an_epoch_of_ten_million_is_not_drawn_up_at_once():
 # ------------------------------------------------------------------------------------------------------------ the index
 def test_an_index_is_made_once_and_again_for_a_changed_shard(tmp_path, monkeypatch):
     root, scanned = folder(tmp_path), []
-    scan = shards.scan
-    monkeypatch.setattr(shards, "scan", lambda path, check: scanned.append(path.name) or scan(path, check))
+    scan = shard_index.scan
+    monkeypatch.setattr(shard_index, "scan", lambda path, check: scanned.append(path.name) or scan(path, check))
     read(root).examples("train")
     assert len(scanned) == SHARDS + 1
     read(root).examples("train")

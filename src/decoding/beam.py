@@ -12,6 +12,7 @@ from torch import Tensor
 
 from src.contracts import Memory, Text, UserError
 from src.decoding.base import Step, check_length, next_column, something
+from src.decoding.best import best_few
 from src.layers.cache import Cache
 
 
@@ -54,10 +55,8 @@ class _Search:
     def start(self, logits_IV: Tensor) -> None:
         """First tokens: the K best continuations of each prompt."""
         score_IV = something(logits_IV.float().log_softmax(-1), self.eos)
-        I, V = score_IV.shape
-        width = min(2 * self.K, V)
-        score_IW, token_IW = score_IV.topk(width)
-        self.ids_IKt = score_IW.new_zeros(I, self.K, 0, dtype=torch.long)
+        score_IW, token_IW = best_few(score_IV, min(2 * self.K, score_IV.shape[1]))
+        self.ids_IKt = score_IW.new_zeros(len(score_IW), self.K, 0, dtype=torch.long)
         self.cache.repeat(self.K)
         self._advance(score_IW, torch.zeros_like(token_IW), token_IW, length=1)
 
@@ -65,13 +64,12 @@ class _Search:
         """One more token on every beam."""
         # Every beam can end at most once, so 2K candidates hold at least K that go on; they are among the 2K best of
         # each beam.
-        logits_BV = logits_BV.float()
-        best_BW, token_BW = logits_BV.topk(min(2 * self.K, logits_BV.shape[1]))
-        logp_BW = best_BW - logits_BV.logsumexp(-1, keepdim=True)
+        logp_BV = logits_BV.float().log_softmax(-1)
+        logp_BW, token_BW = best_few(logp_BV, min(2 * self.K, logp_BV.shape[1]))
         total_IX = (self.score_IK[:, :, None] + logp_BW.unflatten(0, (-1, self.K))).flatten(1)  # X = K * W
         score_IW, flat_IW = total_IX.topk(min(2 * self.K, total_IX.shape[1]))
         token_IW = token_BW.view(total_IX.shape).gather(1, flat_IW)
-        self._advance(score_IW, flat_IW // best_BW.shape[1], token_IW, length)
+        self._advance(score_IW, flat_IW // logp_BW.shape[1], token_IW, length)
 
     def _advance(self, score_IW: Tensor, beam_IW: Tensor, token_IW: Tensor, length: int) -> None:
         """Note finished candidates, keep the K best unfinished ones as the new beams."""

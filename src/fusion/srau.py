@@ -170,6 +170,8 @@ class LearntGates(nn.Module):
             nn.init.constant_(W.bias, bias_init)
 
     def forward(self, a_BTD: Tensor, c_KBTD: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # captioning: few rows to copy, and whole matrices can be laid out beforehand
+            return torch.stack([W(torch.cat([a_BTD, c_BTD], -1)) for W, c_BTD in zip(self.W, c_KBTD, strict=True)])
         # W [a ; c] = W_a a + W_c c: no copy of a for every level
         D = a_BTD.shape[-1]
         return torch.stack(

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
 from src.fusion.base import Fusion, gpt2_init
-from src.layers.attention import CrossAttention, key_bias, note, self_attention
+from src.layers.attention import CrossAttention, key_bias, note, self_attention, split_heads
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout
 
@@ -142,8 +142,7 @@ class FusionLayer(nn.Module):
         return f_BTD + self.drop(self.fc2(inner_BTE))
 
     def _attend(self, f_BTD: Tensor, walk) -> Tensor:
-        qkv_BTHd = (x_BTD.unflatten(-1, (self.heads, -1)) for x_BTD in self.qkv(f_BTD).chunk(3, dim=-1))
-        q_BHTd, k_BHTd, v_BHTd = (x_BTHd.transpose(1, 2) for x_BTHd in qkv_BTHd)
+        q_BHTd, k_BHTd, v_BHTd = split_heads(self.qkv(f_BTD), self.heads)
         dropout = self.dropout if self.training else 0.0
         read_BTD = self_attention(q_BHTd, k_BHTd, v_BHTd, walk, self.slot, q_BHTd.shape[-1] ** -0.5, dropout)
         return self.out(read_BTD)

@@ -15,7 +15,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block as LibraryBlock
 
 from src.contracts import Tokenizer
 from src.language.base import LanguageModel, Walk
-from src.layers.attention import self_attention
+from src.layers.attention import self_attention, split_heads
 
 
 class GPT2(LanguageModel):
@@ -54,12 +54,9 @@ class GPT2Block:
     def attend(self, h_BTD: Tensor, walk: Walk) -> Tensor:
         """h + W_o SDPA(W_qkv LN1(h)), causal; appends to the walk's cache."""
         attn = self.layer.attn
-        qkv_BTHd = (
-            x_BTD.unflatten(-1, (attn.num_heads, attn.head_dim))
-            for x_BTD in attn.c_attn(self.norm(h_BTD)).split(attn.embed_dim, dim=-1)
-        )
+        qkv_BTE = attn.c_attn(self.norm(h_BTD))  # E = 3*H*d
         read_BTD = self_attention(
-            *(x_BTHd.transpose(1, 2) for x_BTHd in qkv_BTHd),  # (B, H, T, d)
+            *split_heads(qkv_BTE, attn.num_heads),
             walk,
             slot=f"self.{attn.layer_idx}",
             scale=attn.scaling,

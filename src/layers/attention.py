@@ -9,6 +9,7 @@ after the other along the query axis: the picture's keys and values are then sha
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -86,6 +87,11 @@ def _as_products(q_BHTd: Tensor, k_BKSd: Tensor, dropout: float) -> bool:
     return dtype == torch.bfloat16 and math.prod(q_BHTd.shape[:-1]) * k_BKSd.shape[-2] <= SCORES
 
 
+def split_heads(qkv_BTE: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values, (B, H, T, d) each, of one projection to all three: E = 3*H*d."""
+    return qkv_BTE.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+
 def self_attention(
     q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor, walk, slot: str, scale: float, dropout: float
 ) -> Tensor:
@@ -116,8 +122,8 @@ class CrossAttention(nn.Module):
         dropout: float = 0.0,
     ):
         super().__init__()
-        self.heads = heads
-        inner = heads * (head_width or width // heads)
+        self.heads, self.width = heads, head_width or width // heads  # of one head
+        inner = heads * self.width
         self.q = nn.Linear(width, inner, bias=bias)
         self.k = nn.Linear(source_width, inner, bias=bias)
         self.v = nn.Linear(source_width, inner, bias=bias)
@@ -136,8 +142,8 @@ class CrossAttention(nn.Module):
         ``bias`` is an additive mask that broadcasts to (I, H, G*T, N). With ``aux``, the weights (B, H, T, N) are noted
         under "attention".
         """
-        bias = None if bias is None else bias[:, None]
-        return self.levels(h_BTD, k_IHNd[:, None], v_IHNd[:, None], bias, aux)[0]
+        read_IHQd = self._read(self._queries(h_BTD, len(k_IHNd)), k_IHNd, v_IHNd, bias, h_BTD.shape[:2], aux)
+        return self.out(read_IHQd.transpose(1, 2).reshape(*h_BTD.shape[:2], -1))  # (I, H, Q, d) -> (B, T, D)
 
     def levels(
         self, h_BTD: Tensor, k_IKHNd: Tensor, v_IKHNd: Tensor, bias: Tensor | None = None, aux: dict | None = None
@@ -145,22 +151,33 @@ class CrossAttention(nn.Module):
         """The same for K sources per picture with shared weights, each read by itself: (K, B, T, D)."""
         B, T, _ = h_BTD.shape
         I, K = k_IKHNd.shape[:2]
-        G = B // I
-        q_IHQd = self._split(self.q(h_BTD).view(I, G * T, -1))  # Q = G*T
-        q_XHQd = q_IHQd.repeat_interleave(K, 0) if K > 1 else q_IHQd  # X = I*K
+        q_XHQd = self._queries(h_BTD, I).repeat_interleave(K, 0)  # X = I*K
         k_XHNd, v_XHNd = k_IKHNd.flatten(0, 1), v_IKHNd.flatten(0, 1)
         bias = None if bias is None else bias.flatten(0, 1)
-        if aux is not None:
-            self._note_weights(q_XHQd, k_XHNd, bias, (I, K, G, T), aux)
-        read_XHQd = attention(q_XHQd, k_XHNd, v_XHNd, bias, dropout=self.dropout if self.training else 0.0)
+        read_XHQd = self._read(q_XHQd, k_XHNd, v_XHNd, bias, (B, T), aux)
         read_KIQHd = read_XHQd.unflatten(0, (I, K)).permute(1, 0, 3, 2, 4)
         return self.out(read_KIQHd.reshape(K, B, T, -1))  # (K, B, T, D)
 
-    def _note_weights(self, q_XHQd: Tensor, k_XHNd: Tensor, bias: Tensor | None, sizes: tuple, aux: dict) -> None:
+    def _queries(self, h_BTD: Tensor, I: int) -> Tensor:
+        """(I, H, Q, d) with the rows of a picture one after the other: Q = G*T."""
+        return self.q(h_BTD).view(I, -1, self.heads, self.width).transpose(1, 2)
+
+    def _read(
+        self, q_XHQd: Tensor, k_XHNd: Tensor, v_XHNd: Tensor, bias: Tensor | None, rows: Sequence[int], aux: dict | None
+    ) -> Tensor:
+        """Attention, (X, H, Q, d); ``rows``: the B and T of the text."""
+        if aux is not None:
+            self._note_weights(q_XHQd, k_XHNd, bias, rows, aux)
+        return attention(q_XHQd, k_XHNd, v_XHNd, bias, dropout=self.dropout if self.training else 0.0)
+
+    def _note_weights(
+        self, q_XHQd: Tensor, k_XHNd: Tensor, bias: Tensor | None, rows: Sequence[int], aux: dict
+    ) -> None:
         scores = q_XHQd @ k_XHNd.transpose(-1, -2) * q_XHQd.shape[-1] ** -0.5
         weights_XHQN = (scores if bias is None else scores + bias).softmax(-1)
-        I, K, G, T = sizes
-        weights_IKHGTN = weights_XHQN.view(I, K, self.heads, G, T, -1)
+        B, T = rows
+        I = B * T // weights_XHQN.shape[2]  # B*T = I*Q
+        weights_IKHGTN = weights_XHQN.view(I, -1, self.heads, B // I, T, weights_XHQN.shape[-1])
         for level in weights_IKHGTN.unbind(1):
             note(aux, "attention", level.transpose(1, 2).flatten(0, 1))  # (B, H, T, N)
 
