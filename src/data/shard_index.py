@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
 import numpy as np
@@ -31,6 +32,9 @@ MAX_TEXT = 2**20  # bytes of an entry with captions; img2dataset's hold metadata
 LAYOUT = 'a caption in .txt, or {"caption": ...} or {"captions": [...]} in .json'
 # Of each example: first byte and length of the picture and of the captions, and whether these are JSON. Then the key.
 FIELDS = [("picture", "<i8"), ("bytes", "<i8"), ("text", "<i8"), ("length", "<i4"), ("json", "?")]
+# numpy reads headers with Python's parser, which in 3.11 fails with a SystemError when a second thread parses while a
+# finaliser has interrupted the first (https://github.com/python/cpython/issues/106905).
+PARSING = Lock()
 
 
 class ShardFile:
@@ -84,7 +88,7 @@ def index_of(path: Path, cache_dir: Path, check: bool) -> Index:
 def load_index(path: Path, cache_dir: Path, check: bool, state: list[int]) -> Index | None:
     """The saved index of the shard in this state; None where there is none, or a damaged one."""
     try:
-        with np.load(_place(path, cache_dir, check), allow_pickle=False) as saved:
+        with PARSING, np.load(_place(path, cache_dir, check), allow_pickle=False) as saved:
             if str(saved["head"]) != _head(check, state):
                 return None
             return Index(saved["rows"], [tuple(fault) for fault in json.loads(str(saved["faults"]))])
