@@ -94,6 +94,12 @@ def _stretched(channel: np.ndarray) -> np.ndarray:
 # --------------------------------------------------------------------------------------------------------------------
 def matrix(job: Job, settings: dict) -> dict:
     """Floating-point operations per second of a matrix product in the precision of training; the fastest shape's."""
+    rates = matrix_rates(settings)
+    return {"flops_per_second": max(rates.values()), "by_side": rates}
+
+
+def matrix_rates(settings: dict) -> dict[str, float]:
+    """FLOP per second by side."""
     where = device()
     dtype = torch.bfloat16 if precision(settings["precision"]) == "bf16-mixed" else torch.float32
     rates = {}
@@ -101,7 +107,7 @@ def matrix(job: Job, settings: dict) -> dict:
         a, b, c = (torch.randn(side, side, device=where).to(dtype) for _ in range(3))
         calls, seconds = repeated(partial(torch.mm, a, b, out=c), settings["seconds"] / len(SIDES[where.type]))
         rates[str(side)] = 2 * side**3 * calls / seconds
-    return {"flops_per_second": max(rates.values()), "by_side": rates}
+    return rates
 
 
 def pictures(job: Job, settings: dict) -> dict:
@@ -167,12 +173,14 @@ def train(job: Job, settings: dict) -> dict:
     loss = contestant.compiled_loss() if settings["compile"] else contestant.loss
     one_pass = partial(passage, contestant, workload, make_optimizer(contestant), loss)
     one_pass(Stopwatch(synchronise))  # allocation, first use of kernels, compilation
+    limits = [*matrix_rates(settings).values()]  # just before and after: machines drift within a round
     watch, passes, elapsed = timed_passes(one_pass, settings["seconds"], synchronise)
     whole = elapsed / passes
     if where.type == "cuda":
         _, passes_unbroken, elapsed = timed_passes(one_pass, settings["seconds"], lambda: None)
         whole = elapsed / passes_unbroken
     peak = peak_memory_mb()
+    limits += matrix_rates(settings).values()
     batches = [to_device(batch, where) for batch in workload.window()]
     rows = [row for batch in batches for row in contestant.rows(batch)]
     targets = sum(len(row) - 1 for row in rows)
@@ -183,6 +191,7 @@ def train(job: Job, settings: dict) -> dict:
             "step": whole / WINDOW,
             **{part: watch.seconds[part] / passes / WINDOW for part in PARTS},
         },
+        "matrix_flops_per_second": max(limits),
         "peak_memory_mb": peak,
         "own_memory_mb": peak - before,
         "tokens_per_step": targets / WINDOW,

@@ -8,6 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from src.benchmarking.jobs import FLOOR, Failure, Job
 
 Results = Mapping[Job, Sequence[dict]]  # what every job found, round by round
+MEASURED = (
+    "samples_per_second",
+    "tokens_per_second",
+    "matrix_flops_per_second",
+    "peak_memory_mb",
+    "own_memory_mb",
+)
 SHARED = ("flops_per_step", "parameters", "trainable", "tokens_per_step", "tokens_sha256", "note")  # of all rounds
 
 
@@ -57,15 +64,11 @@ def _training(job: Job, results: Results) -> dict:
     return {
         **_names(job),
         "regime": job.regime,
-        **{
-            name: spread([turn[name] for turn in turns])
-            for name in ("samples_per_second", "tokens_per_second", "peak_memory_mb", "own_memory_mb")
-        },
+        **{name: spread([turn[name] for turn in turns]) for name in MEASURED},
         "seconds": {part: spread([turn["seconds"][part] for turn in turns]) for part in first["seconds"]},
         **{name: first[name] for name in SHARED},
-        "utilisation": ratio(
-            lambda turn, other: first["flops_per_step"] / turn["seconds"]["step"] / other["flops_per_second"],
-            results[Job("matrix")],
+        "utilisation": spread(
+            [first["flops_per_step"] / turn["seconds"]["step"] / turn["matrix_flops_per_second"] for turn in turns]
         ),
         "time_over_floor": ratio(lambda turn, other: turn["seconds"]["step"] / other["seconds"]["step"], floor),
         "flops_over_floor": first["flops_per_step"] / floor[0]["flops_per_step"] if floor else None,
