@@ -142,11 +142,14 @@ def even_interval(wanted: int, steps: int) -> int:
 def fit(trainer, parts, cfg: DictConfig) -> None:
     """Train; a captioner without trainable parameters (blind with a frozen LM) is only saved as it is."""
     from src.checkpoints import take_over, unfinished
+    from src.heap import keep_freed_memory
 
     if not parts.captioner.parameter_groups():
         trainer.strategy.connect(parts.captioner)
         trainer.save_checkpoint(Path(trainer.default_root_dir) / "checkpoints" / "best.ckpt", weights_only=True)
         return
+    if trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
     run = Path(trainer.default_root_dir)
     earlier = unfinished(cfg, run) if cfg.resume == "auto" else cfg.resume
     last = take_over(Path(earlier), run) if earlier else None

@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from random import Random
 
@@ -19,6 +20,7 @@ from omegaconf import OmegaConf
 
 from src import benchmark
 from src.benchmark import checked
+from src.benchmarking import measure
 from src.benchmarking.jobs import Alone, Failure, Job, plan
 from src.benchmarking.measure import PARTS, prepare
 from src.benchmarking.peers import PEERS, Unsupported
@@ -297,6 +299,36 @@ def test_summary_takes_medians_quartiles_and_ratios_round_by_round():
     assert found["failures"] == {"train tiny coca finetune_lm": "it fell over"}
     assert spread([1.0, 2.0, 4.0, 8.0])["median"] == statistics.median([1.0, 2.0, 4.0, 8.0])
     assert spread([]) is None and spread([None]) is None and spread([3.0])["high"] == 3.0
+
+
+def test_the_limit_follows_a_machine_that_drifts(monkeypatch):
+    """From 10 to 30 within two seconds, then two more at 30: a mean over time, not over looks."""
+    clock, rates = [0.0], iter([10.0, 30.0, 30.0])
+    monkeypatch.setattr(measure, "matrix_rates", lambda settings: {"4": 1.0, "8": 2.0})
+    monkeypatch.setattr(measure, "product", lambda side, settings: (None, side))
+    monkeypatch.setattr(measure, "repeated", lambda call, seconds, warm: (next(rates), 8.0))  # 8: the fastest side
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    limit = measure.Limit({})
+    watch = measure.Stopwatch(lambda: None, limit)
+    for now in (0.5, 2.0, 2.5):  # only the second is more than a second behind the look before it
+        clock[0] = now
+        watch.lap("forward")
+        watch.rest()
+    clock[0] = 4.0
+    limit.look(always=True)
+    assert limit.mean() == (2 * 20 + 2 * 30) / 4
+    assert watch.seconds["forward"] == 2.5 and watch.paused == 0
+
+
+def test_looks_belong_to_no_step():
+    class Slow:
+        def look(self) -> None:
+            time.sleep(0.1)
+
+    watch, passes, elapsed = measure.timed_passes(
+        lambda watch: (watch.lap("forward"), watch.rest()), 0.0, measure.Stopwatch(lambda: None, Slow())
+    )
+    assert passes == 1 and elapsed < 0.05 < 0.1 <= watch.paused and watch.seconds["forward"] < 0.05
 
 
 def _turn(step: float, flops: float | None, rate: float = 1.0) -> dict:

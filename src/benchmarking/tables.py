@@ -25,9 +25,9 @@ TRAINING = (
 LEGEND = (
     "Rounds: {rounds}; medians, quartiles in brackets; peers in italics. A sample is a caption, a token a real "
     "target (no padding). GFLOP: counted, of one step; of matrix rate: these per second over those of the machine's "
-    "fastest matrix product, just before and after. MiB: highest memory of the process; own: without what it held "
-    "before the model was made. / LM: over the plain language model (blind) in the same regime. On a GPU the parts of "
-    "a step are timed one by one and add up to more than the step."
+    "fastest matrix product, looked at between the steps. MiB: highest memory of the process; own: without what it "
+    "held before the model was made. / LM: over the plain language model (blind) in the same regime. On a GPU the "
+    "parts of a step are timed one by one and add up to more than the step."
 )
 
 

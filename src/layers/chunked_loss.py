@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PIECE = 2**25  # logits at once: 64 MB in half precision
+PIECE = 2**26  # logits at once: 128 MB in half precision; every piece more makes and adds a gradient of all weights
 BLOCK = 2**18  # of them in single precision at once on a CPU, whose caches hold that: 1 MB
 
 Readout = Callable[[Tensor], Tensor]
