@@ -256,6 +256,7 @@ def timed_passes(one_pass: Callable, seconds: float, watch: Stopwatch) -> tuple[
     while passes == 0 or time.perf_counter() - started < seconds:
         one_pass(watch)
         passes += 1
+    watch.lap("data")  # the loader's end
     synchronise()
     return watch, passes, time.perf_counter() - started - watch.paused
 
