@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import GPT2Config
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
 from src.layers.packed import FLOAT32_FROM, packed
@@ -58,6 +60,26 @@ def test_in_single_precision_the_large_ones_are_packed(shape):
         assert other.dtype == torch.float32 and one.shape == other.shape
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)  # sums in another order
     assert not any("forward" in vars(layer) for layer in modules)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=here)])
+@pytest.mark.parametrize("activation", ["gelu_pytorch_tanh", "gelu_new", "relu"])
+def test_gelu_is_applied_once_and_only_where_it_is_that_of_tanh(dtype, activation):
+    torch.manual_seed(0)
+    mlp = GPT2MLP(2048, GPT2Config(n_embd=256, activation_function=activation)).eval()
+    nn.init.normal_(mlp.c_fc.weight, std=0.1)  # so that much lies where GELU bends
+    nn.init.normal_(mlp.c_fc.bias)
+    x = torch.randn(5, 3, 256)
+    tolerance = 1e-5 if dtype == torch.float32 else 2**-6
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        plain, inner = mlp(x), mlp.act(mlp.c_fc(x))
+        with packed(mlp):
+            assert ("forward" in vars(mlp.act)) == (activation == "gelu_pytorch_tanh")
+            torch.testing.assert_close(mlp.act(mlp.c_fc(x)), inner, rtol=tolerance, atol=tolerance)
+            found = mlp(x)
+        assert not any("forward" in vars(layer) for layer in mlp.modules())
+    torch.testing.assert_close(found, plain, rtol=tolerance, atol=tolerance)
 
 
 def test_weights_in_double_precision_stay_where_they_are():
