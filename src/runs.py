@@ -84,13 +84,14 @@ class Arm:
 def find_runs(patterns: str | Iterable[str], evaluation: str | None = None) -> list[Run]:
     """Every finished run in the folders that ``patterns`` name (a folder, a folder of runs, or a glob), sorted.
 
-    ``evaluation``: read the results in ``<run>/evaluate/<evaluation>`` (``src.evaluate`` wrote them) instead of the
-    run's own. Raises UserError if there is none, or if a file is damaged.
+    ``evaluation``: read the results in ``<run>/evaluate/<evaluation>`` (``src.evaluate`` wrote them), or those of a
+    further data set of that name (``data=mixture`` writes them to ``<run>/<name>``), instead of the run's own. Raises
+    UserError if there is none, or if a file is damaged.
     """
     patterns = [patterns] if isinstance(patterns, str) else [str(pattern) for pattern in patterns]
     named = [Path(path) for pattern in patterns for path in glob.glob(str(Path(pattern).expanduser()))]
     folders = sorted({run for path in named for run in _run_folders(path)})
-    results = folders if evaluation is None else [folder / "evaluate" / evaluation for folder in folders]
+    results = folders if evaluation is None else [_results(folder, evaluation) for folder in folders]
     for result in results:
         verify(result, "metrics.json")  # one that was lost is not one that never was
     runs = [
@@ -99,7 +100,7 @@ def find_runs(patterns: str | Iterable[str], evaluation: str | None = None) -> l
         if (result / "metrics.json").is_file()
     ]
     if not runs:
-        what = "a finished run" if evaluation is None else f"a run with evaluate/{evaluation}"
+        what = "a finished run" if evaluation is None else f"a run with evaluate/{evaluation} or {evaluation}"
         raise UserError(f"runs={','.join(patterns)} names no folder of {what}; a finished run has metrics.json.")
     return runs
 
@@ -138,6 +139,12 @@ def curves(arms: Sequence[Arm], key: str) -> dict[str, list[tuple[float, str]]]:
         label: sorted((arm.runs[0].settings[key], arm.label) for arm in family)
         for label, family in zip(labels, families, strict=True)
     }
+
+
+def _results(folder: Path, evaluation: str) -> Path:
+    further = folder / evaluation
+    evaluated = folder / "evaluate" / evaluation
+    return further if further.is_dir() and not evaluated.is_dir() else evaluated
 
 
 def _run_folders(path: Path) -> list[Path]:

@@ -77,8 +77,18 @@ def test_an_evaluation_is_read_instead_of_the_run(tmp_path):
     (run,) = find_runs(str(tmp_path), evaluation="val")
     assert run.metrics["split"] == "val" and run.rows == [] and run.fusion == "srau"
     assert run.batches_sha256 == BATCHES  # what it was trained on stands in the run's own file
-    with pytest.raises(UserError, match="names no folder of a run with evaluate/train"):
+    with pytest.raises(UserError, match="names no folder of a run with evaluate/train or train;"):
         find_runs(str(tmp_path), evaluation="train")
+
+
+def test_a_further_data_set_of_a_mixture_is_read_by_its_name(tmp_path):
+    folder = write_run(tmp_path / "r")
+    for number, place in enumerate(("stories", "evaluate/stories")):
+        (folder / place).mkdir(parents=True)
+        (folder / place / "metrics.json").write_text(json.dumps({"split": "test", "scores": {"loss": number}}))
+        (run,) = find_runs(str(tmp_path), evaluation="stories")
+        assert run.scores == {"loss": number}  # the newer evaluation, where there is one
+        assert run.batches_sha256 == BATCHES
 
 
 @pytest.mark.parametrize(
