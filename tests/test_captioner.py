@@ -313,7 +313,7 @@ def test_imports_only_go_down():
     import ast
 
     floors = [
-        ["errors", "hashing", "options", "stopping"],
+        ["errors", "hashing", "heap", "options", "stopping"],
         ["contracts", "records", "targets"],
         ["checking", "machine", "pairs"],
         ["cli"],
