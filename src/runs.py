@@ -142,6 +142,7 @@ def curves(arms: Sequence[Arm], key: str) -> dict[str, list[tuple[float, str]]]:
 
 
 def _results(folder: Path, evaluation: str) -> Path:
+    """What src.evaluate wrote under that name, else what training wrote for a data set of that name."""
     further = folder / evaluation
     evaluated = folder / "evaluate" / evaluation
     return further if further.is_dir() and not evaluated.is_dir() else evaluated

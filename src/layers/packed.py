@@ -70,7 +70,6 @@ def _laid_out(layer: nn.Module, dtype: torch.dtype, gelu: bool = False) -> Calla
     weight_NK = layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()
     blocks = torch.ops.mkldnn._reorder_linear_weight(weight_NK.to(dtype).contiguous())
     bias_N = None if layer.bias is None else layer.bias.to(dtype)
-
     then = ("gelu", [], "tanh") if gelu else ("none", [], "")
 
     def forward(x_XK: Tensor) -> Tensor:
