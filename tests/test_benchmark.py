@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 
 from src import benchmark
 from src.benchmark import checked
-from src.benchmarking import measure
+from src.benchmarking import timing
 from src.benchmarking.jobs import Alone, Failure, Job, plan
 from src.benchmarking.measure import PARTS, prepare
 from src.benchmarking.peers import PEERS, Unsupported
@@ -304,12 +304,12 @@ def test_summary_takes_medians_quartiles_and_ratios_round_by_round():
 def test_the_limit_follows_a_machine_that_drifts(monkeypatch):
     """From 10 to 30 within two seconds, then two more at 30: a mean over time, not over looks."""
     clock, rates = [0.0], iter([10.0, 30.0, 30.0])
-    monkeypatch.setattr(measure, "matrix_rates", lambda settings: {"4": 1.0, "8": 2.0})
-    monkeypatch.setattr(measure, "product", lambda side, settings: (None, side))
-    monkeypatch.setattr(measure, "repeated", lambda call, seconds, warm: (next(rates), 8.0))  # 8: the fastest side
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
-    limit = measure.Limit({})
-    watch = measure.Stopwatch(lambda: None, limit)
+    monkeypatch.setattr(timing, "matrix_rates", lambda settings: {"4": 1.0, "8": 2.0})
+    monkeypatch.setattr(timing, "product", lambda side, settings: (None, side))
+    monkeypatch.setattr(timing, "repeated", lambda call, seconds, warm: (next(rates), 8.0))  # 8: the fastest side
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    limit = timing.Limit({})
+    watch = timing.Stopwatch(lambda: None, limit)
     for now in (0.5, 2.0, 2.5):  # only the second is more than a second behind the look before it
         clock[0] = now
         watch.lap("forward")
@@ -325,9 +325,8 @@ def test_looks_belong_to_no_step():
         def look(self) -> None:
             time.sleep(0.1)
 
-    watch, passes, elapsed = measure.timed_passes(
-        lambda watch: (watch.lap("forward"), watch.rest()), 0.0, measure.Stopwatch(lambda: None, Slow())
-    )
+    watch = timing.Stopwatch(lambda: None, Slow())
+    passes, elapsed = timing.timed_passes(lambda watch: (watch.lap("forward"), watch.rest()), 0.0, watch)
     assert passes == 1 and elapsed < 0.05 < 0.1 <= watch.paused and watch.seconds["forward"] < 0.05
 
 
