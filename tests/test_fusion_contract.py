@@ -99,6 +99,7 @@ def test_cached_steps_equal_the_full_walk(parts):
     torch.testing.assert_close(fusion.readout(language, hidden), full, **EXACT)
 
 
+@torch.no_grad()
 def test_left_padded_prompts_and_reordered_beams(parts):
     """A ragged prompt, then beams in another order, then one more token: equal to each row computed alone."""
     fusion, language = parts

@@ -339,7 +339,7 @@ def test_bfloat16_is_finite_with_left_padding(kind):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         steps_BTV = cached(lm, ids_BT, valid_BT, (6, 7, 9), ragged=True)
         logits(lm, ids_BT, valid_BT, ragged=True, cache=(cache := Cache(4, 9)))
-    assert {x.dtype for pair in cache._slots.values() for x in pair} == {torch.bfloat16}  # not twice the memory
+    assert {x.dtype for slot in cache._slots.values() for x in slot.buffers} == {torch.bfloat16}  # not twice the memory
     full_BTV = logits(lm, ids_BT, valid_BT, ragged=True)
     for rough_BTV in (half_BTV, steps_BTV):
         assert (rough_BTV - full_BTV)[valid_BT].abs().mean() < 0.05 * full_BTV.std()

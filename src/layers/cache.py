@@ -1,13 +1,44 @@
 """Keys and values of the text seen so far, in buffers allocated once.
 
 A cache belongs to one batch of text rows. A walk through the language model first claims its columns (``claim``), then
-every attention of that walk appends to those columns under its own slot name. Beams reorder rows with ``select``.
+every attention of that walk appends to those columns under its own slot name. Beams reorder rows with ``select``: the
+rows move when the next columns are appended, into buffers that these just fill. One pass over the memory then does for
+both, and a matrix product reads a full buffer where it lies, but copies a part of one first.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+
+
+@dataclass
+class _Slot:
+    """Keys and values (B, H, C, d) of one attention, in the first ``filled`` of C columns."""
+
+    buffers: tuple[Tensor, Tensor]
+    filled: int = 0
+    rows_B: Tensor | None = None  # the order that ``select`` asked for and that is still to be made
+
+    def select(self, rows_B: Tensor) -> None:
+        self.rows_B = rows_B if self.rows_B is None else self.rows_B.index_select(0, rows_B)
+
+    def move(self, columns: int) -> None:
+        """Into buffers of ``columns`` columns, rows in their order."""
+        self.buffers = tuple(self._moved(x_BHCd, columns) for x_BHCd in self.buffers)
+        self.rows_B = None
+
+    def _moved(self, x_BHCd: Tensor, columns: int) -> Tensor:
+        B, H, _, d = x_BHCd.shape
+        moved_BHCd = x_BHCd.new_empty(B if self.rows_B is None else len(self.rows_B), H, columns, d)
+        old_BHSd, new_BHSd = x_BHCd.narrow(2, 0, self.filled), moved_BHCd.narrow(2, 0, self.filled)
+        if self.rows_B is None:
+            new_BHSd.copy_(old_BHSd)
+        else:
+            torch.index_select(old_BHSd, 0, self.rows_B, out=new_BHSd)
+        return moved_BHCd
 
 
 class Cache:
@@ -19,7 +50,7 @@ class Cache:
         self.ragged = False
         self._valid_BS: Tensor | None = None
         self._start = 0
-        self._slots: dict[str, tuple[Tensor, Tensor]] = {}
+        self._slots: dict[str, _Slot] = {}
 
     def claim(self, valid_BT: Tensor, ragged: bool) -> Tensor:
         """Reserve the next T columns for one walk; returns the validity of all columns so far, (B, S).
@@ -36,35 +67,35 @@ class Cache:
         self._valid_BS[:, self._start : self.length] = valid_BT
         return self._valid_BS[:, : self.length]
 
-    def append(self, slot: str, k_BHTd: Tensor, v_BHTd: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, name: str, k_BHTd: Tensor, v_BHTd: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys and values into the claimed columns; returns everything up to them, (B, H, S, d) each."""
-        if slot not in self._slots:
-            B, H, _, d = k_BHTd.shape
-            self._slots[slot] = (
-                k_BHTd.new_empty(B, H, self.capacity, d),
-                v_BHTd.new_empty(B, H, self.capacity, v_BHTd.shape[-1]),
-            )
-        k_BHSd, v_BHSd = self._slots[slot]
-        T = self.length - self._start  # narrow: a slice in Python costs three times as much, and steps are short
-        k_BHSd.narrow(2, self._start, T).copy_(k_BHTd)
-        v_BHSd.narrow(2, self._start, T).copy_(v_BHTd)
-        return k_BHSd.narrow(2, 0, self.length), v_BHSd.narrow(2, 0, self.length)
+        if name not in self._slots:
+            self._slots[name] = _Slot((self._empty(k_BHTd), self._empty(v_BHTd)))
+        slot = self._slots[name]
+        if slot.rows_B is not None:
+            slot.move(self.length)
+        elif slot.buffers[0].shape[2] < self.length:  # reordered at the last step, but not at this one
+            slot.move(self.capacity)
+        for x_BHCd, new_BHTd in zip(slot.buffers, (k_BHTd, v_BHTd), strict=True):
+            # narrow: a slice in Python costs three times as much, and steps are short
+            x_BHCd.narrow(2, self._start, self.length - self._start).copy_(new_BHTd)
+        slot.filled = self.length
+        k_BHCd, v_BHCd = slot.buffers
+        return k_BHCd.narrow(2, 0, self.length), v_BHCd.narrow(2, 0, self.length)
 
     def select(self, rows_B: Tensor) -> None:
-        """Keep (or reorder, or repeat) the rows ``rows_B``, in place."""
+        """Keep (or reorder, or repeat) the rows ``rows_B``; works without gradients only."""
         self.rows = len(rows_B)
         if self._valid_BS is not None:
             self._valid_BS = self._valid_BS.index_select(0, rows_B)
-        for slot, buffers in self._slots.items():
-            self._slots[slot] = tuple(self._pick(x, rows_B) for x in buffers)
+        for slot in self._slots.values():
+            slot.select(rows_B)
 
     def repeat(self, times: int) -> None:
         """Every row ``times`` times, neighbours first (row b becomes rows b*times .. b*times + times - 1)."""
         device = self._valid_BS.device if self._valid_BS is not None else None
         self.select(torch.arange(self.rows, device=device).repeat_interleave(times))
 
-    def _pick(self, x_BHSd: Tensor, rows_B: Tensor) -> Tensor:
-        # Only the columns in use are copied: the rest of the buffer holds nothing yet.
-        picked = x_BHSd.new_empty(len(rows_B), *x_BHSd.shape[1:])
-        picked[:, :, : self.length] = x_BHSd[:, :, : self.length].index_select(0, rows_B)
-        return picked
+    def _empty(self, x_BHTd: Tensor) -> Tensor:
+        B, H, _, d = x_BHTd.shape
+        return x_BHTd.new_empty(B, H, self.capacity, d)
