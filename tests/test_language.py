@@ -266,18 +266,21 @@ def test_right_padding_changes_nothing(kind):
 @pytest.mark.parametrize("ragged", [False, True])
 @torch.no_grad()
 def test_beams_equal_recomputation(kind, ragged):
-    """Prefill, two beams a row, one step, a reorder across rows, one more step."""
+    """Prefill, two beams a row, then a step each after one order, another, none, and two at once (one drops rows)."""
     lm = build(kind)
     ids_BT, valid_BT = left_padded() if ragged else draw(4, 9)
-    next_ids_BT, next_valid_BT = draw(8, 2, seed=7)
-    cache = Cache(4, 11)
+    next_ids_BT, next_valid_BT = draw(8, 5, seed=7)
+    cache = Cache(4, 14)
     logits(lm, ids_BT, valid_BT, ragged, cache)
     cache.repeat(2)
     ids_BT, valid_BT = ids_BT.repeat_interleave(2, 0), valid_BT.repeat_interleave(2, 0)
-    for step, order in enumerate(([0, 1, 2, 3, 4, 5, 6, 7], [1, 1, 2, 7, 0, 4, 6, 3])):
-        cache.select(torch.tensor(order))
-        ids_BT = torch.cat([ids_BT[order], next_ids_BT[:, step, None]], 1)
-        valid_BT = torch.cat([valid_BT[order], next_valid_BT[:, step, None]], 1)
+    same, mixed = [0, 1, 2, 3, 4, 5, 6, 7], [1, 1, 2, 7, 0, 4, 6, 3]
+    for step, orders in enumerate(([same], [mixed], [], [mixed, [5, 0, 2]], [])):
+        for order in orders:
+            cache.select(torch.tensor(order))
+            ids_BT, valid_BT = ids_BT[order], valid_BT[order]
+        ids_BT = torch.cat([ids_BT, next_ids_BT[: len(ids_BT), step, None]], 1)
+        valid_BT = torch.cat([valid_BT, next_valid_BT[: len(valid_BT), step, None]], 1)
         stepped_BTV = logits(lm, ids_BT[:, -1:], valid_BT[:, -1:], False, cache)
         close(stepped_BTV, logits(lm, ids_BT, valid_BT, ragged)[:, -1:])
 
