@@ -1,4 +1,4 @@
-"""Keys and values of the text seen so far, in buffers allocated once.
+"""Keys and values of the text seen so far, in buffers allocated once as long as no rows are reordered.
 
 A cache belongs to one batch of text rows. A walk through the language model first claims its columns (``claim``), then
 every attention of that walk appends to those columns under its own slot name. Beams reorder rows with ``select``: the
@@ -70,11 +70,11 @@ class Cache:
     def append(self, name: str, k_BHTd: Tensor, v_BHTd: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys and values into the claimed columns; returns everything up to them, (B, H, S, d) each."""
         if name not in self._slots:
-            self._slots[name] = _Slot((self._empty(k_BHTd), self._empty(v_BHTd)))
+            self._slots[name] = _Slot((k_BHTd.narrow(2, 0, 0), v_BHTd.narrow(2, 0, 0)))
         slot = self._slots[name]
         if slot.rows_B is not None:
             slot.move(self.length)
-        elif slot.buffers[0].shape[2] < self.length:  # reordered at the last step, but not at this one
+        elif slot.buffers[0].shape[2] < self.length:  # new, or reordered at the last step but not at this one
             slot.move(self.capacity)
         for x_BHCd, new_BHTd in zip(slot.buffers, (k_BHTd, v_BHTd), strict=True):
             # narrow: a slice in Python costs three times as much, and steps are short
@@ -95,7 +95,3 @@ class Cache:
         """Every row ``times`` times, neighbours first (row b becomes rows b*times .. b*times + times - 1)."""
         device = self._valid_BS.device if self._valid_BS is not None else None
         self.select(torch.arange(self.rows, device=device).repeat_interleave(times))
-
-    def _empty(self, x_BHTd: Tensor) -> Tensor:
-        B, H, _, d = x_BHTd.shape
-        return x_BHTd.new_empty(B, H, self.capacity, d)
