@@ -17,7 +17,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is loaded
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.comparison.arms import compare
-from src.runs import Arm, Run
+from src.comparison.runs import Arm, Run
 
 IMAGES, ARMS, SEEDS, RESAMPLES, REFERENCES = 5_000, 7, 3, 10_000, 5
 SCORES = ("METEOR", "ROUGE-L", "CIDEr-D")

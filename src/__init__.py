@@ -12,3 +12,32 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 # Hydra takes plugins only from packages below the name hydra_plugins; ours are in src/launch/hydra_plugins.
 sys.path.append(str(Path(__file__).parent / "launch"))
+
+# The floors, from the ground up: a file imports from lower floors and from its own room only, and no two files import
+# each other, not even by way of others (tests/test_floors.py). README.md shows them.
+FLOORS = (
+    ("errors", "layers", "scenes"),
+    ("contracts", "records"),
+    ("decoding", "fusion", "language", "text", "vision"),
+    ("config", "data", "metrics"),
+    ("comparison", "launch", "loading"),
+    ("reporting", "training"),
+    ("captioner",),
+    ("build", "diagnostics"),
+    ("benchmarking", "pretrained", "tasks"),
+    ("tracking",),
+    # the commands, python -m src.<name>
+    (
+        "benchmark",
+        "caption",
+        "compare",
+        "dashboard",
+        "doctor",
+        "evaluate",
+        "explain",
+        "export",
+        "report",
+        "score",
+        "train",
+    ),
+)

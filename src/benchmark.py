@@ -17,10 +17,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from src.benchmarking.jobs import FLOOR, Alone, Failure, Job, plan
 from src.benchmarking.summary import summarise
 from src.benchmarking.tables import text
-from src.cli import verb
-from src.config import HOME
+from src.config.classes import HOME
+from src.config.command_line import verb
 from src.errors import UserError
-from src.records import environment, write_json, write_text
+from src.records.environment.environment import environment
+from src.records.files import write_json, write_text
 
 PEERS = ("vision_encoder_decoder", "blip", "open_clip_coca")
 MODULE = "src.benchmarking.measure"

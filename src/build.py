@@ -11,16 +11,17 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from src import bundle
 from src.captioner import PARTS, Captioner
-from src.checkpoint_files import read_checkpoint
-from src.config import check_saved, data_sets, make
+from src.config.make import check_saved, data_sets, make
 from src.contracts import Language, Source, Tokenizer
 from src.data.base import Streamed
-from src.data.mixture import Mixture
-from src.data.module import CaptionData, DocumentData
 from src.errors import UserError
-from src.records import checkpoint_path, is_export, run_config, verify
+from src.loading.mixture import Mixture
+from src.loading.module import CaptionData, DocumentData
+from src.records import exported
+from src.records.files import verify
+from src.records.folder import checkpoint_path, is_export, run_config
+from src.records.weights import read_checkpoint
 from src.text.tokenizers import load_tokenizer
 from src.vision.base import Vision
 
@@ -152,7 +153,7 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
     shared |= {name: options[name] for name in ("captions_per_image", "image_tag", "by_length") if name in options}
     data = CaptionData(source, captioner.tokenizer, **shared)
     if vision is not None and not captioner.trains("vision") and not isinstance(data.examples("train"), Streamed):
-        from src.data.features import FeatureCache
+        from src.loading.features import FeatureCache
 
         data.features = {
             split: FeatureCache.open_or_build(
@@ -224,7 +225,7 @@ def load_weights(captioner: Captioner, path: Path) -> None:
 
 def load_checkpoint(run: Path) -> dict:
     """The best checkpoint of a run, or the same of an exported folder."""
-    return bundle.read(run) if is_export(run) else read_checkpoint(checkpoint_path(run))
+    return exported.read(run) if is_export(run) else read_checkpoint(checkpoint_path(run))
 
 
 def precision(wanted: str) -> str:

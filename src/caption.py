@@ -12,9 +12,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from src import records
-from src.cli import verb
+from src.config.command_line import verb
 from src.errors import UserError
+from src.records.files import seal, write_jsonl
+from src.records.folder import weights_path
 
 SHEET_LIMIT = 100  # pictures on the sheet; captions.jsonl has all
 
@@ -23,7 +24,7 @@ SHEET_LIMIT = 100  # pictures on the sheet; captions.jsonl has all
 @verb
 def main(cfg: DictConfig) -> None:
     """Pictures -> captions.jsonl and a sheet. A picture that can't be read is named and skipped."""
-    records.weights_path(cfg.run)
+    weights_path(cfg.run)
     from src.data.images import find_pictures
 
     files = find_pictures(cfg.images)
@@ -34,7 +35,7 @@ def main(cfg: DictConfig) -> None:
 
     from src.build import restore_captioner
     from src.pretrained import picture_batches
-    from src.sheet import write_sheet
+    from src.records.sheet import write_sheet
 
     captioner = restore_captioner(Path(cfg.run), cfg.get("decode"))
     batches = picture_batches(captioner, files, cfg.batch_size, lambda error: print(f"skipped: {error}"))
@@ -43,8 +44,8 @@ def main(cfg: DictConfig) -> None:
     rows = [{"image": str(file), "caption": captions[str(file)]} for file in files if str(file) in captions]
     if not rows:
         raise UserError(f"None of the {len(files)} pictures could be read.")
-    records.write_jsonl(folder / "captions.jsonl", rows)
-    records.seal(folder, "captions.jsonl")
+    write_jsonl(folder / "captions.jsonl", rows)
+    seal(folder, "captions.jsonl")
     shown = rows[:SHEET_LIMIT]
     write_sheet(folder / "captions.png", [Image.open(row["image"]) for row in shown], [row["caption"] for row in shown])
     for row in rows[:20]:

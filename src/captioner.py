@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from src.contracts import Batch, Language, Memory, Text, Tokenizer, UserError, Visual
 from src.fusion.base import Fusion, Terms
-from src.hashing import tensor_hash
 from src.layers.cache import Cache
 from src.layers.chunked_loss import summed_cross_entropy
 from src.layers.packed import packed
-from src.sharding import shard, whole
-from src.spikes import LossSpikes
+from src.records.weights import tensor_hash
+from src.training.loss_spikes import LossSpikes
+from src.training.sharding import shard, whole
 
 PARTS = ("vision", "fusion", "language")
 

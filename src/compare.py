@@ -13,8 +13,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, ListConfig
 
-from src.cli import verb
-from src.records import write_bytes, write_json, write_text
+from src.config.command_line import verb
+from src.records.files import write_bytes, write_json, write_text
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="compare")
@@ -23,8 +23,8 @@ def main(cfg: DictConfig) -> None:
     """Print the comparison and write comparison.json, table.md, table.tex, table.csv and scores.png."""
     from src.comparison.arms import compare
     from src.comparison.figure import draw
+    from src.comparison.runs import find_runs, group
     from src.comparison.tables import csv_text, latex, markdown, plain, text
-    from src.runs import find_runs, group
 
     arms = group(find_runs(_words(cfg.runs), None if cfg.evaluation is None else str(cfg.evaluation)))
     comparison = compare(

@@ -14,9 +14,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from src.cli import verb
+from src.config.command_line import verb
 from src.errors import UserError
-from src.records import write_json
+from src.records.files import write_json
 from src.tracking import logged_in
 
 NAME = "Fusion mechanisms compared"

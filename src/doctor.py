@@ -21,8 +21,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from src.cli import verb
-from src.config import HOME
+from src.config.classes import HOME
+from src.config.command_line import verb
 from src.metrics.extra import METRICS, available
 from src.metrics.meteor import Unavailable
 from src.metrics.spice import java_version

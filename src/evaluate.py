@@ -12,10 +12,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from src import records
-from src.cli import verb
+from src.config.command_line import verb
 from src.errors import UserError
 from src.metrics.extra import check_names
+from src.records.folder import checkpoint_path
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="evaluate")
@@ -23,9 +23,9 @@ from src.metrics.extra import check_names
 def main(cfg: DictConfig) -> float:
     """Results go to their own folder: what the run itself wrote stays."""
     run, metrics = Path(cfg.run), check_names(cfg.metrics)
-    records.checkpoint_path(run)
+    checkpoint_path(run)
     from src.build import parameter_counts, restore
-    from src.evaluation import evaluate, evaluate_few_shot, report
+    from src.tasks.evaluation import evaluate, evaluate_few_shot, report
 
     sets = restore(run, cfg.get("decode")).data_sets()
     if cfg.data_set not in sets and cfg.data_set:

@@ -11,9 +11,9 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from src import records
-from src.cli import verb
+from src.config.command_line import verb
 from src.errors import UserError
+from src.records.folder import checkpoint_path, run_config
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="explain")
@@ -21,7 +21,7 @@ from src.errors import UserError
 def main(cfg: DictConfig) -> None:
     """Pictures -> PNG files in the run folder; which ones there are depends on what the mechanism notes."""
     run = Path(cfg.run)
-    records.checkpoint_path(run)
+    checkpoint_path(run)
     from src.build import restore_captioner
 
     captioner = restore_captioner(run)
@@ -47,9 +47,9 @@ def pictures(cfg: DictConfig, captioner) -> dict:
     if cfg.images is not None:
         files = find_pictures(cfg.images)[: cfg.samples]
         return {file.stem: load_picture(file, captioner.vision.preprocessing) for file in files}
-    from src.config import data_sets, make
+    from src.config.make import data_sets, make
 
-    source = make(next(iter(data_sets(records.run_config(Path(cfg.run))).values())).source)
+    source = make(next(iter(data_sets(run_config(Path(cfg.run))).values())).source)
     if source.interleaved:
         raise UserError("images= must be given for a run on documents.")
     if hasattr(source, "prepare"):

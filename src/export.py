@@ -18,13 +18,15 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from src import records
-from src.cli import verb
+from src.config.command_line import verb
 from src.errors import UserError
+from src.records.files import verify, write_json, write_text
+from src.records.folder import EXPORTED_CONFIG, HERE, checkpoint_path, is_export, run_config
+from src.records.secrets import MASK, is_secret, masked, names_secret
 
 if TYPE_CHECKING:
-    from src.bundle import Frozen
     from src.captioner import Captioner
+    from src.records.exported import Frozen
 
 PICTURES = 4  # of noise, which the exported captioner must caption like the run's
 
@@ -34,7 +36,7 @@ PICTURES = 4  # of noise, which the exported captioner must caption like the run
 def main(cfg: DictConfig) -> None:
     """Run folder -> exported folder, which is read back before it gets its name."""
     run, to = Path(cfg.run), Path(cfg.to)
-    records.checkpoint_path(run)
+    checkpoint_path(run)
     check_empty(to)
     frozen = export(run, to, include=cfg.frozen == "include")
     for part, about in frozen.items():
@@ -60,24 +62,24 @@ def export(run: Path, to: Path, include: bool) -> dict[str, Frozen]:
 
 def fill(folder: Path, run: Path, name: str, include: bool) -> dict[str, Frozen]:
     """Write everything into ``folder`` and read it back; ``name`` is what it is going to be called."""
-    from src import bundle
     from src.build import parameter_counts, restore_captioner
-    from src.card import About, model_card
+    from src.records import exported
+    from src.reporting.card import About, model_card
 
-    captioner, cfg, known = restore_captioner(run), records.run_config(run), results(run)
+    captioner, cfg, known = restore_captioner(run), run_config(run), results(run)
     hashes = captioner.frozen_hashes()
-    frozen = {part: bundle.Frozen(sha256, *source(part, cfg), include) for part, sha256 in hashes.items()}
+    frozen = {part: exported.Frozen(sha256, *source(part, cfg), include) for part, sha256 in hashes.items()}
     tensors = captioner.state_dict()
     for part in frozen if include else ():
         tensors |= getattr(captioner, part).state_dict(prefix=f"{part}.")
     own = {tensor.partition(".")[0] for tensor in tensors}
     captioner.tokenizer.save(folder / "tokenizer")
-    records.write_text(folder / records.EXPORTED_CONFIG, OmegaConf.to_yaml(portable(cfg, captioner, own, folder)))
+    write_text(folder / EXPORTED_CONFIG, OmegaConf.to_yaml(portable(cfg, captioner, own, folder)))
     for file, content in known.items():
-        records.write_json(folder / file, content)
-    bundle.write(folder, tensors, frozen)
+        write_json(folder / file, content)
+    exported.write(folder, tensors, frozen)
     about = About(name, cfg, known, frozen, parameter_counts(captioner))
-    records.write_text(folder / bundle.CARD, model_card(about))
+    write_text(folder / exported.CARD, model_card(about))
     if not agree(captioner, restore_captioner(folder)):
         raise UserError(f"{run} cannot be exported: read back, it captions in another way.")
     return frozen
@@ -90,7 +92,7 @@ def results(run: Path) -> dict[str, dict]:
         found += sorted(run.glob(pattern))
     contents = {}
     for path in found:
-        records.verify(path.parent, path.name)
+        verify(path.parent, path.name)
         try:
             contents[path.relative_to(run).as_posix()] = without_secrets(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
@@ -122,7 +124,7 @@ def source(part: str, cfg: DictConfig) -> tuple[str, bool]:
     options = cfg[part]
     weights = options.get("weights")
     if weights:
-        return str(weights), records.is_export(weights) or (Path(weights) / "config.yaml").is_file()
+        return str(weights), is_export(weights) or (Path(weights) / "config.yaml").is_file()
     if options.get("pretrained"):
         return f"{options.model}:{options.pretrained}", False
     if isinstance(options.get("model"), str) and options.model.startswith("local-dir:"):
@@ -142,10 +144,10 @@ def portable(cfg: DictConfig, captioner: Captioner, own: set[str], folder: Path)
             plain[part]["weights"] = None
     if "language" in own and plain["language"]["model"]["_target_"] == "src.language.load.pretrained":
         captioner.language.model.config.save_pretrained(folder / "language")
-        plain["language"]["model"] |= {"name": f"{records.HERE}/language", "init": "random"}
+        plain["language"]["model"] |= {"name": f"{HERE}/language", "init": "random"}
     if "vision" in own and plain["vision"]["_target_"] == "src.vision.open_clip.OpenClip":
-        records.write_json(folder / "vision" / "open_clip_config.json", tower_config(captioner.vision))
-        plain["vision"] |= {"model": f"local-dir:{records.HERE}/vision", "pretrained": None}
+        write_json(folder / "vision" / "open_clip_config.json", tower_config(captioner.vision))
+        plain["vision"] |= {"model": f"local-dir:{HERE}/vision", "pretrained": None}
     return OmegaConf.create(without_secrets(plain))
 
 
@@ -164,8 +166,8 @@ def without_secrets(node, key: str = ""):
         return {name: without_secrets(value, str(name)) for name, value in node.items()}
     if isinstance(node, list):
         return [without_secrets(value, key) for value in node]
-    if isinstance(node, str) and records.is_secret(key, node):
-        return records.MASK if records.names_secret(key) else " ".join(map(records.masked, node.split(" ")))
+    if isinstance(node, str) and is_secret(key, node):
+        return MASK if names_secret(key) else " ".join(map(masked, node.split(" ")))
     return node
 
 

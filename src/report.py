@@ -12,8 +12,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, ListConfig
 
-from src.cli import verb
-from src.records import write_text
+from src.config.command_line import verb
+from src.records.files import write_text
 
 LARGE = 20  # MB; a phone then takes seconds to open the file
 
@@ -23,8 +23,8 @@ LARGE = 20  # MB; a phone then takes seconds to open the file
 def main(cfg: DictConfig) -> None:
     """Write index.html, table.md, table.tex and table.csv."""
     from src.comparison.arms import compare
+    from src.comparison.runs import find_runs, group
     from src.comparison.tables import csv_text, latex, markdown
-    from src.runs import find_runs, group
 
     arms = group(find_runs(_words(cfg.runs), None if cfg.evaluation is None else str(cfg.evaluation)))
     comparison = compare(

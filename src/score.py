@@ -13,12 +13,12 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from src.cli import verb
+from src.config.command_line import verb
 from src.errors import UserError
 from src.metrics.captions import CaptionScorer
 from src.metrics.extra import ExtraScores, check_names, extra_scores
 from src.metrics.files import read_predictions, read_references
-from src.records import verify, write_json
+from src.records.files import verify, write_json
 
 FEW = 50  # below this many pictures an n-gram's document frequency, and with it CIDEr-D, says little
 

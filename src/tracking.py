@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.config import config_hash, flatten
+from src.config.classes import flatten
+from src.config.make import config_hash
 from src.errors import UserError
 
 if TYPE_CHECKING:
@@ -356,7 +357,7 @@ def _choices(run: Path) -> dict[str, str]:
 def pictures(parts: Parts, split: str, count: int) -> dict[str, Image.Image]:
     """Pictures of the first ``count`` examples of a split, by id."""
     from src.contracts import Document
-    from src.evaluation import picture
+    from src.tasks.evaluation import picture
 
     found = {}
     for example in islice(parts.data.examples(split), count):

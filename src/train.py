@@ -12,30 +12,35 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from src import config, records
-from src.cli import verb
-from src.machine import told_when_machine_fails
-from src.stopping import Interrupts
+from src.config.command_line import verb
+from src.config.fit import use_previous_language
+from src.config.machine_faults import told_when_machine_fails
+from src.config.make import check, make
+from src.records.environment import environment
+from src.records.files import SUMS, seal, told_when_full, write_json, write_text
+from src.records.folder import checkpoint_path, complete, write_skipped
+from src.training.signals import Interrupts
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="train")
 @verb
 def main(cfg: DictConfig) -> float | None:
     """Configuration -> parts -> fit -> best checkpoint -> scores on the test split -> run folder."""
-    cfg = config.use_previous_language(cfg)
-    sources = config.check(cfg)
-    tracker = config.make(cfg.logger)
+    cfg = use_previous_language(cfg)
+    sources = check(cfg)
+    tracker = make(cfg.logger)
     run = Path(HydraConfig.get().runtime.output_dir)
     print(f"run folder: {run}", flush=True)
-    with Interrupts() as interrupts, records.told_when_full(run), told_when_machine_fails(run):
+    with Interrupts() as interrupts, told_when_full(run), told_when_machine_fails(run):
         return train(cfg, sources, tracker, run, interrupts)
 
 
 def train(cfg: DictConfig, sources: dict, tracker, run: Path, interrupts: Interrupts) -> float | None:
     """Everything after the configuration has been checked; None in other processes than the first."""
+    from src.benchmarking.flops import training_flops
     from src.build import build, parameter_counts
-    from src.cost import peak_memory_mb, training_flops
-    from src.evaluation import check_scorable
+    from src.tasks.evaluation import check_scorable
+    from src.training.cost import peak_memory_mb
 
     begin(cfg, run)
     parts = build(cfg, sources)
@@ -52,13 +57,13 @@ def train(cfg: DictConfig, sources: dict, tracker, run: Path, interrupts: Interr
         cost = {**meter.summary(), "parameters": counts}
         if not trainer.is_global_zero:
             return None
-        records.write_skipped(run, sources.values())
+        write_skipped(run, sources.values())
         parts = trained(parts, cfg, run)
         cost["training_flops"] = training_flops(parts.captioner, next(iter(parts.data.val_dataloader())))
         cost["peak_memory_mb"] = peak_memory_mb()
         score, value = finish(parts, cfg, run, cost)
         tracker.report(parts, cfg, run)
-    records.complete(run, score, value)  # the last act
+    complete(run, score, value)  # the last act
     return value
 
 
@@ -68,12 +73,12 @@ def begin(cfg: DictConfig, run: Path) -> None:
 
     if rank_zero_only.rank:
         return
-    for name in ("result.json", records.SUMS):  # where a folder is used again
+    for name in ("result.json", SUMS):  # where a folder is used again
         (run / name).unlink(missing_ok=True)
     chosen = {group: name for group, name in HydraConfig.get().runtime.choices.items() if "/" not in group}
-    records.write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    records.write_json(run / "environment.json", {**records.environment(), "choices": chosen})
-    records.seal(run, "config.yaml", "environment.json")
+    write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_json(run / "environment.json", {**environment(), "choices": chosen})
+    seal(run, "config.yaml", "environment.json")
 
 
 def keep_tokenizer(parts, run: Path) -> None:
@@ -82,7 +87,7 @@ def keep_tokenizer(parts, run: Path) -> None:
 
     if not rank_zero_only.rank:
         parts.captioner.tokenizer.save(run / "tokenizer")
-        records.seal(run, "tokenizer")
+        seal(run, "tokenizer")
 
 
 def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interrupts):
@@ -94,9 +99,9 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
     from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 
     from src.build import precision
-    from src.checkpoints import BestCheckpoint, LastCheckpoint, RandomState, SafeCheckpointIO
-    from src.cost import CostMeter
-    from src.validation import CaptionValidation
+    from src.training.caption_curve import CaptionValidation
+    from src.training.checkpoints import BestCheckpoint, LastCheckpoint, RandomState, SafeCheckpointIO
+    from src.training.cost import CostMeter
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements between our lines
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")  # lightning's own business
@@ -115,7 +120,7 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
         callbacks.insert(0, CaptionValidation(main_set.data, cfg.val_captions))
     options = {**OmegaConf.to_container(cfg.trainer, resolve=True), "precision": precision(cfg.trainer.precision)}
     if options["strategy"] == "fsdp":
-        from src.sharding import FullySharded
+        from src.training.sharding import FullySharded
 
         options["strategy"] = FullySharded()
     options["accumulate_grad_batches"] *= parts.data.batches_per_update
@@ -141,8 +146,8 @@ def even_interval(wanted: int, steps: int) -> int:
 
 def fit(trainer, parts, cfg: DictConfig) -> None:
     """Train; a captioner without trainable parameters (blind with a frozen LM) is only saved as it is."""
-    from src.checkpoints import take_over, unfinished
-    from src.heap import keep_freed_memory
+    from src.training.checkpoints import take_over, unfinished
+    from src.training.freed_memory import keep_freed_memory
 
     if not parts.captioner.parameter_groups():
         trainer.strategy.connect(parts.captioner)
@@ -164,22 +169,22 @@ def trained(parts, cfg: DictConfig, run: Path):
 
     if cfg.trainer.strategy == "fsdp":
         return restore(run)  # this process has slices of the weights only
-    load_weights(parts.captioner, records.checkpoint_path(run))
+    load_weights(parts.captioner, checkpoint_path(run))
     place(parts.captioner, cfg)  # Lightning has moved it to the CPU
     return parts
 
 
 def finish(parts, cfg: DictConfig, run: Path, cost: dict) -> tuple[str, float]:
     """Score the best checkpoint, write the results, show some captions. Returns the score that sweeps compare."""
-    from src.evaluation import evaluate, report, split_loss
+    from src.tasks.evaluation import evaluate, report, split_loss
 
     results = []
     for name, one in parts.data_sets().items():
         folder = run / name if results else run  # the first data set is the main one
         if not one.source.has_images:
             scores = {"loss": split_loss(one, "val")}
-            records.write_json(folder / "metrics.json", {"split": "val", "scores": scores, "cost": cost})
-            records.seal(folder, "metrics.json")
+            write_json(folder / "metrics.json", {"split": "val", "scores": scores, "cost": cost})
+            seal(folder, "metrics.json")
             print(f"{name} val loss {scores['loss']:.4f} nats per token; use it with language.weights={run}".strip())
             results.append(("loss", scores["loss"]))
         else:

@@ -34,13 +34,13 @@ from src.contracts import Document, Example
 from src.data import base, faults, images
 from src.data.captions_text import CaptionsText
 from src.data.documents_file import Documents
-from src.data.features import FeatureCache
 from src.data.folder import Folder
 from src.data.images import SUFFIXES, find_pictures, load_picture, read_picture
 from src.data.karpathy import Karpathy
-from src.data.module import CaptionData, DocumentData
 from src.data.scenes import Scenes
 from src.errors import UserError
+from src.loading.features import FeatureCache
+from src.loading.module import CaptionData, DocumentData
 from src.text.normalise import normalise_caption
 from src.vision.vit import ViT
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -306,59 +305,6 @@ def test_captioner_names_no_mechanism():
     source = (ROOT / "src" / "captioner.py").read_text().lower()
     names = {*FUSIONS, "gate", "prefix", "perceiver", "contrastive"} - {"blind"}
     assert not [name for name in names if name in source.replace("gates (all parameters", "")]
-
-
-def test_imports_only_go_down():
-    """The floors of the building; a room may import rooms of lower floors, and inside itself its base."""
-    import ast
-
-    floors = [
-        ["errors", "hashing", "heap", "options", "stopping"],
-        ["contracts", "records", "targets"],
-        ["checking", "machine", "pairs"],
-        ["cli"],
-        ["text"],
-        ["checkpoint_files", "layers", "sheet", "sharding", "spikes"],
-        ["decoding"],
-        ["fusion", "language", "vision", "data"],
-        ["captioner", "metrics"],
-        ["config"],
-        ["runs", "checkpoints", "bundle"],
-        ["build", "cost", "comparison"],
-        ["evaluation", "validation", "diagnostics", "pretrained", "card", "benchmarking"],
-        ["reporting"],
-        ["launch", "tracking"],
-        [
-            "train",
-            "evaluate",
-            "caption",
-            "score",
-            "explain",
-            "compare",
-            "report",
-            "doctor",
-            "dashboard",
-            "export",
-            "benchmark",
-        ],
-    ]
-    floor = {room: level for level, rooms in enumerate(floors) for room in rooms}
-    wrong = []
-    for file in sorted(Path(ROOT / "src").rglob("*.py")):
-        here = file.relative_to(ROOT / "src").with_suffix("").parts[0]
-        if here == "__init__":
-            continue
-        for node in ast.walk(ast.parse(file.read_text())):
-            modules = [node.module] if isinstance(node, ast.ImportFrom) else []
-            modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module == "src":
-                modules = [f"src.{alias.name}" for alias in node.names]
-            for module in modules:
-                if module and module.startswith("src."):
-                    there = module.split(".")[1]
-                    if there != here and floor[there] >= floor[here]:
-                        wrong.append(f"{file.relative_to(ROOT)} imports {module}")
-    assert not wrong
 
 
 @pytest.mark.parametrize(("wanted", "steps"), [(500, 1500), (500, 1300), (500, 4), (187, 750), (3, 10), (1, 7)])

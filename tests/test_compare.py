@@ -20,13 +20,13 @@ from PIL import Image
 
 from src.comparison import figure
 from src.comparison.arms import compare
+from src.comparison.runs import find_runs, group
 from src.comparison.tables import csv_text, escaped, latex, markdown, plain, text
 from src.errors import UserError
 from src.metrics.captions import CaptionScorer
 from src.metrics.truth import truth_scores
-from src.records import write_json, write_jsonl
-from src.runs import find_runs, group
-from src.text.scene_world import Scene, Thing
+from src.records.files import write_json, write_jsonl
+from src.scenes.world import Scene, Thing
 
 IMAGES = 80
 SUBJECTS, VERBS, PLACES = ("dog", "cat", "man", "girl"), ("sits", "runs", "sleeps"), ("grass", "sand", "a bench")

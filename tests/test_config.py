@@ -13,10 +13,11 @@ import pytest
 from conftest import FUSIONS, ROOT
 from omegaconf import OmegaConf
 
-from src import checking, cli, config, options
+from src.config import checks, command_line, table
+from src.config.classes import trait
+from src.config.make import _rehearse_fusion
 from src.errors import UserError
 from src.metrics.extra import METRICS
-from src.targets import trait
 
 # Command line -> what the sentence must say.
 WRONG = {
@@ -251,7 +252,7 @@ def read_once():
 
 def ask(line: str) -> None:
     command, *words = shlex.split(line)
-    cli.check_words(command, words)
+    command_line.check_words(command, words)
 
 
 @pytest.mark.parametrize("line", WRONG)
@@ -272,11 +273,11 @@ def test_a_right_command_is_let_through(line):
 def test_every_choice_of_conf_is_known():
     """Whoever adds an option to a yaml file adds nothing else."""
     words = {"language": {"hub": ["language.name=some/model"]}}
-    for group in checking.groups():
-        for choice in checking.choices(group):
+    for group in checks.groups():
+        for choice in checks.choices(group):
             if group not in ("experiment", "debug"):
                 line = [f"{group}={choice}", *words.get(group, {}).get(choice, [])]
-                checking.check_options("train", cli.compose("train", line, cli.parse(line)))
+                checks.check_options("train", command_line.compose("train", line, command_line.parse(line)))
 
 
 def seconds(*command: str) -> tuple[subprocess.CompletedProcess, float]:
@@ -315,31 +316,31 @@ def test_the_task_itself_checks_too():
     def main(cfg):
         seen.append(cfg)
 
-    main = cli.verb(main)  # of a command that is called like this file
-    options.COMMANDS["test_config"] = {"seed": options.SEED}
+    main = command_line.verb(main)  # of a command that is called like this file
+    table.COMMANDS["test_config"] = {"seed": table.SEED}
     try:
         main(OmegaConf.create({"seed": 1}))
         with pytest.raises(SystemExit) as caught:
             main(OmegaConf.create({"seed": -1}))
     finally:
-        del options.COMMANDS["test_config"]
+        del table.COMMANDS["test_config"]
     assert len(seen) == 1 and caught.value.code == 2
 
 
 def test_metrics_of_the_table_are_those_there_are():
-    assert all(map(options.METRICS.fits, METRICS)) and options.METRICS.fits(list(METRICS))
-    assert all(name in options.METRICS.says for name in METRICS)
+    assert all(map(table.METRICS.fits, METRICS)) and table.METRICS.fits(list(METRICS))
+    assert all(name in table.METRICS.says for name in METRICS)
 
 
 def test_what_only_a_constructor_knows_is_refused_with_the_sizes_of_this_run():
     """A mechanism of one's own has no entry in src.pairs; and no stand-in is too small for a large model."""
     line = ["fusion=coca", "language=hub", "language.name=some/large-model"]
     for right in ("fusion.n_uni=30", "fusion.pooler_heads=25"):
-        cfg = cli.compose("train", [*line, right], cli.parse([*line, right]))
-        assert config._rehearse_fusion(cfg).retrieves
-    cfg = cli.compose("train", ["fusion=coca", "fusion.n_uni=4"], [])
+        cfg = command_line.compose("train", [*line, right], command_line.parse([*line, right]))
+        assert _rehearse_fusion(cfg).retrieves
+    cfg = command_line.compose("train", ["fusion=coca", "fusion.n_uni=4"], [])
     with pytest.raises(UserError, match=r"fusion\.n_uni must be from 1 to 3"):
-        config._rehearse_fusion(cfg)
+        _rehearse_fusion(cfg)
 
 
 def test_what_classes_say_of_themselves():
@@ -352,9 +353,9 @@ def test_what_classes_say_of_themselves():
 
 
 def test_options_that_only_conf_knows_have_the_type_of_their_default(monkeypatch):
-    monkeypatch.setattr(options, "COMMANDS", {**options.COMMANDS, "score": {}})
+    monkeypatch.setattr(table, "COMMANDS", {**table.COMMANDS, "score": {}})
     ask("score predictions=a references=b split=test")
-    monkeypatch.setattr(options, "COMMANDS", {**options.COMMANDS, "evaluate": {}})
+    monkeypatch.setattr(table, "COMMANDS", {**table.COMMANDS, "evaluate": {}})
     with pytest.raises(UserError, match="samples must be of type int; got 'x'"):
         ask("evaluate run=a samples=x")
     with pytest.raises(UserError, match=r"sampels=3 is no option of src.evaluate; did you mean samples\?"):
@@ -368,13 +369,13 @@ def test_a_mechanism_of_ones_own_is_typed_by_its_annotations(tmp_path, monkeypat
         "class Base(Fusion):\n    def __init__(self, vision, language, depth: int, tau: float, mode: str | None): ...\n"
         "class Mine(Base):\n    pass\n"
     )
-    monkeypatch.setattr("src.targets.HOME", tmp_path)
+    monkeypatch.setattr("src.config.classes.HOME", tmp_path)
     node = {"_target_": "src.fusion.mine.Mine", "_partial_": True, "depth": 2, "tau": 7, "mode": None}
-    checking._check_class("fusion", node)  # names that other mechanisms use mean here what they mean here
+    checks._check_class("fusion", node)  # names that other mechanisms use mean here what they mean here
     with pytest.raises(UserError, match=r"fusion.depth must be of type int; got 'x'\."):
-        checking._check_class("fusion", {**node, "depth": "x"})
+        checks._check_class("fusion", {**node, "depth": "x"})
     with pytest.raises(UserError, match=r"fusion has no option 'dept'; did you mean fusion.depth\?"):
-        checking._check_class("fusion", {**node, "dept": 3})
+        checks._check_class("fusion", {**node, "dept": 3})
 
 
 @pytest.mark.parametrize(
@@ -386,12 +387,12 @@ def test_a_mechanism_of_ones_own_is_typed_by_its_annotations(tmp_path, monkeypat
     ],
 )
 def test_intervals(interval, inside, outside):
-    rule = options.number(interval)
+    rule = table.number(interval)
     assert all(map(rule.fits, inside)) and not any(map(rule.fits, outside))
 
 
 def test_the_language_model_of_an_earlier_run_has_its_own_sizes(tmp_path):
-    earlier = cli.compose("train", ["language.model.layers=2", "language.model.context=64"], [])
+    earlier = command_line.compose("train", ["language.model.layers=2", "language.model.context=64"], [])
     (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(earlier))
     ask(f"train fusion=coca language.weights={tmp_path} fusion.n_uni=1")
     with pytest.raises(UserError, match=r"fusion.n_uni=2 leaves .* the language model has 2\."):
@@ -400,10 +401,10 @@ def test_the_language_model_of_an_earlier_run_has_its_own_sizes(tmp_path):
 
 
 def test_a_place_that_is_read_only(tmp_path, monkeypatch):
-    cli.check_place("hydra.run.dir", tmp_path / "a" / "b")
+    command_line.check_place("hydra.run.dir", tmp_path / "a" / "b")
     monkeypatch.setattr(os, "access", lambda place, how: False)
     with pytest.raises(UserError, match=f"{tmp_path} cannot be written to; choose another place with hydra.run.dir="):
-        cli.check_place("hydra.run.dir", tmp_path / "a" / "b")
+        command_line.check_place("hydra.run.dir", tmp_path / "a" / "b")
     assert not list(tmp_path.iterdir())
 
 
@@ -418,23 +419,23 @@ def test_devices_that_are_not_here(monkeypatch, capsys):
         return OmegaConf.create({"accelerator": accelerator, "devices": devices})
 
     auto = asked()
-    checking.check_device(auto)
+    checks.check_device(auto)
     with pytest.raises(UserError, match=r"trainer.accelerator=gpu needs a GPU .* this machine has none"):
-        checking.check_device(asked("gpu"))
+        checks.check_device(asked("gpu"))
     for accelerator in ("mps", "tpu"):
         with pytest.raises(UserError, match=f"trainer.accelerator={accelerator} is not to be had on this machine"):
-            checking.check_device(asked(accelerator))
+            checks.check_device(asked(accelerator))
     assert not capsys.readouterr().out
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     with pytest.raises(UserError, match="CUDA_VISIBLE_DEVICES=7 names none that is here"):
-        checking.check_device(asked("gpu", 1))
-    checking.check_device(auto)
+        checks.check_device(asked("gpu", 1))
+    checks.check_device(auto)
     assert capsys.readouterr().out.startswith("note: CUDA_VISIBLE_DEVICES=7 names no GPU")
-    monkeypatch.setenv(checking.LEASED, "1")
+    monkeypatch.setenv(checks.LEASED, "1")
     with pytest.raises(UserError, match="The GPU 7 that this job of a sweep was given does not answer"):
-        checking.check_device(auto)
+        checks.check_device(auto)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    checking.check_device(asked("gpu", [0, 1]))
+    checks.check_device(asked("gpu", [0, 1]))
     for devices in (3, [0, 2]):
         with pytest.raises(UserError, match="asks for more than the 2 GPUs"):
-            checking.check_device(asked("gpu", devices))
+            checks.check_device(asked("gpu", devices))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from types import SimpleNamespace
 
-from src.cost import WARMUP_STEPS, CostMeter
+from src.training.cost import WARMUP_STEPS, CostMeter
 
 
 def steps(meter: CostMeter, count: int) -> None:

@@ -20,11 +20,12 @@ from torch import nn
 
 from src.contracts import Batch, Example, Visual
 from src.data.base import PictureFiles
-from src.data.batches import EpochBatchSampler, InOrder, TrainLoader, draw_captions, pad_rows, token_row
 from src.data.karpathy import Karpathy
-from src.data.module import CaptionData, nested_share
+from src.data.order import EpochBatchSampler, InOrder, draw_captions, nested_share
 from src.data.scenes import Scenes
 from src.errors import UserError
+from src.loading.batches import TrainLoader, pad_rows, token_row
+from src.loading.module import CaptionData
 from src.text.tokenizers import GPT2Vocabulary
 
 

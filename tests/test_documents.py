@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from src.contracts import Chunk, Document, Example, UserError
-from src.data.documents import collate, document_row, few_shot, looking_ahead, prompts
 from src.data.documents_file import Documents
-from src.data.mixture import Mixture
-from src.data.module import CaptionData, DocumentData
 from src.data.scenes import Scenes
 from src.data.stories import ScenesInterleaved, tell
+from src.loading.documents import collate, document_row, few_shot, looking_ahead, prompts
+from src.loading.mixture import Mixture
+from src.loading.module import CaptionData, DocumentData
 from src.metrics.answers import Asked, answer_scores, shares
-from src.text.scene_world import Scene
+from src.scenes.world import Scene
 
 TAG, BOS, EOS, PAD = Characters.image_tag[0], Characters.bos, Characters.eos, Characters.pad
 PICTURES = [Example(f"p{i}", ()) for i in range(4)]

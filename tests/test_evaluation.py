@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from src.data.scenes import Scenes
-from src.evaluation import exchange, score_captions
+from src.tasks.evaluation import exchange, score_captions
 
 
 def parts(pictures: int = 40):

@@ -20,12 +20,14 @@ from safetensors.torch import load_file
 from test_verbs import SMOKE, run
 from test_vision import local_dir
 
-from src import bundle, config, records
 from src.build import build, restore_captioner
+from src.config.fit import use_previous_language
+from src.config.make import check
 from src.errors import UserError
 from src.export import check_empty, export
 from src.language.load import tiny
 from src.pretrained import caption_pictures, load
+from src.records.folder import run_config
 from src.text.tokenizers import ByteLevelBPE
 from src.vision.open_clip import OpenClip
 
@@ -42,8 +44,8 @@ def make_run(folder: Path, *overrides: str) -> Path:
     vision = small if not any(override.startswith("vision=") for override in overrides) else small[:3]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", ["name=test", *vision, *overrides])
-    cfg = config.use_previous_language(cfg)
-    captioner = build(cfg, config.check(cfg)).captioner
+    cfg = use_previous_language(cfg)
+    captioner = build(cfg, check(cfg)).captioner
     with torch.no_grad():
         for parameter in captioner.parameters():
             if parameter.requires_grad:  # away from the start, so that another seed or a lost tensor shows
@@ -255,7 +257,7 @@ def test_the_card_says_what_the_run_knows(trained, exported):
 def test_a_card_of_weights_and_data_with_other_terms(previous, tmp_path):
     """Those of the run that it started from count too."""
     lm = shutil.copytree(previous, tmp_path / "lm")
-    cfg = records.run_config(lm)
+    cfg = run_config(lm)
     cfg.data.source = {"_target_": "src.data.captions_text.CaptionsText", "files": ["spice_jar"]}
     OmegaConf.save(cfg, lm / "config.yaml")
     vision = ("vision=efficientnet_lite0", "vision.weights=package")
@@ -349,7 +351,7 @@ def test_a_failure_on_the_way_leaves_nothing(error, trained, tmp_path, monkeypat
     def write(*_):
         raise error
 
-    monkeypatch.setattr(bundle, "write_json", write)
+    monkeypatch.setattr("src.records.exported.write_json", write)
     with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
         export(trained, tmp_path / "to", include=False)
     assert list(tmp_path.iterdir()) == []

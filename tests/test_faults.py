@@ -24,18 +24,20 @@ from hydra.core.utils import JobStatus
 from PIL import Image
 from test_verbs import SMOKE, run
 
-from src import bundle, records
 from src.build import restore_captioner
-from src.checkpoints import SafeCheckpointIO, take_over
+from src.comparison.runs import find_runs
 from src.data import faults
-from src.data.features import FeatureCache
 from src.data.scenes import Scenes
 from src.errors import UserError
 from src.export import export, results
-from src.hashing import tensor_hash
+from src.loading.features import FeatureCache
 from src.metrics.files import read_predictions
-from src.runs import find_runs
-from src.sheet import write_sheet
+from src.records import exported
+from src.records.files import SUMS, seal, verify, write_bytes, write_json, write_jsonl, write_text
+from src.records.folder import complete, result
+from src.records.sheet import write_sheet
+from src.records.weights import tensor_hash
+from src.training.checkpoints import SafeCheckpointIO, take_over
 from src.vision.vit import ViT
 
 FLIPS = 8  # bits per file, at random places
@@ -57,13 +59,11 @@ def here(tmp_path_factory) -> Path:
     run("src.train", *SMOKE, "samples=2", f"hydra.run.dir='{here}/run'")
     evaluation = here / "run" / "evaluate" / "test"
     for name in ("metrics.json", "predictions.jsonl"):
-        records.write_bytes(evaluation / name, (here / "run" / name).read_bytes())
-    records.seal(evaluation, "metrics.json", "predictions.jsonl")
+        write_bytes(evaluation / name, (here / "run" / name).read_bytes())
+    seal(evaluation, "metrics.json", "predictions.jsonl")
     export(here / "run", here / "export", include=False)
-    records.write_jsonl(
-        here / "captions" / "captions.jsonl", [{"id": f"{i}", "caption": f"a dog {i}"} for i in range(9)]
-    )
-    records.seal(here / "captions", "captions.jsonl")
+    write_jsonl(here / "captions" / "captions.jsonl", [{"id": f"{i}", "caption": f"a dog {i}"} for i in range(9)])
+    seal(here / "captions", "captions.jsonl")
     cached(here)
     Image.new("RGB", (30, 20)).save(here / "one.png")
     noted(here)
@@ -153,7 +153,7 @@ READ: dict[str, tuple[Callable, tuple]] = {
     "run/metrics.json": (both(compared, lambda here: results(here / "run")), ()),
     "run/predictions.jsonl": (compared, ()),
     "run/SHA256SUMS": (both(compared, curves, captioner), ()),
-    "run/result.json": (lambda here: records.result(here / "run"), (None,)),  # the run is finished once more
+    "run/result.json": (lambda here: result(here / "run"), (None,)),  # the run is finished once more
     "run/log/metrics.csv": (curves, ()),
     "run/tokenizer/tokenizer.json": (captioner, ()),
     "run/tokenizer/special_ids.json": (captioner, ()),
@@ -166,17 +166,17 @@ READ: dict[str, tuple[Callable, tuple]] = {
     **{f"export/{name}": (lambda here: weights(here / "export"), ()) for name in EXPORT},
     "export/tokenizer/tokenizer.json": (lambda here: weights(here / "export"), ()),
     "export/tokenizer/special_ids.json": (lambda here: weights(here / "export"), ()),
-    "export/environment.json": (lambda here: bundle.verify(here / "export"), ()),
-    "export/metrics.json": (lambda here: bundle.verify(here / "export"), ()),
-    "export/evaluate/test/metrics.json": (lambda here: bundle.verify(here / "export"), ()),
+    "export/environment.json": (lambda here: exported.verify(here / "export"), ()),
+    "export/metrics.json": (lambda here: exported.verify(here / "export"), ()),
+    "export/evaluate/test/metrics.json": (lambda here: exported.verify(here / "export"), ()),
     "captions/captions.jsonl": (
         lambda here: (
-            records.verify(here / "captions", "captions.jsonl"),
+            verify(here / "captions", "captions.jsonl"),
             read_predictions(here / "captions/captions.jsonl"),
         ),
         (),
     ),
-    "captions/SHA256SUMS": (lambda here: records.verify(here / "captions", "captions.jsonl"), ()),
+    "captions/SHA256SUMS": (lambda here: verify(here / "captions", "captions.jsonl"), ()),
     **{f"features/*/{name}.npy": (cached, ()) for name in CACHE},
     "features/*/manifest.json": (cached, ()),
     "data/checked/*.json": (noted, ()),
@@ -261,7 +261,7 @@ def test_a_lost_run_is_not_left_out_of_a_comparison_silently(here):
 
 def test_what_was_changed_on_purpose_can_be_read(here):
     """The sentence says how: without its line in SHA256SUMS a file is taken as it is, as in runs from before."""
-    path, sums = here / "run" / "metrics.json", here / "run" / records.SUMS
+    path, sums = here / "run" / "metrics.json", here / "run" / SUMS
     content, lines = path.read_bytes(), sums.read_text()
     path.write_bytes(content + b" ")
     with pytest.raises(UserError, match="delete its line"):
@@ -319,10 +319,10 @@ def checkpoint(folder: Path) -> None:
 
 
 WRITERS: dict[str, Callable] = {
-    "json": lambda folder: records.write_json(folder / "metrics.json", list(range(2000))),
-    "jsonl": lambda folder: records.write_jsonl(folder / "predictions.jsonl", [{"id": str(i)} for i in range(900)]),
-    "sums": lambda folder: records.seal(folder, "kept"),
-    "result": lambda folder: records.complete(folder, "CIDEr-D", 0.5),
+    "json": lambda folder: write_json(folder / "metrics.json", list(range(2000))),
+    "jsonl": lambda folder: write_jsonl(folder / "predictions.jsonl", [{"id": str(i)} for i in range(900)]),
+    "sums": lambda folder: seal(folder, "kept"),
+    "result": lambda folder: complete(folder, "CIDEr-D", 0.5),
     "pictures": sheet,
     "checkpoint": checkpoint,
     "features": cached,
@@ -357,7 +357,7 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(name, tmp_path, capsys):
 def test_writing_fails_anywhere(tmp_path, monkeypatch):
     """Opening, writing, syncing, renaming: the old content stays, and nothing else is left."""
     path = tmp_path / "metrics.json"
-    records.write_json(path, {"a": 1})
+    write_json(path, {"a": 1})
 
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -368,7 +368,7 @@ def test_writing_fails_anywhere(tmp_path, monkeypatch):
             with pytest.raises(
                 UserError, match=r"metrics.json cannot be written \(No space left on device\); make room"
             ):
-                records.write_json(path, {"a": 2})
+                write_json(path, {"a": 2})
         assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
         assert path.read_text() == '{\n  "a": 1\n}\n'
 
@@ -381,7 +381,7 @@ def test_the_name_of_a_file_reaches_the_disk_too(tmp_path, monkeypatch):
         os, "fsync", lambda d: (synced.append("folder" if S_ISDIR(os.fstat(d).st_mode) else "file"), sync(d))
     )
     monkeypatch.setattr(os, "replace", lambda *names: (synced.append("named"), replace(*names)))
-    records.write_text(tmp_path / "a", "x")
+    write_text(tmp_path / "a", "x")
     assert synced == ["file", "named", "folder"]
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 
 from src.contracts import Example, UserError
 from src.data.base import PictureFiles
-from src.data.features import ABANDONED, FeatureCache, cache_key
 from src.data.scenes import Scenes
+from src.loading.features import ABANDONED, FeatureCache, cache_key
 from src.vision.vit import ViT
 from tests.conftest import nudge
 
@@ -172,7 +172,7 @@ def test_drawing_differently_is_in_the_key(vision, source, monkeypatch):
 
 
 def test_each_drawn_scene_is_in_the_key(vision, source, monkeypatch):
-    monkeypatch.setattr("src.data.features.PROBES", 2)  # only the pixels of the first and the last are looked at
+    monkeypatch.setattr("src.loading.features.PROBES", 2)  # only the pixels of the first and the last are looked at
     examples = list(source.examples("train"))
     before = cache_key(vision, source, examples, 0)[0]
     examples[7] = replace(examples[7], extra=examples[8].extra)
@@ -232,7 +232,7 @@ def test_every_row_is_checked_when_first_read(tmp_path, vision, source):
 
 
 def test_a_failed_build_leaves_nothing(tmp_path, vision, photographs, monkeypatch):
-    monkeypatch.setattr("src.data.features.PROBES", 2)  # the first and the last: the broken one is met while building
+    monkeypatch.setattr("src.loading.features.PROBES", 2)  # the first and the last: it breaks in between
     Path(photographs[2].image).write_bytes(b"no picture")
     folder = tmp_path / "cache"
     for workers in (0, 1):
@@ -304,7 +304,7 @@ def test_processes_that_build_at_once_share_one_cache(tmp_path, vision, source):
 
 def test_the_slower_builder_keeps_the_faster_ones_cache(tmp_path, vision, source, monkeypatch):
     """The other process installs its cache while this one still computes."""
-    from src.data import features
+    from src.loading import features
 
     encode, stamps = features._encode, []
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
-from src import heap
 from src.train import fit
+from src.training import freed_memory as heap
 
 # Page faults of ten rounds over blocks of changing sizes, after ten that are not counted.
 SCRIPT = """

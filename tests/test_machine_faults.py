@@ -16,8 +16,8 @@ from conftest import ROOT
 from test_resume import assert_same, ended_at
 from test_verbs import SMOKE
 
+from src.config.machine_faults import LONGEST, machine_fault, told_when_machine_fails
 from src.errors import UserError
-from src.machine import LONGEST, machine_fault, told_when_machine_fails
 
 # As torch says it, with the lines that follow the first.
 MORE = (
@@ -60,7 +60,7 @@ import os, signal, sys
 from pathlib import Path
 from torch.utils.data import get_worker_info
 from src import train
-from src.data.batches import CaptionBatches
+from src.loading.batches import CaptionBatches
 folder, options = sys.argv[1], sys.argv[2:]
 take, count, once = CaptionBatches.__getitem__, [0], Path(folder, "killed")
 def planted(self, pick):

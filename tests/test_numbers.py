@@ -21,8 +21,8 @@ from tokenizers import models, pre_tokenizers
 from src.build import load_weights
 from src.captioner import check_rows
 from src.contracts import UserError
-from src.spikes import ENOUGH, WINDOW, LossSpikes
 from src.text.tokenizers import ByteLevelBPE, FastTokenizer, load_tokenizer
+from src.training.loss_spikes import ENOUGH, WINDOW, LossSpikes
 
 
 # ------------------------------------------------------------------------------------------------- loss spikes

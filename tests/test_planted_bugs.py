@@ -19,7 +19,7 @@ PLANTED = {
         ["tests/test_flamingo.py"],
     ),
     "phi counts a picture only behind its tag": (
-        "src/data/documents.py",
+        "src/loading/documents.py",
         "phi += [len(pictures)] * (len(tag) + len(said))",
         "phi += [len(pictures) - bool(tag)] * len(tag) + [len(pictures)] * len(said)",
         ["tests/test_documents.py"],
@@ -31,7 +31,7 @@ PLANTED = {
         ["tests/test_captioner.py", "-k", "mean_over_real"],
     ),
     "captions do not end": (
-        "src/data/batches.py",
+        "src/loading/batches.py",
         "row = [tokenizer.bos, *caption, tokenizer.eos]",
         "row = [tokenizer.bos, *caption]",
         ["tests/test_data_batches.py"],

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from test_tokenizers import BPE, GPT2, TEXT
 
 from src.contracts import Chunk, Document, Example, Memory, Text
-from src.data.batches import EpochBatchSampler, InOrder, draw_captions, pad_rows, tagged, token_row
-from src.data.documents import collate, document_row, looking_ahead
-from src.data.module import nested_share
+from src.data.order import EpochBatchSampler, InOrder, draw_captions, nested_share
 from src.decoding.beam import BeamSearch
 from src.decoding.greedy import Greedy
 from src.decoding.sample import Sample
+from src.loading.batches import pad_rows, tagged, token_row
+from src.loading.documents import collate, document_row, looking_ahead
 from src.metrics.captions import CaptionScorer
 from src.metrics.retrieval import recall_at_k
 from src.text.normalise import normalise_caption

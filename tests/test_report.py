@@ -20,15 +20,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from src.comparison.arms import Cell, Comparison, Difference, compare
+from src.comparison.runs import Arm, find_runs, group
 from src.data.scenes import Scenes
 from src.reporting import plots
 from src.reporting.gallery import gallery
 from src.reporting.marks import FALSE, PLAIN, TRUE, UNKNOWN, marks
 from src.reporting.numbers import cost_of, leaders
 from src.reporting.page import embedded, page
-from src.runs import Arm, find_runs, group
-from src.text.scene_check import check
-from src.text.scene_world import Scene, Thing
+from src.scenes.check import check
+from src.scenes.world import Scene, Thing
 
 ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -216,7 +216,7 @@ def test_photographs_keep_their_proportions_and_a_damaged_one_is_named(tmp_path)
 
 
 def folder_rows(source: dict) -> list[dict]:
-    from src.config import make
+    from src.config.make import make
 
     examples = make(OmegaConf.create(source)).examples("test")
     return [{"id": e.id, "caption": "a thing", "references": ["a thing"], "CIDEr-D": 1.0} for e in examples]

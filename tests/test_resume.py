@@ -20,10 +20,10 @@ from test_verbs import SMOKE, run
 from trainings import Trainings
 
 from src.build import load_checkpoint
-from src.checkpoints import LastCheckpoint, SafeCheckpointIO, damage, take_over
+from src.comparison.runs import find_runs
 from src.errors import UserError
-from src.runs import find_runs
-from src.stopping import Interrupts
+from src.training.checkpoints import LastCheckpoint, SafeCheckpointIO, damage, take_over
+from src.training.signals import Interrupts
 from src.vision.vit import trained_vision
 
 KILLS = int(os.environ.get("KILLS", "2"))  # per case, one after the other; the long version: KILLS=10

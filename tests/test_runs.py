@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from src.comparison.runs import find_runs, group
 from src.errors import UserError
-from src.runs import find_runs, group
 
 BATCHES = "b" * 64
 

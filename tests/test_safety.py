@@ -17,11 +17,15 @@ from PIL import Image
 from test_export import SIZES, make_run
 from test_verbs import SMOKE, run
 
-from src import bundle, config, records
 from src.build import restore, restore_captioner
+from src.config.classes import flatten_all, is_ours
+from src.config.make import make
 from src.errors import UserError
 from src.export import export
 from src.pretrained import load
+from src.records import exported
+from src.records.environment import environment
+from src.records.secrets import is_secret, masked
 
 KEY = "hunter2-hunter2-hunter2"
 
@@ -35,8 +39,8 @@ REFUSED = [
     "subprocess.run",
     "hydra.utils.get_object",
     "torch.load",
-    "src.records.write_text",  # ours, but in no room whose classes configurations name
-    "src.config.os",
+    "src.records.files.write_text",  # ours, but in no room whose classes configurations name
+    "src.config.make.os",
     "src.text.tokenizers.write_text",  # only imported there
     "src.vision.efficientnet_lite.torch.load",
     "src.vision.efficientnet_lite.pickle.loads",
@@ -66,25 +70,25 @@ def test_foreign_targets_are_refused_wherever_they_stand(target):
         with pytest.raises(
             UserError, match="is refused: configurations may only name classes of this project"
         ) as caught:
-            config.make(OmegaConf.create(node))
+            make(OmegaConf.create(node))
         assert "\n" not in str(caught.value)
 
 
 def test_a_target_put_together_by_interpolation(tmp_path):
     node = OmegaConf.create({"a": {"_target_": "${b}", "command": f"touch {tmp_path}/ran"}, "b": "os.system"})
     with pytest.raises(UserError, match=r"_target_=os.system is refused"):
-        config.make(node.a)
+        make(node.a)
 
 
 def test_every_target_of_the_project_is_allowed():
     found = set()
     for path in (ROOT / "conf").rglob("*.yaml"):
         if "hydra" not in path.relative_to(ROOT).parts:  # launchers and sweepers are Hydra's, no run keeps them
-            for key, value in config.flatten_all(OmegaConf.to_container(OmegaConf.load(path))):
+            for key, value in flatten_all(OmegaConf.to_container(OmegaConf.load(path))):
                 if key.endswith("_target_"):
                     found.add(value)
-    assert len(found) > 20 and all(map(config.is_ours, found)), sorted(found)
-    assert config.is_ours("lightning.pytorch.loggers.CSVLogger")  # what runs of earlier versions name
+    assert len(found) > 20 and all(map(is_ours, found)), sorted(found)
+    assert is_ours("lightning.pytorch.loggers.CSVLogger")  # what runs of earlier versions name
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +139,7 @@ def test_an_export_whose_manifest_agrees_with_its_malice(tiny_run, tmp_path):
     ):
         OmegaConf.save({**cfg, key: value}, path)
         manifest = json.loads((tmp_path / "to" / "manifest.json").read_text())
-        manifest["files"]["captioner.yaml"]["sha256"] = bundle.sha256(path)
+        manifest["files"]["captioner.yaml"]["sha256"] = exported.sha256(path)
         (tmp_path / "to" / "manifest.json").write_text(json.dumps(manifest))
         with pytest.raises(UserError, match=message):
             load(tmp_path / "to")
@@ -162,7 +166,7 @@ def test_pickles_are_not_unpickled(exported, tiny_run, tmp_path):
     torch.save({"state_dict": Touch(tmp_path / "ran"), "frozen": {}}, weights)
     if exported:
         manifest = json.loads((folder / "manifest.json").read_text())
-        manifest["files"]["model.safetensors"]["sha256"] = bundle.sha256(weights)
+        manifest["files"]["model.safetensors"]["sha256"] = exported.sha256(weights)
         (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"cannot be read|is not executed") as caught:
         load(folder)
@@ -195,17 +199,17 @@ def test_pickles_are_not_unpickled(exported, tiny_run, tmp_path):
     ],
 )
 def test_commands_are_written_without_secrets(argument, expected, monkeypatch):
-    assert records.masked(argument) == expected
+    assert masked(argument) == expected
     monkeypatch.setattr(sys, "argv", ["x", "fusion=srau", argument])
-    command = records.environment()["command"]
+    command = environment()["command"]
     assert command.endswith(f" fusion=srau {expected}") and KEY not in command
 
 
 def test_secrets_of_the_environment_are_known_by_value(monkeypatch):
     monkeypatch.setenv("COMET_API_KEY", KEY)
     monkeypatch.setenv("SHORT_TOKEN", "srau")  # would be found in half of all commands
-    assert records.masked(f"name=my-{KEY}-run fusion=srau") == "name=my-***-run fusion=srau"
-    assert records.is_secret("name", f"x{KEY}") and not records.is_secret("name", "srau")
+    assert masked(f"name=my-{KEY}-run fusion=srau") == "name=my-***-run fusion=srau"
+    assert is_secret("name", f"x{KEY}") and not is_secret("name", "srau")
 
 
 @pytest.mark.parametrize(
@@ -221,7 +225,7 @@ def test_secrets_of_the_environment_are_known_by_value(monkeypatch):
     ],
 )
 def test_values_that_must_not_be_saved(key, value, secret):
-    assert records.is_secret(key, value) is secret
+    assert is_secret(key, value) is secret
 
 
 def test_no_run_folder_holds_a_secret(tmp_path, monkeypatch):

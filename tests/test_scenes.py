@@ -19,21 +19,11 @@ from hypothesis import strategies as st
 from src.contracts import UserError
 from src.data.scenes import COUNT_SHARES, GAP, HELD_OUT, RADII, RGB, Scenes, draw, sample_scene
 from src.metrics.truth import truth_scores
-from src.text.scene_captions import describe
-from src.text.scene_check import check
-from src.text.scene_reader import WORD, parse
-from src.text.scene_words import GLUE, NUMBERS, PLURALS, SIZE_WORDS
-from src.text.scene_world import (
-    ACCEPTED,
-    BACKGROUNDS,
-    COLOURS,
-    OPPOSITE,
-    SHAPES,
-    STATED,
-    Scene,
-    Thing,
-    relation_holds,
-)
+from src.scenes.captions import describe
+from src.scenes.check import check
+from src.scenes.reader import WORD, parse
+from src.scenes.words import GLUE, NUMBERS, PLURALS, SIZE_WORDS
+from src.scenes.world import ACCEPTED, BACKGROUNDS, COLOURS, OPPOSITE, SHAPES, STATED, Scene, Thing, relation_holds
 
 ROOT = Path(__file__).parent.parent
 SCENES = [sample_scene(Random(i)) for i in range(2000)]

@@ -15,7 +15,7 @@ from torch import distributed, nn
 from src.captioner import Captioner
 from src.contracts import Batch, UserError
 from src.layers import chunked_loss
-from src.sharding import shard, whole
+from src.training.sharding import shard, whole
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 PROCESSES = 2

@@ -27,11 +27,11 @@ from trainings import Trainings
 
 from src.data import shard_index
 from src.data.folder import Folder
-from src.data.module import CaptionData
 from src.data.scenes import Scenes
 from src.data.shard_writer import write_shards
 from src.data.shards import ShardOrder, Shards, expand
 from src.errors import UserError
+from src.loading.module import CaptionData
 
 SHARDS, EACH = 5, 6  # of the training split
 

@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_verbs import SMOKE, run
 
-from src import config, tracking
+from src import tracking
+from src.config.make import make
 from src.errors import UserError
 
 KEY = "0123456789abcdef" * 3  # looks like an API key
@@ -318,7 +319,7 @@ def test_a_missing_package_is_one_sentence(logger, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     node = OmegaConf.load(ROOT / "conf" / "logger" / f"{logger}.yaml")
     with pytest.raises(UserError, match=f"logger={logger} needs a package: pip install {logger}"):
-        config.make(node)
+        make(node)
 
 
 # ------------------------------------------------------------------------------------------------- who a run is

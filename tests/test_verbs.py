@@ -242,7 +242,7 @@ def test_explain_draws_what_the_mechanism_notes(trained, on_two_data_sets, tmp_p
 @pytest.mark.slow
 def test_captions_are_scored_at_every_validation(tmp_path):
     """The last curve point is the score of the final captions of the same pictures, in two processes as in one."""
-    from src.runs import find_runs
+    from src.comparison.runs import find_runs
 
     few = ("fusion=clipcap", *SMOKE, "val_captions=7", "trainer.max_steps=4", "trainer.val_check_interval=2")
     ddp = ("trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp", "data.batch_size=4")

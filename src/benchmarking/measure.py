@@ -31,12 +31,13 @@ from src.benchmarking.workloads import (
     to_device,
 )
 from src.build import precision
-from src.config import HOME, make
-from src.cost import peak_memory_mb
+from src.config.classes import HOME
+from src.config.make import make
 from src.data.images import load_picture
 from src.errors import UserError
-from src.heap import keep_freed_memory
-from src.records import write_json
+from src.records.files import write_json
+from src.training.cost import peak_memory_mb
+from src.training.freed_memory import keep_freed_memory
 
 PARTS = ("data", "forward", "backward", "optimiser")
 CLIP = 1.0  # global norm of the gradient, as in conf/trainer/default.yaml

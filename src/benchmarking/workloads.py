@@ -19,17 +19,15 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from src.benchmarking.flops import training_flops
 from src.benchmarking.jobs import FLOOR, Job
 from src.build import build_captioner, own_randomness
 from src.captioner import Captioner
-from src.config import HOME
+from src.config.classes import HOME
 from src.contracts import Batch, Example, Memory, Text, Tokenizer, VisionSpec, Visual
-from src.cost import training_flops
 from src.data.base import read_json
-from src.data.batches import CaptionBatches, EpochBatchSampler, InOrder, Loader, TrainLoader
 from src.data.captions_text import SPICE_JAR, CaptionsText
-from src.data.features import FeatureCache
-from src.data.module import most_words
+from src.data.order import EpochBatchSampler, InOrder
 from src.decoding.base import Step
 from src.decoding.beam import BeamSearch
 from src.decoding.greedy import Greedy
@@ -38,6 +36,9 @@ from src.language.gpt2 import GPT2
 from src.language.load import FUSED_GELU
 from src.layers.cache import Cache
 from src.layers.packed import packed
+from src.loading.batches import CaptionBatches, Loader, TrainLoader
+from src.loading.features import FeatureCache
+from src.loading.module import most_words
 from src.text.tokenizers import GPT2_LENGTH, ByteLevelBPE, GPT2Vocabulary, load_tokenizer
 
 WINDOW = 4  # batches that are trained on over and over: all contestants see the same, however fast they are

@@ -27,8 +27,8 @@ import numpy as np
 
 from src.comparison.measures import Measure, make_measures, read_table, score_names, shared_images
 from src.comparison.resampling import at_least, draws, exchanged, holm, interval, p_value, signs
+from src.comparison.runs import Arm, Run
 from src.errors import UserError
-from src.runs import Arm, Run
 
 BASELINE = "blind"
 ALLOWED = ("split", "references", "decoding", "data")

@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from src.comparison.arms import Cell, Comparison
+from src.comparison.runs import curves
 from src.errors import UserError
-from src.runs import curves
 
 # Okabe and Ito 2008, "Color universal design": for all kinds of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")

@@ -13,12 +13,12 @@ from functools import partial
 
 import numpy as np
 
+from src.comparison.runs import Arm, Run
 from src.errors import UserError
 from src.metrics.bleu import bleu, bleu_statistics
 from src.metrics.ngrams import ReferenceNgrams
 from src.metrics.ptb import tokenize
-from src.runs import Arm, Run
-from src.text.scene_reader import KINDS, parse
+from src.scenes.reader import KINDS, parse
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
 STATEMENTS = {f"truth/{kind}": kind for kind in KINDS}

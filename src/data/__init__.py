@@ -1,0 +1,1 @@
+"""Data sources: captioned pictures and documents, where they lie and in which order they come."""

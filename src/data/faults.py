@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from src.data.images import FORMATS, MAX_BYTES, MAX_PIXELS, read_picture, shown
 from src.errors import UserError
-from src.records import write_jsonl, write_text
+from src.records.files import write_jsonl, write_text
 
 LONGEST_CAPTION = 10_000  # characters; a longer one is a file in the wrong place, and each epoch would tokenise it
 CHECKED = Path("data/checked")  # which pictures were found readable, and lists of what was left out

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from src.contracts import Example, UserError
-from src.text.picks import pick
-from src.text.scene_captions import describe
-from src.text.scene_world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing
+from src.scenes.captions import describe
+from src.scenes.picks import pick
+from src.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing
 
 HELD_OUT = frozenset(
     {

@@ -24,7 +24,7 @@ from src.data.base import captions_of, picture_path
 from src.data.faults import CHECK_SIZE, READER, items, parsed
 from src.data.images import MAX_BYTES, SUFFIXES, read_picture, shown
 from src.errors import UserError
-from src.records import write_bytes
+from src.records.files import write_bytes
 from src.text.normalise import normalise_caption
 
 FORMAT = 1  # of the index files

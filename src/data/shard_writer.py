@@ -18,7 +18,7 @@ from PIL import Image
 from src.contracts import Example, Source
 from src.data.shards import Shards
 from src.errors import UserError
-from src.records import told_when_full
+from src.records.files import told_when_full
 
 
 def write_shards(source: Source, folder: str | Path, per_shard: int = 10_000, size: int = 224) -> None:

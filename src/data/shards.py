@@ -33,9 +33,9 @@ from tqdm import tqdm
 
 from src.contracts import Example
 from src.data.base import PictureFiles, Streamed, stable_number
-from src.data.batches import EpochBatchSampler, Pick
 from src.data.faults import CHECKERS, Faults
 from src.data.images import load_picture, shown
+from src.data.order import EpochBatchSampler, Pick
 from src.data.shard_index import ShardFile, index_of, load_index, read_captions
 from src.errors import UserError
 
@@ -244,7 +244,7 @@ class ShardExamples(Streamed):
 
     def _rows(self, shard: int) -> np.ndarray:
         """Which rows of a shard's index are used."""
-        from src.data.module import nested_share  # and lightning, for which a missing folder does not wait
+        from src.data.order import nested_share
 
         return np.array(nested_share(self.all[shard], self.fraction, stable_number(self.seed, self.names[shard])))
 

@@ -19,8 +19,8 @@ from random import Random
 
 from src.contracts import Chunk, Document, Example, UserError
 from src.data.scenes import SEEN_PAIRS, DrawnWorld, check_lengths, scene_of
-from src.text.picks import pick
-from src.text.scene_world import COLOURS, SHAPES, SIZES
+from src.scenes.picks import pick
+from src.scenes.world import COLOURS, SHAPES, SIZES
 
 OPENINGS = ("first", "then", "now", "here", "next", "later")
 KINDS = ("colour", "shape")

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from src.diagnostics.reading import Reading
-from src.records import verify, write_bytes
+from src.records.files import verify, write_bytes
 from src.text.word_classes import NAMES, word_class
 
 COLUMNS = 6  # of a figure with one panel per word

@@ -1,6 +1,6 @@
 """How much of what captions say is true, where the true scene is known (``data=scenes``).
 
-The statements of a caption and their truth are those of ``text.scene_check``; nothing is compared with references.
+The statements of a caption and their truth are those of ``scenes.check``; nothing is compared with references.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from src.errors import UserError
-from src.text.scene_check import Verdict, check
-from src.text.scene_reader import KINDS
-from src.text.scene_world import Scene
+from src.scenes.check import Verdict, check
+from src.scenes.reader import KINDS
+from src.scenes.world import Scene
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Truth:
 
     ``corpus`` holds, over all captions,
         truth          the share of the captions that are entirely true
-        truth/KIND     the share of the statements of that kind that are true, for each of ``scene_reader.KINDS``
+        truth/KIND     the share of the statements of that kind that are true, for each of ``scenes.reader.KINDS``
         coverage       the share of a scene's things that its caption describes without a mistake, mean over captions
     and ``per_image`` the same for every caption alone, by picture id.
     """

@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from src.comparison.runs import Arm, Run
 from src.errors import UserError
-from src.records import run_config
-from src.runs import Arm, Run
+from src.records.folder import run_config
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,7 +88,7 @@ def _references(rows: list[dict], id: str) -> list[str]:
 
 def _examples(run: Run, ids: set[str]) -> tuple[tuple[dict, object] | None, list[str]]:
     """Examples by id and the source that has them; None, with the reason, where the data are not here."""
-    from src.config import data_sets, make
+    from src.config.make import data_sets, make
 
     reason, split = "the data of the run do not know them.", str(run.metrics.get("split"))
     for name, node in data_sets(run_config(run.folder)).items():
@@ -113,7 +113,7 @@ def _pictures(source, split: str) -> Iterator[Example]:
 
 def _marks(rows: list[dict], ids: list[str], examples: dict[str, Example]) -> list | None:
     from src.reporting.marks import marks
-    from src.text.scene_world import Scene
+    from src.scenes.world import Scene
 
     scenes = {id: Scene.from_dict(one.extra["scene"]) for id, one in examples.items() if "scene" in one.extra}
     if not scenes:

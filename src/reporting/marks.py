@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
-from src.text.scene_check import Verdict, check
-from src.text.scene_reader import WORD
-from src.text.scene_world import Scene
+from src.scenes.check import Verdict, check
+from src.scenes.reader import WORD
+from src.scenes.world import Scene
 
 PLAIN, TRUE, FALSE, UNKNOWN = range(4)
 SILENT = ("a", "the", "and", "is", "are")  # plain even as parts of "and is to the left of" or "on a dark background"

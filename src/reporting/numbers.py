@@ -6,7 +6,7 @@ import json
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from src.runs import Arm
+from src.comparison.runs import Arm
 
 if TYPE_CHECKING:
     from src.comparison.arms import Cell, Comparison, Difference

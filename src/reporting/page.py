@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from src.comparison.runs import Arm, Run
 from src.reporting import plots
 from src.reporting.numbers import (
     COSTS,
@@ -28,7 +29,6 @@ from src.reporting.numbers import (
     p_text,
     score_text,
 )
-from src.runs import Arm, Run
 
 if TYPE_CHECKING:
     from src.comparison.arms import Comparison
@@ -108,7 +108,7 @@ def _title(comparison: Comparison) -> str:
 
 
 def _data_name(run: Run) -> str:
-    target = run.config.get("data.source._target_", "src.data.mixture.Mixture")
+    target = run.config.get("data.source._target_", "src.loading.mixture.Mixture")
     return run.environment.get("choices", {}).get("data") or target.split(".")[-2]
 
 

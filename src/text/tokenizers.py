@@ -13,7 +13,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from src.errors import UserError
-from src.records import write_json, write_text
+from src.records.files import write_json, write_text
 from src.text.normalise import normalise_caption
 
 # The library would start a thread per core in every data-loading worker, for batches that take milliseconds.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from src.contracts import UserError, VisionSpec, Visual
-from src.hashing import tensor_hash
+from src.records.weights import tensor_hash
 
 
 class Vision(nn.Module, ABC):

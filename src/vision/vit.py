@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.checkpoint_files import read_checkpoint
 from src.contracts import UserError, VisionSpec
 from src.layers.attention import softmax
-from src.records import checkpoint_path
+from src.records.folder import checkpoint_path
+from src.records.weights import read_checkpoint
 from src.vision.base import Vision
 
 

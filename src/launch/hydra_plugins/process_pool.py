@@ -34,10 +34,10 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from src.checking import LEASED
-from src.config import check_secrets, config_hash
+from src.config.checks import LEASED, check_secrets
+from src.config.make import config_hash
 from src.errors import UserError
-from src.records import result, resumable
+from src.records.folder import result, resumable
 
 GRACE = 10.0  # seconds that a child has to finish its step and to save after SIGTERM
 

@@ -1,0 +1,239 @@
+"""Every option of every command is checked here before any work, and before anything heavy is imported."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import functools
+import os
+import re
+from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+
+from src.config import table
+from src.config.classes import HOME, LOGGER, check_targets, defined, flatten, parameters
+from src.errors import UserError
+from src.records.secrets import is_secret
+
+LEASED = "FUSION_SWEEP_LEASE"  # set where a sweep gave a job its GPU: the job is not to go to the CPU unnoticed
+NAMES = 12  # that a hint lists at most
+
+
+def check_options(command: str, cfg: DictConfig) -> None:
+    """Refuse unknown options, wrong types and values out of range, in whatever way they came in; see src.options.
+
+    Imports nothing heavy. What is missing (???) is left to the command. Raises UserError.
+    """
+    plain = resolved(cfg)
+    check_targets(cfg)
+    check_secrets(cfg)
+    for key, value in _options(plain):
+        if isinstance(value, dict):
+            _check_class(key, value)
+        elif value != "???":
+            _check_option(command, key, value)
+
+
+def resolved(cfg: DictConfig) -> dict:
+    """Plain values with interpolations filled in; what is missing stays "???". Raises UserError."""
+    try:
+        return OmegaConf.to_container(cfg, resolve=True)
+    except InterpolationToMissingValueError as error:
+        missing = next(key for key, value in flatten(OmegaConf.to_container(cfg)) if value == "???")
+        raise UserError(f"{missing}= is missing; say {missing}=<value> (what it means: conf/).") from error
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
+
+
+def _options(node: dict, key: str = "") -> Iterator[tuple[str, object]]:
+    """Every option with its value; a node that names a class is one value, and so is every such node inside of it."""
+    for name, value in node.items():
+        inside = f"{key}.{name}".lstrip(".")
+        if inside == "hydra":
+            continue  # Hydra knows its own
+        if isinstance(value, dict):
+            if "_target_" in value:
+                yield inside, value
+                value = {name: one for name, one in value.items() if isinstance(one, dict)}
+            yield from _options(value, inside)
+        else:
+            yield inside, value
+
+
+def _check_option(command: str, key: str, value) -> None:
+    rule = table.rule_of(command, key)
+    group, _, name = key.rpartition(".")
+    if rule is None and command == "train" and group == "trainer":
+        rule = _lightning_options().get(name)
+    if rule is None:
+        rule = _written(command).get(key)
+    if rule is None:
+        known = known_options(command)
+        if key in groups(command) or any(one.startswith(f"{key}.") for one in known):
+            raise UserError(f"{key} must be a group of options ({key}.<name>=...); got {_shown(value)}.")
+        if member := re.match(r"data\.members\.[^.]+\.", key):
+            known = [one.replace("data.", member[0], 1) for one in known]
+        raise UserError(f"{key}={_shown(value)} is no option of src.{command}; {hint(key, known)}")
+    if not rule.fits(value):
+        raise UserError(f"{key} must be {rule.says}; got {_shown(value)}.")
+
+
+def known_options(command: str) -> list[str]:
+    """The options that the tables and conf/ have, and those that Lightning's trainer adds."""
+    added = [f"trainer.{name}" for name in _lightning_options()] if command == "train" else []
+    known = [*table.COMMANDS[command], *_written(command), *added]
+    return list(dict.fromkeys(key for key in known if "*" not in key and "_target_" not in key))
+
+
+@functools.cache
+def _written(command: str) -> dict[str, table.Rule]:
+    """The options that stand in conf/ for a command, whatever is chosen, with the types of their defaults.
+
+    For those that src.options says nothing about. Options of classes are not among them: other classes have others.
+    """
+    files = {HOME / "conf" / f"{command}.yaml": ""}
+    if command == "train":
+        files |= {path: f"{group}." for group in groups() for path in (HOME / "conf" / group).glob("*.yaml")}
+    found = {}
+    for path, prefix in files.items():
+        text = path.read_text(encoding="utf-8")
+        plain = OmegaConf.to_container(OmegaConf.create(text))
+        if "_target_" in plain or "@package _global_" in text:  # the latter change options that stand elsewhere
+            continue
+        for key, value in _options(plain):
+            if key != "defaults":
+                found[prefix + key] = table.like(value)
+    return found
+
+
+def hint(key: str, known: Iterable[str]) -> str:
+    """ "did you mean optim.warmup?", or what there is beside it."""
+    known, (group, _, name) = list(dict.fromkeys(known)), key.rpartition(".")
+    beside = [one for one in known if one.rpartition(".")[0] == group]
+    alike = difflib.get_close_matches(name, [one.rpartition(".")[2] for one in beside], 1)
+    if alike:
+        return f"did you mean {group}.{alike[0]}?".replace(" .", " ")
+    alike = [one for one in known if one.rpartition(".")[2] == name] or difflib.get_close_matches(key, known, 1, 0.8)
+    if alike:
+        return f"did you mean {alike[0]}?"
+    beside = beside or [one for one in known if "." not in one]
+    return f"it knows {', '.join(beside[:NAMES])}{' ...' if beside[NAMES:] else '.'}"
+
+
+def near(name: str, known: list[str], group: str) -> str:
+    """The same for a word behind ``group=``."""
+    alike = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {group}={alike[0]}?" if alike else f"it knows {', '.join(known)}."
+
+
+def _shown(value) -> str:
+    """A value as it is written on the command line, at most 60 characters of it; text in quotes."""
+    text = {"True": "true", "False": "false", "None": "null"}.get(repr(value), repr(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+@functools.cache
+def groups(command: str = "train") -> tuple[str, ...]:
+    """The folders of conf/ that a command chooses from, decode of src.evaluate for example."""
+    written = OmegaConf.load(HOME / "conf" / f"{command}.yaml").get("defaults", [])
+    names = (str(next(iter(entry))) for entry in written if OmegaConf.is_dict(entry))
+    return tuple(name.removeprefix("optional ") for name in names if not name.startswith("override "))
+
+
+def choices(group: str) -> list[str]:
+    """The words that may stand behind ``<group>=``."""
+    return sorted(path.stem for path in (HOME / "conf" / group).glob("[!_]*.yaml"))
+
+
+@functools.cache
+def _lightning_options() -> dict[str, table.Rule]:
+    """The parameters of lightning.Trainer with their simple types, read from its source: importing it takes seconds."""
+    package = Path(find_spec("lightning").submodule_search_locations[0])
+    tree = ast.parse((package / "pytorch" / "trainer" / "trainer.py").read_text(encoding="utf-8"))
+    made = defined(defined(tree, "Trainer"), "__init__")
+    found = {}
+    for parameter in made.args.kwonlyargs:
+        annotation = ast.unparse(parameter.annotation)
+        kinds = re.findall(r"\b(int|float|bool|str)\b", annotation) + ["None"] * ("Optional" in annotation)
+        if parameter.arg not in table.NOT_OURS and kinds:
+            found[parameter.arg] = table.typed(" | ".join(dict.fromkeys(kinds)))
+    return found
+
+
+def _check_class(key: str, node: dict) -> None:
+    """The options of ``node`` must be parameters of its target, of the annotated simple type, and within range.
+
+    The target's source is read, not imported: importing all of them would take seconds.
+    """
+    target = node["_target_"]
+    if LOGGER.fullmatch(target):
+        return
+    known = parameters(key, target)
+    for name, value in node.items():
+        if name.startswith("_"):
+            continue
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {key}.{near[0]}?" if near else f"; it knows {', '.join(known)}."
+            raise UserError(f"{key} has no option {name!r}{hint}")
+        for rule in (table.typed(known[name]), table.rule_for(target, name)):
+            if rule is not None and value != "???" and not rule.fits(value):
+                raise UserError(f"{key}.{name} must be {rule.says}; got {_shown(value)}.")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# what this machine has, and what may be written down
+# --------------------------------------------------------------------------------------------------------------------
+def check_device(trainer: DictConfig) -> None:
+    """Refuse devices that this machine does not have, and say where it trains instead of on a GPU that was named.
+
+    Imports torch, where a GPU is spoken of. Raises UserError.
+    """
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    wanted = trainer.accelerator in ("gpu", "cuda")
+    if trainer.accelerator in ("mps", "tpu"):
+        _check_other_device(trainer.accelerator)
+    if not (wanted or (named and trainer.accelerator == "auto")):
+        return
+    import torch
+
+    here = torch.cuda.device_count()
+    apple = trainer.accelerator == "gpu" and torch.backends.mps.is_available()
+    where = f"CUDA_VISIBLE_DEVICES={named} names none that is here" if named else "this machine has none"
+    if wanted and not here and not apple:
+        raise UserError(
+            f"trainer.accelerator={trainer.accelerator} needs a GPU that torch can use, and {where}; "
+            "use trainer.accelerator=auto, and see src.doctor."
+        )
+    if named and not here and os.environ.get(LEASED):
+        raise UserError(f"The GPU {named} that this job of a sweep was given does not answer; see nvidia-smi.")
+    if named and not here:
+        print(f"note: CUDA_VISIBLE_DEVICES={named} names no GPU that torch can use; training on the CPU.", flush=True)
+        return
+    devices = trainer.devices
+    asked = max(devices) + 1 if OmegaConf.is_list(devices) else devices if isinstance(devices, int) else 0
+    if asked > here > 0:
+        raise UserError(f"trainer.devices={devices} asks for more than the {here} GPUs that torch can use here.")
+
+
+def _check_other_device(accelerator: str) -> None:
+    from lightning.pytorch.accelerators import AcceleratorRegistry
+
+    if not AcceleratorRegistry[accelerator]["accelerator"].is_available():
+        raise UserError(
+            f"trainer.accelerator={accelerator} is not to be had on this machine; use auto, and see src.doctor."
+        )
+
+
+def check_secrets(cfg: DictConfig) -> None:
+    """Refuse secrets among the values: every run writes its configuration down, and loggers upload it."""
+    for key, value in flatten(OmegaConf.to_container(cfg, resolve=True)):
+        if is_secret(key, value):
+            raise UserError(
+                f"{key} looks like a secret, and the configuration is written into the run folder; leave it out and "
+                "set an environment variable instead (WANDB_API_KEY, HF_TOKEN)."
+            )

@@ -1,0 +1,140 @@
+"""Which classes a configuration may name, and what their constructors take: read from the source, without importing."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from src.errors import UserError
+
+HOME = Path(__file__).resolve().parents[2]
+
+# Hydra would call anything that can be imported, os.system too, and configurations travel with run folders.
+ROOMS = ("data", "decoding", "fusion", "language", "text", "tracking", "vision")  # whose classes configurations name
+LOGGER = re.compile(r"lightning\.pytorch\.loggers\.[A-Z]\w*")  # of the library, by their short names only
+
+
+def flatten(node, key: str = "") -> Iterator[tuple[str, object]]:
+    """Nested dictionaries as ("a.b", value) pairs."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from flatten(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, node
+
+
+def flatten_all(node, key: str = "") -> Iterator[tuple[str, object]]:
+    """``flatten`` that goes into lists too: ("a[0].b", value)."""
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from flatten_all(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            yield from flatten_all(value, f"{key}[{number}]")
+    else:
+        yield key, node
+
+
+def check_targets(node: DictConfig, what: str = "") -> None:
+    """Refuse every ``_target_`` in ``node`` but public classes, functions and class methods of our rooms, and loggers.
+
+    Only what is written in a file of ours counts, not what that file imports. Raises UserError.
+    """
+    for key, target in flatten_all(OmegaConf.to_container(node, resolve=True)):
+        if re.split(r"[.\[]", key)[-1] == "_target_" and not is_ours(target):
+            raise UserError(
+                f"{what}{key}={target} is refused: configurations may only name classes of this project "
+                f"(src.{', src.'.join(ROOMS)}) and lightning's loggers."
+            )
+
+
+def is_ours(target) -> bool:
+    """Whether a ``_target_`` may be called."""
+    if not isinstance(target, str):
+        return False
+    return LOGGER.fullmatch(target) is not None or _written_here(target) is not None
+
+
+def parameters(key: str, target: str) -> dict[str, str]:
+    """Names and annotations of the parameters of ``src.<module>.<function, class or Class.method>``."""
+    found = _written_here(target)
+    if isinstance(found, ast.ClassDef):
+        made = (defined(cls, "__init__") for cls in _lineage(target, found))
+        found = next((one for one in made if one is not None), None)
+    if isinstance(found, ast.FunctionDef):
+        every = found.args.args + found.args.kwonlyargs
+        return {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in every}
+    return _imported_parameters(key, target)
+
+
+def trait(target: str, name: str):
+    """What a class says of itself, ``sees = False`` for example; None where neither it nor its bases here say it."""
+    found = _written_here(target)
+    for cls in _lineage(target, found) if isinstance(found, ast.ClassDef) else ():
+        for statement in cls.body:
+            if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Constant):
+                targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+                if any(ast.unparse(one) == name for one in targets):
+                    return statement.value.value
+    return None
+
+
+def _lineage(target: str, cls: ast.ClassDef) -> Iterator[ast.ClassDef]:
+    """A class, its first base, that one's first base and so on, as long as they are written in rooms of ours."""
+    yield cls
+    if not cls.bases:
+        return
+    module = target.rpartition(".")[0]
+    name = ast.unparse(cls.bases[0])
+    for statement in _parsed((HOME / module.replace(".", "/")).with_suffix(".py")).body:
+        if isinstance(statement, ast.ImportFrom) and any((a.asname or a.name) == name for a in statement.names):
+            module = statement.module
+    base = _written_here(f"{module}.{name}")
+    if isinstance(base, ast.ClassDef):
+        yield from _lineage(f"{module}.{name}", base)
+
+
+def _imported_parameters(key: str, target: str) -> dict[str, str]:
+    """The same by importing, for classes that inherit the constructor of a class that is not ours."""
+    from hydra.utils import get_object
+
+    try:
+        parameters = inspect.signature(get_object(target)).parameters
+    except Exception as error:
+        raise UserError(f"{key}._target_={target} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return {name: str(p.annotation) for name, p in parameters.items()}
+
+
+def _written_here(target: str) -> ast.ClassDef | ast.FunctionDef | None:
+    """Where a room of this project defines ``src.<module>.<class, function or Class.classmethod>``; None elsewhere."""
+    parts = target.split(".")
+    if parts[0] != "src" or parts[1:2] == [] or parts[1] not in ROOMS or not all(map(str.isidentifier, parts)):
+        return None
+    for end in range(len(parts) - 1, 0, -1):
+        file = HOME.joinpath(*parts[:end]).with_suffix(".py")
+        if file.is_file():
+            names = parts[end:]
+            found = defined(_parsed(file), names[0])
+            if len(names) == 2 and isinstance(found, ast.ClassDef):
+                method = defined(found, names[1])
+                alone = {ast.unparse(decorator) for decorator in getattr(method, "decorator_list", ())}
+                found = method if alone & {"classmethod", "staticmethod"} else None
+            public = len(names) <= 2 and not any(name.startswith("_") for name in names)
+            return found if public and isinstance(found, ast.ClassDef | ast.FunctionDef) else None
+    return None
+
+
+@functools.cache
+def _parsed(file: Path) -> ast.Module:
+    """Once for all the jobs of a sweep."""
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def defined(scope: ast.AST | None, name: str) -> ast.AST | None:
+    return next((node for node in getattr(scope, "body", ()) if getattr(node, "name", None) == name), None)

@@ -1,0 +1,121 @@
+"""Checks of the configuration that need no data: each answers in one sentence before any work is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig, OmegaConf
+
+from src.config.checks import check_device, check_options
+from src.config.checks import check_secrets as check_secrets
+from src.config.classes import HOME as HOME
+from src.config.classes import check_targets, flatten, flatten_all
+from src.config.classes import is_ours as is_ours
+from src.config.fit import check_fit, language_sizes
+from src.config.fit import use_previous_language as use_previous_language
+from src.errors import UserError
+
+if TYPE_CHECKING:
+    from src.contracts import Source
+    from src.fusion.base import Fusion
+
+
+def data_sets(cfg: DictConfig) -> dict[str, DictConfig]:
+    """The data sets of a configuration by name; a single one is named ""."""
+    return dict(cfg.data.members) if "members" in cfg.data else {"": cfg.data}
+
+
+def check(cfg: DictConfig) -> dict[str, Source]:
+    """Refuse unknown options, options that the chosen parts refuse, parts that do not fit, and data that are not here.
+
+    Returns the data sources by name, since making them is how their files are looked for. The cheap checks come first;
+    ``verb`` has made those that import nothing heavy already, before there was a run folder. Raises UserError.
+    """
+    check_options("train", cfg)
+    check_fit(cfg)
+    check_device(cfg.trainer)
+    fusion = _rehearse_fusion(cfg)
+    sources = {name: make(node.source) for name, node in data_sets(cfg).items()}
+    for source in sources.values():
+        _check_source(source, fusion, cfg.test_split)
+    return sources
+
+
+def _check_source(source: Source, fusion: Fusion, test_split: str) -> None:
+    if fusion.sees and not source.has_images:
+        raise UserError("This fusion reads pictures and the data has none; use fusion=blind or data with pictures.")
+    for split in ("train", "val", *([test_split] if source.has_images else [])):
+        if split not in source.splits():
+            raise UserError(
+                f"The data has no split {split!r}, only {', '.join(source.splits())}; see test_split= and data=."
+            )
+
+
+# Neither what is learnt nor how it is scored depends on these.
+INCIDENTAL = (
+    *("name", "sweep", "resume", "samples", "val_captions", "logger", "language.recompute"),
+    *("data.workers", "data.root", "data.source.root", "data.cache_dir", "data.source.cache_dir"),
+    *("data.max_skipped", "data.source.max_skipped"),
+)
+
+
+def config_hash(cfg: DictConfig) -> str:
+    """sha256 of everything that a run's results depend on: equal for the same run asked for twice."""
+    plain = OmegaConf.to_container(cfg, resolve=False)
+    plain.pop("hydra", None)
+    plain = OmegaConf.to_container(OmegaConf.create({**plain, "name": ""}), resolve=True)
+    flat = {key: value for key, value in flatten(plain) if not is_below(key, INCIDENTAL)}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def is_below(key: str, tops: Iterable[str]) -> bool:
+    """Whether a flat key is one of ``tops`` or inside one."""
+    return any(key == top or key.startswith(f"{top}.") for top in tops)
+
+
+def check_saved(cfg: DictConfig, path: Path) -> None:
+    """Refuse a saved configuration that could do more than hold values: foreign classes, and interpolations.
+
+    Interpolations are resolved before a configuration is saved; here they could only read, say, the environment.
+    Raises UserError.
+    """
+    for key, value in flatten_all(OmegaConf.to_container(cfg)):
+        if isinstance(value, str) and "${" in value:
+            raise UserError(
+                f"{path}: {key}={value} is refused: a saved configuration holds values, nothing to look up."
+            )
+    check_targets(cfg, f"{path}: ")
+
+
+def _rehearse_fusion(cfg: DictConfig) -> Fusion:
+    """Build the fusion without memory, between stand-ins for vision and language, so that it can refuse its options.
+
+    Where only its weights tell how large the language model is, the stand-in is so large that no size is too small.
+    """
+    import torch
+
+    from src.contracts import LanguageSpec, VisionSpec
+
+    vision = VisionSpec(width=768, tokens=49, pooled_width=768, image_size=224, levels=12)
+    sizes = {"width": 2**6 * 3**2 * 5**2 * 7, "layers": 64, "heads": 64, "context": 2**17} | language_sizes(cfg)
+    language = LanguageSpec(**sizes, vocabulary=1000, bos=0, eos=1, pad=2)
+    with torch.device("meta"):
+        return make(cfg.fusion)(vision, language)
+
+
+def make(node: DictConfig):
+    """Hydra's instantiate, with a UserError raised inside shown as itself."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+
+    check_targets(node)
+    try:
+        return instantiate(node)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise

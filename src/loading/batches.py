@@ -1,0 +1,197 @@
+"""From examples to batches: how pictures and captions become tensors, and the loaders that hand them out."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
+
+import torch
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from src.contracts import Batch, Example, Source, Text, Tokenizer, Visual
+from src.data.order import EpochBatchSampler, Pick, draw_captions
+from src.errors import UserError
+from src.text.normalise import normalise_caption
+
+
+def token_row(caption: list[int], tokenizer: Tokenizer, max_tokens: int) -> list[int]:
+    """[bos] + caption + [eos]. A caption that is too long for ``max_tokens`` is cut and gets no eos.
+
+    An eos after a cut would teach the model to stop in the middle of a sentence.
+    """
+    row = [tokenizer.bos, *caption, tokenizer.eos]
+    return row if len(row) <= max_tokens else row[:max_tokens]
+
+
+def tagged(text: Text, tag: Sequence[int]) -> Text:
+    """``text`` with the image tag after the start token, as a document of one picture has it."""
+    first, rest = text.columns(0, 1), text.columns(1, None)
+    ids_BX = torch.tensor(tag).expand(len(text.ids_BT), -1)
+    ones_BX = torch.ones_like(ids_BX)
+    return Text(
+        torch.cat([first.ids_BT, ids_BX, rest.ids_BT], 1),
+        torch.cat([first.valid_BT, ones_BX.bool(), rest.valid_BT], 1),
+        torch.cat([torch.zeros_like(first.phi_BT), ones_BX, rest.phi_BT], 1),
+        target_BT=torch.cat([torch.zeros_like(first.valid_BT), ~ones_BX.bool(), rest.valid_BT], 1),
+    )
+
+
+def pad_rows(rows: Sequence[list[int]], pad: int, picture: int) -> Text:
+    """Rows to the length of the longest, padded on the right; ``picture``: what all real tokens look at (0 = none)."""
+    length = max(map(len, rows))
+    ids_BT = torch.tensor([row + [pad] * (length - len(row)) for row in rows])
+    valid_BT = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]
+    return Text(ids_BT, valid_BT, valid_BT.long() * picture)
+
+
+class PinnableBatch(Batch):
+    """A Batch that the loader can put into page-locked memory, from which it is copied to a GPU beside other work."""
+
+    def pin_memory(self) -> PinnableBatch:
+        return apply_to_collection(self, Tensor, Tensor.pin_memory)
+
+
+class CaptionBatches(Dataset):
+    """Whole batches by ``Pick``: the rows of one picture are neighbours.
+
+    Pixels come from ``source`` at ``image_size`` (None: no pictures), or encoded pictures from ``features`` by position
+    in ``examples``. Outside training, the first captions are used. ``image_tag``: captions begin with the image tag.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        source: Source,
+        tokenizer: Tokenizer,
+        captions_per_image: int,
+        max_tokens: int,
+        seed: int,
+        image_size: int | None,
+        features,
+        image_tag: bool,
+    ):
+        self.examples, self.source, self.tokenizer = examples, source, tokenizer
+        self.captions_per_image, self.max_tokens, self.seed = captions_per_image, max_tokens, seed
+        self.image_size, self.features, self.image_tag = image_size, features, image_tag
+
+    def __getitem__(self, pick: Pick) -> PinnableBatch | UserError:
+        # Raised in a worker, an error would reach the user wrapped in the worker's traceback; the loader raises it.
+        try:
+            return self._batch(*pick)
+        except UserError as error:
+            return error
+
+    def _batch(self, epoch: int | None, indices: list[int]) -> PinnableBatch:
+        examples = [self.examples[i] for i in indices]
+        captions = [c for i, e in zip(indices, examples, strict=True) for c in self._captions(epoch, i, e)]
+        found = self.tokenizer.encode([normalise_caption(caption) for caption in captions])
+        rows = [token_row(caption, self.tokenizer, self.max_tokens) for caption in found]
+        text = pad_rows(rows, self.tokenizer.pad, picture=int(self.source.has_images))
+        if self.image_tag:
+            text = tagged(text, self.tokenizer.image_tag)
+        ids, pixels, visual = [e.id for e in examples], self._pixels(examples), self._visual(indices)
+        return PinnableBatch(ids, text, pixels, visual, target_X=text.positions())
+
+    def _captions(self, epoch: int | None, index: int, example: Example) -> list[str]:
+        """G captions of one example."""
+        if epoch is None:
+            return list(islice(cycle(example.captions), self.captions_per_image))
+        chosen = draw_captions(self.seed, epoch, index, len(example.captions), self.captions_per_image)
+        return [example.captions[k] for k in chosen]
+
+    def _pixels(self, examples: list[Example]) -> Tensor | None:
+        if not self.source.has_images or self.image_size is None or self.features is not None:
+            return None
+        return torch.stack([self.source.pixels(e, self.image_size) for e in examples])[:, None]
+
+    def _visual(self, indices: list[int]) -> Visual | None:
+        return None if self.features is None else self.features.visual(indices)
+
+
+def _outlive_signals(worker: int) -> None:
+    """A forked worker leaves what it shares with the main process to it, garbage and signals.
+
+    Garbage collection would copy the memory, and would try to shut down workers of other loaders.
+    """
+    gc.freeze()
+    # What asks a training to stop often goes to all of its processes, and the step under way still needs this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_loader_says, daemon=True).start()
+
+
+def _end_when_the_loader_says() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+class Loader:
+    """Iterates over Batches.
+
+    It holds a DataLoader instead of being one, so that Lightning does not rebuild it with a sampler of its own. The
+    workers end with the iteration unless they are ``kept`` for the next one.
+    """
+
+    def __init__(self, batches: CaptionBatches, order: Sampler[Pick], workers: int, kept: bool = False):
+        self.order = order
+        self._loader = DataLoader(
+            batches,
+            sampler=order,
+            batch_size=None,  # one pick is one batch
+            num_workers=workers,
+            persistent_workers=kept and workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_outlive_signals,
+            generator=torch.Generator(),  # its own: otherwise every start would draw from the global generator
+        )
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, UserError):
+                raise UserError(str(batch))  # not the object that this frame holds: that would keep the workers alive
+            yield batch
+
+
+class TrainLoader(Loader):
+    """Training batches, epoch after epoch, resumable after any batch.
+
+    It counts its epochs itself: an iteration that was left early is taken up where it stopped by the next one. Its
+    state is written before a batch is handed out, so that it is right whenever that batch has been trained on.
+    """
+
+    def __init__(self, batches: CaptionBatches, order: EpochBatchSampler, workers: int):
+        super().__init__(batches, order, workers, kept=True)  # an epoch can be a second short
+        self.epoch = self.done = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.order.epoch, self.order.start = self.epoch, self.done
+        for batch in super().__iter__():
+            self.done += 1
+            if self.done == len(self):  # the end of an epoch is the start of the next
+                self.epoch, self.done = self.epoch + 1, 0
+            yield batch
+
+    def state_dict(self) -> dict:
+        return {"epoch": self.epoch, "done": self.done, **self.order.identity()}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Raises UserError when the position belongs to other batches than these."""
+        for name, here in self.order.identity().items():
+            if state.get(name) != here:
+                raise UserError(
+                    f"The run to resume had {name} = {state.get(name)} and this one has {here}; resume with the same "
+                    "data, batch size, seed and number of processes."
+                )
+        self.epoch, self.done = state["epoch"], state["done"]

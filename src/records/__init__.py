@@ -1,0 +1,1 @@
+"""What lies on the disk: run folders, exports, weights; nothing is ever half written."""

@@ -1,0 +1,1 @@
+"""What goes on around a step: checkpoints, signals, cost, sharding."""

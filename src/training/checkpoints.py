@@ -1,0 +1,249 @@
+"""Checkpoints that survive kills and faults, and going on from them as if there had been no break."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+from pathlib import Path
+
+import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from omegaconf import DictConfig
+from torch import distributed
+from torch.distributed.tensor import DTensor
+
+from src.config.make import config_hash
+from src.errors import UserError
+from src.records.files import write_bytes
+from src.records.folder import checkpoint_path, result, resumable, run_config
+from src.records.weights import damage
+from src.training.signals import Interrupts, Stopped, requeue
+
+PREVIOUS = "previous.ckpt"  # what last.ckpt was before it was written for the last time
+
+
+class SafeCheckpointIO(TorchCheckpointIO):
+    """Writes beside and renames, and keeps the last but one: whatever happens while writing, one good file is there."""
+
+    def save_checkpoint(self, checkpoint: dict, path, storage_options=None) -> None:
+        buffer, path = io.BytesIO(), Path(path)
+        torch.save(checkpoint, buffer)
+        if path.name == "last.ckpt" and path.exists():
+            path.replace(path.with_name(PREVIOUS))
+        write_bytes(path, buffer.getbuffer())
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """``best.ckpt``, by validation loss. Lightning's own forgets the best so far in another folder."""
+
+    def __init__(self, run: Path):
+        super().__init__(run / "checkpoints", "best", "val/loss", enable_version_counter=False)
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        def here(path: str) -> str:
+            return str(Path(self.dirpath) / Path(path).name) if path else path
+
+        moved = {key: here(state_dict[key]) for key in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        best = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
+
+    def on_train_end(self, trainer, module) -> None:
+        """An epoch, or +trainer.max_time, may end before val_check_interval comes: what was trained is kept anyway."""
+        super().on_train_end(trainer, module)
+        if not self.best_model_path:
+            if trainer.is_global_zero:
+                print("note: training ended before its first validation; the weights at its end are kept as the best.")
+            trainer.save_checkpoint(Path(self.dirpath) / "best.ckpt")
+
+
+class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other callbacks, whose state is in it
+    """``last.ckpt`` after every validation, and when a signal asks the training to stop.
+
+    (``ModelCheckpoint(save_last=True)`` writes it after those validations only that were the best so far.) It is never
+    written between batches whose gradients are added up, which no checkpoint holds, but after the step.
+
+    A signal lets all processes finish the step under way, save and end. A validation that is due or under way is
+    finished first: the checkpoint after it knows whether it was the best. ``again``: under SLURM, SIGUSR1
+    (sbatch --signal=USR1@60) also puts the job into the queue again.
+    """
+
+    def __init__(self, run: Path, interrupts: Interrupts, again: bool):
+        self.path, self.interrupts, self.again = run / "checkpoints" / "last.ckpt", interrupts, again
+        self.step = 0  # the last one that was finished
+        self.between = False  # whether the next batch belongs to the same step as the last one
+        self.owed = False  # whether to save when it is finished
+        self.saved = False  # whether there is anything yet
+        self.agreed, self.group = 0, None  # the signal that all processes know of, and how they talk about it
+
+    def on_train_start(self, trainer, module) -> None:
+        # In place of Lightning's handlers, which save in the middle of a step and talk to the other processes from
+        # inside of the handler; it puts back what was there before when training ends.
+        self.interrupts.install()
+        self.interrupts.under_way, self.step = True, trainer.global_step
+        if trainer.world_size > 1:
+            self.group = distributed.new_group(backend="gloo")  # on CPUs: no step waits for a GPU
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+        self.between = trainer.global_step == self.step
+        if self.between:
+            return
+        self.step, self.agreed = trainer.global_step, self._agree()
+        if (self.agreed or self.owed) and not validation_follows(trainer):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer, module) -> None:
+        if self.between:
+            self.owed = True
+        elif not trainer.sanity_checking:
+            self._save(trainer)
+
+    def on_train_batch_start(self, trainer, module, batch, index) -> None:
+        self._stop(trainer)  # now the log knows the last step too
+
+    def on_train_end(self, trainer, module) -> None:
+        self.interrupts.under_way, self.agreed = False, self._agree()
+        if not self.saved:  # no validation has come: what is still to be done must not be able to lose the training
+            self._save(trainer)
+        self._stop(trainer)
+
+    def on_exception(self, trainer, module, exception) -> None:
+        self.interrupts.under_way = False
+        if trainer.is_global_zero and not isinstance(exception, SystemExit):
+            print(flush=True)  # a progress bar stands in the line, and sweeps look for lines that begin with "error:"
+
+    def _save(self, trainer) -> None:
+        _require_sound(trainer)
+        trainer.save_checkpoint(self.path)
+        self.owed, self.saved = False, True
+
+    def _agree(self) -> int:
+        """The signal that any process has noted, or 0."""
+        noted = torch.tensor(self.interrupts.noted)
+        if self.group is not None:
+            distributed.all_reduce(noted, distributed.ReduceOp.MAX, self.group)
+        return int(noted)
+
+    def _stop(self, trainer) -> None:
+        if not self.agreed:
+            return
+        trainer.strategy.barrier()  # nobody's connections are closed before all have saved
+        if self.again and self.agreed == signal.SIGUSR1 and trainer.is_global_zero and SLURMEnvironment.detect():
+            requeue(os.environ)
+        raise Stopped(self.agreed, self.step, trainer.is_global_zero)
+
+
+def _require_sound(trainer) -> None:
+    """A checkpoint with infinities would take the place of the last good one, and be gone on with.
+
+    Losses are looked at by src.captioner; a signal may come before it does, and gradients may not be clipped.
+    """
+    trained = ((name, x) for name, x in trainer.lightning_module.named_parameters() if x.requires_grad)
+    own = ((name, x.to_local() if isinstance(x, DTensor) else x) for name, x in trained)
+    spoilt = next((name for name, x in own if not torch.isfinite(x).all()), None)
+    if trainer.strategy.reduce_boolean_decision(spoilt is not None, all=False):  # saving is everybody's
+        raise UserError(
+            f"{spoilt or 'A part of the weights'} holds nan or infinite numbers after step {trainer.global_step}; this "
+            "is not saved, and the last checkpoint is kept; lower the learning rates (regime.lr_*) or use "
+            "trainer.precision=32-true."
+        )
+
+
+def validation_follows(trainer) -> bool:
+    """Whether validation comes right after the batch that is being finished; validations are counted in batches."""
+    return trainer.enable_validation and (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
+
+
+class RandomState(Callback):
+    """The random generators of every process, so that dropout after a break is what it would have been without one."""
+
+    def __init__(self) -> None:
+        self.saved: dict | None = None
+
+    def state_dict(self) -> dict:
+        here = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            here["cuda"] = torch.cuda.get_rng_state()
+        everywhere = [here]
+        if distributed.is_available() and distributed.is_initialized():
+            everywhere = [None] * distributed.get_world_size()
+            distributed.all_gather_object(everywhere, here)
+        return {"processes": everywhere}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.saved = state_dict
+
+    def on_train_start(self, trainer, module) -> None:
+        if self.saved is None:
+            return
+        here = self.saved["processes"][trainer.global_rank]
+        torch.set_rng_state(here["cpu"])
+        if "cuda" in here and torch.cuda.is_available():
+            torch.cuda.set_rng_state(here["cuda"])
+        elif "cuda" in here and trainer.is_global_zero:
+            print("note: this training was on a GPU before, and goes on without one: slower, and not bit for bit.")
+
+
+def unfinished(cfg: DictConfig, run: Path) -> Path | None:
+    """The folder whose training ``resume=auto`` goes on with: the newest beside ``run`` of the same configuration.
+
+    It has a checkpoint and no result yet. Folders whose configuration is damaged are named and left out.
+    """
+    wanted = config_hash(cfg)
+    folders = [path.parent for path in run.parent.glob("*/checkpoints") if resumable(path.parent)]
+    for folder in sorted(folders, key=lambda path: (path / "checkpoints").stat().st_mtime, reverse=True):
+        try:
+            if result(folder) is None and config_hash(run_config(folder)) == wanted:
+                return folder
+        except UserError as error:
+            print(f"note: resume=auto leaves out {folder}: {error}", flush=True)
+    return None
+
+
+def take_over(earlier: Path, run: Path) -> Path:
+    """Copy the best checkpoint and the log of ``earlier`` into ``run``; returns the checkpoint to go on from.
+
+    That is the last good one. The log so far becomes ``log/before-<n>.csv``. Raises UserError when there is nothing to
+    go on from, or when the best checkpoint is lost: what comes later may be worse, and would be taken for it.
+    """
+    last = _last_good(earlier)
+    for left in (earlier / "checkpoints").glob(".*.tmp"):  # by a kill in the middle of writing
+        left.unlink(missing_ok=True)
+    best = earlier / "checkpoints" / "best.ckpt"
+    if best.is_file() or _knows_best(last):  # else it was stopped before its first validation
+        wrong = damage(best)
+        if wrong:
+            raise UserError(f"{best} is lost ({wrong}), the best checkpoint so far; train this run again.")
+        if earlier.resolve() != run.resolve():
+            write_bytes(run / "checkpoints" / best.name, best.read_bytes())
+    logs = sorted((earlier / "log").glob("before-*.csv"), key=lambda path: int(path.stem.partition("-")[2]))
+    if (earlier / "log" / "metrics.csv").is_file():
+        logs.append(earlier / "log" / "metrics.csv")
+    for number, log in enumerate(logs, 1):
+        copy = run / "log" / f"before-{number}.csv"
+        if not copy.exists():
+            whole = log.read_bytes().rpartition(b"\n")  # a kill may have cut the last line
+            write_bytes(copy, whole[0] + whole[1])
+    return last
+
+
+def _knows_best(checkpoint: Path) -> bool:
+    """Whether there had been a best checkpoint when this one was written."""
+    callbacks = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["callbacks"]
+    states = [state for name, state in callbacks.items() if name.startswith(BestCheckpoint.__name__)]
+    return any(state["best_model_path"] for state in states)
+
+
+def _last_good(run: Path) -> Path:
+    last, previous = run / "checkpoints" / "last.ckpt", run / "checkpoints" / PREVIOUS
+    if not resumable(run):
+        return checkpoint_path(run, "last")  # which says what is missing
+    wrong = damage(last) if last.is_file() else "it is missing"
+    if wrong is None:
+        return last
+    if previous.exists() and damage(previous) is None:
+        print(f"{last} is damaged ({wrong}); going on from {previous.name} instead.", flush=True)
+        return previous
+    raise UserError(f"{last} is damaged ({wrong}) and there is no earlier one; train this run again.")
