@@ -19,7 +19,7 @@ FLOORS = (
     ("errors", "layers", "scenes"),
     ("contracts", "records"),
     ("decoding", "fusion", "language", "text", "vision"),
-    ("config", "data", "metrics"),
+    ("config", "data", "metrics", "objectives", "projectors"),
     ("comparison", "launch", "loading"),
     ("reporting", "training"),
     ("captioner",),

@@ -16,8 +16,11 @@ from src.config.make import check_saved, data_sets, make
 from src.contracts import Language, Source, Tokenizer
 from src.data.base import Streamed
 from src.errors import UserError
+from src.fusion.base import Fusion
 from src.loading.mixture import Mixture
 from src.loading.module import CaptionData, DocumentData
+from src.objectives.base import Objective
+from src.objectives.default import default_objectives
 from src.records import exported
 from src.records.files import verify
 from src.records.folder import checkpoint_path, is_export, run_config
@@ -106,18 +109,43 @@ def build_vision(cfg: DictConfig) -> Vision:
 
 
 def build_captioner(cfg: DictConfig, vision: Vision | None, language: Language, tokenizer: Tokenizer) -> Captioner:
-    """Widths are agreed here: the fusion learns them from the specs of both sides."""
+    """Widths are agreed here: projector and fusion learn them from the specs of both sides."""
+    spec = vision.spec if vision else None
+    projector = None
+    if spec is not None and cfg.get("projector"):
+        with own_randomness(cfg.seed, "projector"):
+            projector = make(cfg.projector)(spec, language.spec)
+        spec = projector.spec
     with own_randomness(cfg.seed, "fusion"):
-        fusion = make(cfg.fusion)(vision.spec if vision else None, language.spec)
+        fusion = make(cfg.fusion)(spec, language.spec)
         fusion.init_from(language)
     regime = OmegaConf.to_container(cfg.regime, resolve=True)
     if regime["train_vision"] == "auto":
         regime["train_vision"] = vision is not None and not vision.pretrained
     if vision is None or not fusion.sees:
-        vision, regime["train_vision"] = None, False  # what is not read is neither trained nor counted
+        vision, projector, regime["train_vision"] = None, None, False  # what is not read is neither trained nor counted
     optim = {**OmegaConf.to_container(cfg.optim, resolve=True), "precision": precision(cfg.trainer.precision)}
     tagged = any(options.get("image_tag", "max_images" in options) for options in data_sets(cfg).values())
-    return Captioner(vision, fusion, language, tokenizer, regime, optim, make(cfg.decode), tagged)
+    objectives = build_objectives(cfg, fusion)
+    return Captioner(
+        vision, fusion, language, tokenizer, regime, optim, make(cfg.decode), objectives, projector, tagged
+    )
+
+
+def build_objectives(cfg: DictConfig, fusion: Fusion) -> dict[str, Objective]:
+    """Those of the configuration; where it names none, what the mechanism can do decides.
+
+    Raises UserError for one that needs another ability.
+    """
+    named = cfg.get("objectives") or {}
+    objectives = {name: make(node) for name, node in named.items()} or default_objectives(fusion)
+    for name, objective in objectives.items():
+        if not isinstance(fusion, objective.needs):
+            raise UserError(
+                f"objective={name} needs a mechanism that is a {objective.needs.__name__}, and fusion="
+                f"{type(fusion).__name__} is none; choose another objective=."
+            )
+    return objectives
 
 
 def build_data(options: DictConfig, seed: int, source: Source, captioner: Captioner) -> CaptionData:
@@ -147,6 +175,7 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
         "seed": seed,
         "max_tokens": options.max_tokens,
         "workers": options.workers,
+        "objectives": captioner.objectives,
     }
     if source.interleaved:
         return DocumentData(source, captioner.tokenizer, options.max_images, options.p_next, **shared)
@@ -161,8 +190,8 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
                 vision,
                 source,
                 data.examples(split),
-                captioner.fusion.needs_levels,
-                tokens=captioner.fusion.needs_tokens,
+                captioner.needs_levels,
+                tokens=captioner.needs_tokens,
             )
             for split in source.splits()
         }
@@ -255,7 +284,7 @@ def parameter_counts(captioner: Captioner) -> dict[str, int]:
     counts = {"trainable": 0, "total": 0}
     for part in PARTS:
         module = getattr(captioner, part)
-        if module is None:
+        if module is None or (part == "heads" and not len(module)):
             continue
         counts[part] = sum(p.numel() for p in module.parameters())
         counts["total"] += counts[part]

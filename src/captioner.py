@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
@@ -15,21 +15,25 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from src.contracts import Batch, Language, Memory, Text, Tokenizer, UserError, Visual
+from src.contracts import Batch, Language, Memory, Target, Text, Tokenizer, UserError, Visual
 from src.fusion.base import Fusion, Terms
 from src.layers.cache import Cache
 from src.layers.chunked_loss import summed_cross_entropy
 from src.layers.packed import packed
+from src.objectives.base import Loss, Objective
+from src.projectors.base import Projector
 from src.records.weights import tensor_hash
 from src.training.loss_spikes import LossSpikes
 from src.training.sharding import shard, whole
 
-PARTS = ("vision", "fusion", "language")
+PARTS = ("vision", "projector", "fusion", "language", "heads")
+BASE = ("vision", "language")  # what was there before; the regime says which of them train, all else always does
 
 
 class Captioner(lightning.LightningModule):
-    """One language model, one vision encoder (None for text without pictures), one fusion.
+    """One language model, one vision encoder (None for text without pictures), one fusion, and what it learns by.
 
+    ``objectives``: by name; their own parameters lie in ``heads``. ``projector``: between vision and fusion, if any.
     ``regime`` says which parts train and at which learning rate; ``optim`` holds the AdamW and schedule settings.
     ``tagged``: captions begin with the image tag. Frozen parts have ``requires_grad`` False, stay in eval mode, and are
     left out of checkpoints (their hash is kept).
@@ -44,13 +48,18 @@ class Captioner(lightning.LightningModule):
         regime: dict,
         optim: dict,
         decoder,
+        objectives: Mapping[str, Objective],
+        projector: Projector | None = None,
         tagged: bool = False,
     ):
         super().__init__()
-        self.vision, self.fusion, self.language = vision, fusion, language
+        self.vision, self.projector, self.fusion, self.language = vision, projector, fusion, language
+        self.objectives = dict(objectives)
+        heads = {name: objective.head(language.spec) for name, objective in self.objectives.items()}
+        self.heads = nn.ModuleDict({name: head for name, head in heads.items() if head is not None})
         self.tokenizer, self.regime, self.optim, self.decoder = tokenizer, regime, optim, decoder
         self.tagged = tagged
-        self._compiled: Callable[[Visual | None, Text], tuple[Tensor, Terms]] | None = None
+        self._compiled: tuple[Callable, Callable] | None = None  # of encode and learn
         self._last_ids: list[str] = []  # of the batch at work, for messages
         factor = optim.get("loss_spike")
         self.spikes = None if factor is None else LossSpikes(factor)
@@ -61,8 +70,8 @@ class Captioner(lightning.LightningModule):
 
     # ------------------------------------------------------------------------------------------------- what trains
     def trains(self, part: str) -> bool:
-        """Whether "vision", "fusion" or "language" trains."""
-        return part == "fusion" or bool(self.regime[f"train_{part}"])
+        """Whether a part, one of ``PARTS``, trains."""
+        return part not in BASE or bool(self.regime[f"train_{part}"])
 
     def frozen_parts(self) -> list[nn.Module]:
         return [getattr(self, part) for part in PARTS if getattr(self, part) is not None and not self.trains(part)]
@@ -81,24 +90,39 @@ class Captioner(lightning.LightningModule):
     # ------------------------------------------------------------------------------------------------- loss
     def memory(self, batch: Batch, aux: dict | None = None) -> Memory:
         """What the fusion keeps of the batch's pictures."""
-        return self.fusion.encode(self.language, self._visual(batch), aux)
+        return self.fusion.encode(self.language, self.visual(batch), aux)
 
-    def _visual(self, batch: Batch) -> Visual | None:
+    @property
+    def needs_tokens(self) -> bool:
+        """Whether the encoder's tokens are read, or its pooled vector only."""
+        return self.fusion.needs_tokens if self.projector is None else self.projector.needs_tokens
+
+    @property
+    def needs_levels(self) -> int:
+        """How many levels of the encoder are read."""
+        return self.fusion.needs_levels if self.projector is None else 0
+
+    def visual(self, batch: Batch) -> Visual | None:
+        """The batch's pictures as the fusion gets them; None for one that does not see."""
         if not self.fusion.sees:
             return None
+        encoded = self._encoded(batch)
+        return encoded if self.projector is None else self.projector(encoded)
+
+    def _encoded(self, batch: Batch) -> Visual:
         if batch.visual is not None:
             return _float(batch.visual)
         if batch.pixels_IM3hw is None:
             raise UserError("This fusion reads pictures and the data has none; use fusion=blind or data with pictures.")
         if batch.image_valid_IM is None:
-            return self.vision(batch.pixels_IM3hw, levels=self.fusion.needs_levels)
+            return self.vision(batch.pixels_IM3hw, levels=self.needs_levels)
         return self._encode_valid(batch.pixels_IM3hw, batch.image_valid_IM)
 
     def _encode_valid(self, pixels_IM3hw: Tensor, valid_IM: Tensor) -> Visual:
         """Only real pictures are encoded: blank ones would cost time and move the statistics of batch norms."""
         kept_IM = valid_IM.clone()
         kept_IM[0, 0] |= ~valid_IM.any()  # a batch without pictures still has to say how wide they would be
-        found = self.vision(pixels_IM3hw[kept_IM][:, None], levels=self.fusion.needs_levels)  # (X, 1, ...)
+        found = self.vision(pixels_IM3hw[kept_IM][:, None], levels=self.needs_levels)  # (X, 1, ...)
         spread = partial(_spread, kept_IM=kept_IM)
         levels = found.levels_IMKNC
         return Visual(
@@ -108,49 +132,81 @@ class Captioner(lightning.LightningModule):
             image_valid_IM=valid_IM,
         )
 
-    def loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Mean negative log-likelihood in nats per target token, and the number of target tokens."""
-        loss, targets, _ = self.losses(batch)
-        return loss, targets
+    def losses(self, batch: Batch) -> dict[str, Loss]:
+        """The loss of every view that the loader made of the batch, by objective. Pictures are encoded once for all.
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor, Terms]:
-        """``loss`` and the further terms of the fusion.
-
-        The label shift happens here and in ``Text.positions`` and nowhere else: column t predicts column t + 1 where
-        that is a target. Logits are made at the targets alone, whose places the loader knows: counting them on a GPU
-        would wait for it.
+        Raises ValueError for a batch without views.
         """
-        walk = self._compiled if self.training and self._compiled else self.walk
-        hidden_BTD, terms = walk(self._visual(batch), batch.text)
-        at_X = batch.text.positions() if batch.target_X is None else batch.target_X
-        hidden_XD = hidden_BTD.flatten(0, 1).index_select(0, at_X)
-        wanted_X = batch.text.ids_BT[:, 1:].flatten().index_select(0, at_X)
-        readout, parameters = partial(self.fusion.readout, self.language), self.readout_parameters()
-        total = summed_cross_entropy(readout, hidden_XD, wanted_X, parameters, self.language.spec.vocabulary)
-        targets = wanted_X.new_full((), len(wanted_X))
-        return total / max(1, len(wanted_X)), targets, terms  # 0 where documents have pictures only
+        if not batch.views:
+            raise ValueError("The batch has no views; they are made where it is loaded (objectives.base.with_views).")
+        encode = self._compiled[0] if self.training and self._compiled else self.fusion.encode
+        memory = Memory(encode(self.language, self.visual(batch)))
+        return {name: self.objectives[name].loss(self, memory, view) for name, view in batch.views.items()}
 
-    def walk(self, visual: Visual | None, text: Text) -> tuple[Tensor, Terms]:
-        """The whole way of training through fusion and language model: hidden states, and further losses."""
-        return self.fusion.learn(self.language, self.fusion.encode(self.language, visual), text)
+    def total(self, batch: Batch, losses: Mapping[str, Loss]) -> Tensor:
+        """What training follows: all losses of a batch in their reductions, weighted."""
+        total = 0.0
+        for name, (mean, count, terms) in losses.items():
+            scale = self._reduction(count, len(batch.views[name].text.ids_BT))
+            total = total + self.objectives[name].share(self.fusion) * scale * mean
+            total = total + sum(weight * value for value, weight in terms.values())
+        return batch.weight * total
+
+    def learn(self, memory: Memory, text: Text) -> tuple[Tensor, Terms]:
+        """The fusion's walk of training: hidden states of all columns but the last, and losses of its own."""
+        learn = self._compiled[1] if self.training and self._compiled else self.fusion.learn
+        return learn(self.language, memory, text)
+
+    def cross_entropy(self, hidden_BTD: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+        """Mean nats per target, 0 where there is none (documents of pictures only), and how many there are.
+
+        Logits are made at the targets alone, whose places the loader knows: counting them on a GPU would wait for it.
+        """
+        hidden_XD = hidden_BTD.flatten(0, 1).index_select(0, target.at_X)
+        readout, vocabulary = partial(self.fusion.readout, self.language), self.language.spec.vocabulary
+        total = summed_cross_entropy(readout, hidden_XD, target.id_X, self.readout_parameters(), vocabulary)
+        return total / max(1, len(target.id_X)), target.id_X.new_full((), len(target.id_X))
+
+    def text_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Mean nats per token of the batch's text as it stands, whatever is trained, and how many tokens."""
+        hidden_BTD, _ = self.learn(self.memory(batch), batch.text)
+        return self.cross_entropy(hidden_BTD, Target.next(batch.text))
+
+    def log_probabilities(self, memory: Memory, text: Text) -> Tensor:
+        """log p of every token given its pictures and what stands before it, (B, T-1); 0 where nothing is asked for."""
+        target = Target.next(text)
+        hidden_BTD = self.fusion.decode(self.language, memory, text.columns(None, -1))
+        hidden_XD = hidden_BTD.flatten(0, 1).index_select(0, target.at_X)
+        logits_XV = self.fusion.readout(self.language, hidden_XD).float()
+        found_X = logits_XV.log_softmax(-1).gather(-1, target.id_X[:, None])[:, 0]
+        return (
+            found_X.new_zeros(hidden_BTD.shape[:2])
+            .flatten()
+            .index_copy(0, target.at_X, found_X)
+            .view(hidden_BTD.shape[:2])
+        )
 
     def compile_training(self) -> None:
         """Compile the way of training, once for all lengths of text. Validation and captioning stay as they are.
 
         Where the machine cannot compile, the first step raises UserError.
         """
-        compiled = torch.compile(self.walk, dynamic=True)
 
-        def walk(visual: Visual | None, text: Text) -> tuple[Tensor, Terms]:
-            try:
-                return compiled(visual, text)
-            except torch._dynamo.exc.BackendCompilerFailed as error:
-                raise UserError(
-                    f"compile=true does not work on this machine ({str(error.inner_exception).splitlines()[0]}); "
-                    "say compile=false, or install a C++ compiler (on a GPU: Triton)."
-                ) from error
+        def compiled(method: Callable) -> Callable:
+            fast = torch.compile(method, dynamic=True)
 
-        self._compiled = walk
+            def call(*arguments):
+                try:
+                    return fast(*arguments)
+                except torch._dynamo.exc.BackendCompilerFailed as error:
+                    raise UserError(
+                        f"compile=true does not work on this machine ({str(error.inner_exception).splitlines()[0]}); "
+                        "say compile=false, or install a C++ compiler (on a GPU: Triton)."
+                    ) from error
+
+            return call
+
+        self._compiled = compiled(self.fusion.encode), compiled(self.fusion.learn)
 
     def readout_parameters(self) -> Iterable[nn.Parameter]:
         return chain(self.fusion.parameters(), self.language.parameters())
@@ -158,20 +214,28 @@ class Captioner(lightning.LightningModule):
     def training_step(self, batch: Batch, index: int) -> Tensor:
         self._last_ids = batch.ids
         if index == 0:
-            check_rows(batch.text, self.language.spec.vocabulary)
-        loss, targets, terms = self.losses(batch)
-        scale = self._reduction(targets, len(batch.text.ids_BT))
-        total = self.fusion.caption_weight * scale * loss + sum(weight * value for value, weight in terms.values())
-        self._require_finite("training loss", {"caption": loss, **{name: value for name, (value, _) in terms.items()}})
+            self._check_rows(batch)
+        losses = self.losses(batch)
+        total = self.total(batch, losses)
+        terms = {name: value for loss in losses.values() for name, (value, _) in loss.terms.items()}
+        self._require_finite("training loss", {**{name: loss.mean for name, loss in losses.items()}, **terms})
+        headline = next(iter(losses.values())).mean if len(losses) == 1 else total
         if self.spikes is not None:
-            self._watch(batch, loss.detach().clone())
-        name = f"train/{batch.dataset}/" if batch.dataset else "train/"
-        self.log(f"{name}loss", loss, prog_bar=True, batch_size=len(batch.ids))
-        for term, (value, _) in terms.items():
-            self.log(f"{name}{term}", value, batch_size=len(batch.ids))
+            self._watch(batch, headline.detach().clone())
+        where = f"train/{batch.dataset}/" if batch.dataset else "train/"
+        self.log(f"{where}loss", headline, prog_bar=True, batch_size=len(batch.ids))
+        for name, value in terms.items():
+            self.log(f"{where}{name}", value, batch_size=len(batch.ids))
+        if len(losses) > 1:
+            for name, loss in losses.items():
+                self.log(f"{where}{name}", loss.mean, batch_size=len(batch.ids))
         if self.trainer.is_global_zero and self.global_step % self.trainer.log_every_n_steps == 0:
             self.log_dict({f"fusion/{name}": value for name, value in self.fusion.scalars().items()})
-        return batch.weight * total
+        return total
+
+    def _check_rows(self, batch: Batch) -> None:
+        for view in batch.views.values():
+            check_rows(view.text, self.language.spec.vocabulary)
 
     def _watch(self, batch: Batch, loss: Tensor) -> None:
         """Mark the update for leaving out when its loss is a spike; all processes decide by their mean."""
@@ -214,14 +278,23 @@ class Captioner(lightning.LightningModule):
         return targets * torch.distributed.get_world_size() / everywhere
 
     def validation_step(self, batch: Batch, index: int) -> None:
+        """val/loss chooses the best checkpoint: the mean of the only objective, or the weighted sum of the means."""
         self._last_ids = batch.ids
         if index == 0:
-            check_rows(batch.text, self.language.spec.vocabulary)
-        loss, targets = self.loss(batch)
-        self._require_finite("validation loss", {"caption": loss}, always=True)  # before it becomes a checkpoint
-        self.log("val/loss", loss, prog_bar=True, batch_size=int(targets), sync_dist=True)
-        if batch.dataset:
-            self.log(f"val/{batch.dataset}/loss", loss, batch_size=int(targets), sync_dist=True)
+            self._check_rows(batch)
+        losses = self.losses(batch)
+        self._require_finite("validation loss", {name: loss.mean for name, loss in losses.items()}, always=True)
+        for name, (mean, count, _) in losses.items():
+            shown = "loss" if len(self.objectives) == 1 else name
+            self.log(f"val/{shown}", mean, prog_bar=shown == "loss", batch_size=int(count), sync_dist=True)
+            if batch.dataset:
+                self.log(f"val/{batch.dataset}/{shown}", mean, batch_size=int(count), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        if len(self.objectives) > 1:
+            means = self.trainer.callback_metrics
+            total = sum(objective.weight * means[f"val/{name}"] for name, objective in self.objectives.items())
+            self.log("val/loss", total, prog_bar=True)
 
     # ------------------------------------------------------------------------------------------------- captions
     def start(self, contexts: int, device: torch.device) -> Text:
@@ -284,7 +357,7 @@ class Captioner(lightning.LightningModule):
             for decayed, parameters in split.items():
                 if parameters:
                     decay = self.optim["weight_decay"] if decayed else 0.0
-                    lr = self.regime[f"lr_{part}"]
+                    lr = self.regime[f"lr_{part if part in BASE else 'fusion'}"]
                     name = part if decayed else f"{part}/no_decay"
                     groups.append({"name": name, "params": parameters, "lr": lr, "weight_decay": decay})
         return groups

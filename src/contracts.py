@@ -16,14 +16,17 @@ The order of the rooms: config -> data -> vision -> fusion -> language -> loss o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from src.errors import UserError as UserError  # every room speaks of it
+from src.layers.cache import Cache
+from src.layers.walk import Walk
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -79,11 +82,17 @@ class Source(Protocol):
 
 @dataclass
 class Text:
-    """Token rows. ``valid`` is False at padding; ``phi`` is the 1-based index of the picture a token looks at, or 0.
+    """Token rows, and who sees whom in them.
 
-    ``ragged`` says that some row starts with padding (left-padded prompts); without it every row starts at column 0,
-    so that a plain causal mask is exact and no mask tensor is made. ``target`` marks the tokens that are to be
-    predicted; None: all valid ones.
+    ``valid`` is False at padding; ``phi`` is the 1-based index of the picture a token looks at, or 0. ``ragged`` says
+    that some row has padding before its end (left-padded prompts); without it every row starts at column 0, so that a
+    plain causal mask is exact and no mask tensor is made. ``target`` marks the tokens that the data want learnt (an
+    answer, not its question); None: all valid ones.
+
+    A token sees itself and what stands before it, within its segment. ``open`` marks columns that all of their segment
+    sees, earlier columns too: none for plain text, a beginning for a prefix language model, all for an encoder that
+    reads both ways. ``segment`` tells several texts of one row apart, counted from 1; columns of segment 0 belong to
+    all of them. None: one text a row.
     """
 
     ids_BT: Tensor
@@ -91,37 +100,103 @@ class Text:
     phi_BT: Tensor
     ragged: bool = False
     target_BT: Tensor | None = None
+    open_BT: Tensor | None = None
+    segment_BT: Tensor | None = None
 
     def columns(self, start: int | None, stop: int | None) -> Text:
         """The same rows, positions ``start:stop`` only."""
         cut = slice(start, stop)
-        target_BT = None if self.target_BT is None else self.target_BT[:, cut]
-        return Text(self.ids_BT[:, cut], self.valid_BT[:, cut], self.phi_BT[:, cut], self.ragged, target_BT)
+        optional = (self.target_BT, self.open_BT, self.segment_BT)
+        return Text(
+            *(x_BT[:, cut] for x_BT in (self.ids_BT, self.valid_BT, self.phi_BT)),
+            self.ragged,
+            *(None if x_BT is None else x_BT[:, cut] for x_BT in optional),
+        )
+
+    def behind(self, columns: int, valid_BP: Tensor | None = None, open: bool = False) -> Text:
+        """The same text behind P ``columns`` that are no tokens (visual ones, say) and belong to all of its segments.
+
+        ``valid``: which of them are real; None: all. ``open``: they all see each other.
+        """
+        ahead = (columns, 0)
+        valid_BT = F.pad(self.valid_BT, ahead, value=True)
+        if valid_BP is not None:
+            valid_BT = torch.cat([valid_BP, self.valid_BT], dim=1)
+        open_BT = self.open_BT
+        if open and open_BT is None:
+            open_BT = torch.zeros_like(self.valid_BT)
+        return Text(
+            F.pad(self.ids_BT, ahead),
+            valid_BT,
+            F.pad(self.phi_BT, ahead),
+            self.ragged or valid_BP is not None,
+            F.pad(self.targets(), ahead, value=False),
+            None if open_BT is None else F.pad(open_BT, ahead, value=open),
+            None if self.segment_BT is None else F.pad(self.segment_BT, ahead, value=0),
+        )
 
     def targets(self) -> Tensor:
-        """Which tokens are to be predicted, (B, T); the first column cannot be."""
+        """Which tokens the data want learnt, (B, T)."""
         return self.valid_BT if self.target_BT is None else self.target_BT
 
-    def positions(self) -> Tensor:
-        """Where targets are predicted: (X,) indices into the flattened (B, T-1) columns that each look one ahead."""
-        return self.targets()[:, 1:].flatten().nonzero().flatten()
+
+@dataclass
+class Target:
+    """What is to be predicted: token ``id`` at column ``at`` of the flattened columns that a walk hands out, (X,) each.
+
+    ``weight``: of each in the sum of losses; None: 1.
+    """
+
+    at_X: Tensor
+    id_X: Tensor
+    weight_X: Tensor | None = None
+
+    @classmethod
+    def next(cls, text: Text) -> Target:
+        """The label shift, here and nowhere else: columns but the last, (B, T-1), each asked for the next token.
+
+        A text's first token is asked of nobody: what stands before it is another text.
+        """
+        wanted_BT = text.targets()[:, 1:]
+        if text.segment_BT is not None:
+            wanted_BT = wanted_BT & (text.segment_BT[:, 1:] == text.segment_BT[:, :-1])
+        at_X = wanted_BT.flatten().nonzero().flatten()
+        return cls(at_X, text.ids_BT[:, 1:].flatten().index_select(0, at_X))
+
+    @classmethod
+    def here(cls, ids_BT: Tensor, chosen_BT: Tensor) -> Target:
+        """Tokens ``ids`` asked for where they stood, (B, T), at the ``chosen`` columns: masked words."""
+        at_X = chosen_BT.flatten().nonzero().flatten()
+        return cls(at_X, ids_BT.flatten().index_select(0, at_X))
+
+
+@dataclass
+class View:
+    """What one objective makes of a batch: what is read, and what is to be predicted.
+
+    ``label``: of whole rows, (B,): whether text and picture match, the class of an answer.
+    """
+
+    text: Text
+    target: Target | None = None
+    label_B: Tensor | None = None
 
 
 @dataclass
 class Batch:
     """What a data loader yields: I contexts, their B = I * G captions, and pixels or cached features.
 
-    ``image_valid``: False where a context has fewer pictures than M; None when all are there. ``target``: the text's
-    ``positions``, where they are known already. ``dataset`` and ``weight``: name and loss weight among several
-    data sets.
+    ``text``: the captions, or prompts to go on with; None where there are pictures only. ``image_valid``: False where a
+    context has fewer pictures than M; None when all are there. ``views``: what each objective, by name, makes of it.
+    ``dataset`` and ``weight``: name and loss weight among several data sets.
     """
 
     ids: list[str]
-    text: Text
+    text: Text | None = None
     pixels_IM3hw: Tensor | None = None  # uint8
     visual: Visual | None = None
     image_valid_IM: Tensor | None = None
-    target_X: Tensor | None = None
+    views: dict[str, View] = field(default_factory=dict)
     dataset: str = ""
     weight: float = 1.0
 
@@ -232,8 +307,8 @@ class Block(Protocol):
         """The block's own pre-attention norm (SRAU's code form applies it to its queries and its image levels)."""
         ...
 
-    def attend(self, h_BTD: Tensor, walk) -> Tensor:
-        """h + SelfAttention(norm(h)), causal; appends to the walk's cache if it has one."""
+    def attend(self, h_BTD: Tensor, walk: Walk) -> Tensor:
+        """h + SelfAttention(norm(h)), among what the walk lets be seen; appends to its cache if it has one."""
         ...
 
     def feed(self, h_BTD: Tensor) -> Tensor:
@@ -250,8 +325,16 @@ class Language(Protocol):
         """Token embeddings (B, T, D), without positions."""
         ...
 
-    def begin(self, inputs_BTD: Tensor, valid_BT: Tensor, ragged: bool = False, cache=None) -> tuple[Tensor, object]:
-        """Add positions, prepare masks and claim cache columns; returns h_BTD and the walk that the blocks share."""
+    def walk(self, text: Text, dtype: torch.dtype, cache: Cache | None = None) -> Walk:
+        """Masks, positions and cache columns of one pass over the columns of ``text``, which the blocks share."""
+        ...
+
+    def place(self, inputs_BTD: Tensor, walk: Walk) -> Tensor:
+        """Inputs of the first block: with positions, where the family adds them there."""
+        ...
+
+    def begin(self, inputs_BTD: Tensor, text: Text, cache: Cache | None = None) -> tuple[Tensor, Walk]:
+        """``walk``, then ``place``: h_BTD, and the walk."""
         ...
 
     def blocks(self) -> Sequence[Block]: ...
@@ -265,3 +348,5 @@ class Language(Protocol):
     def unembedding(self) -> Tensor:
         """The matrix of ``unembed``, (V, D)."""
         ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...

@@ -10,8 +10,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from src.contracts import Text, VisionSpec, Visual
+from src.contracts import Batch, Text, VisionSpec, Visual
 from src.language.load import tiny
+from src.objectives.base import with_views
+from src.objectives.next_token import NextToken
 
 # Tests run side by side, one process per core; more threads than cores make tiny operations wait for each other.
 torch.set_num_threads(1)
@@ -22,6 +24,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ROOT = Path(__file__).resolve().parents[1]
 FUSIONS = sorted(path.stem for path in (ROOT / "conf" / "fusion").glob("*.yaml"))
 VISION = VisionSpec(width=24, tokens=6, pooled_width=20, image_size=32, levels=3)
+
+
+OBJECTIVES = {"next_token": NextToken()}
 
 
 class Characters:
@@ -71,14 +76,30 @@ def nudge(module: torch.nn.Module, by: float = 0.1) -> torch.nn.Module:
 
 def fusion_config(name: str, *overrides: str):
     """``conf/fusion/<name>.yaml`` with overrides such as "fusion.tau=0.1"."""
-    written = OmegaConf.create({"fusion": OmegaConf.load(ROOT / "conf" / "fusion" / f"{name}.yaml")})
+    loaded = OmegaConf.load(ROOT / "conf" / "fusion" / f"{name}.yaml")
+    loaded.pop("defaults", None)
+    written = OmegaConf.create({"fusion": loaded})
     return OmegaConf.merge(written, OmegaConf.from_dotlist(list(overrides))).fusion
+
+
+def projector_of(name: str) -> str | None:
+    """The projector that ``conf/fusion/<name>.yaml`` asks for."""
+    defaults = OmegaConf.load(ROOT / "conf" / "fusion" / f"{name}.yaml").get("defaults", [])
+    return next((entry["override /projector"] for entry in defaults if "override /projector" in entry), None)
 
 
 def make_fusion(name: str, language, *overrides: str, nudged: bool = True):
     """The fusion of ``conf/fusion/<name>.yaml`` at test size, float64, in eval mode."""
-    fusion = instantiate(fusion_config(name, *overrides))(VISION, language.spec).double()
-    fusion.init_from(language)
+    spec, chosen = VISION, projector_of(name)
+    if chosen is not None:
+        options = OmegaConf.load(ROOT / "conf" / "projector" / f"{chosen}.yaml")
+        projector = instantiate(options)(VISION, language.spec)
+        spec = projector.spec
+    fusion = instantiate(fusion_config(name, *overrides))(spec, language.spec)
+    if chosen is not None:  # part of the mechanism for the tests' purposes
+        fusion.projector, encode = projector, fusion.encode
+        fusion.encode = lambda lm, visual, aux=None: encode(lm, fusion.projector(visual), aux)
+    fusion.double().init_from(language)
     return (nudge(fusion) if nudged else fusion).eval()
 
 
@@ -100,3 +121,14 @@ def make_text(rows: int, length: int, seed: int = 3) -> Text:
     ids_BT = torch.randint(3, 131, (rows, length), generator=torch.Generator().manual_seed(seed))
     ids_BT[:, 0] = Characters.bos
     return Text(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), torch.ones_like(ids_BT))
+
+
+def text_of(ids_BT, valid_BT=None, ragged: bool = False) -> Text:
+    """Rows of which nothing is known but where they are padded."""
+    valid_BT = torch.ones_like(ids_BT, dtype=torch.bool) if valid_BT is None else valid_BT
+    return Text(ids_BT, valid_BT, valid_BT.long(), ragged)
+
+
+def viewed(batch: Batch) -> Batch:
+    """``batch`` as its loader hands it out where the next token is learnt."""
+    return with_views(batch, OBJECTIVES, None)

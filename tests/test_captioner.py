@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FUSIONS, ROOT, VISION, Characters, make_fusion, make_language, make_text
+from conftest import FUSIONS, OBJECTIVES, ROOT, VISION, Characters, make_fusion, make_language, make_text, viewed
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -54,7 +54,7 @@ def make_captioner(name="cross_attention", regime="finetune_lm", *overrides, nud
     vision = Pixels().double() if fusion.sees else None
     how = {**REGIMES[regime], **rates}
     how["train_vision"] &= vision is not None
-    return Captioner(vision, fusion, language, Characters(), how, OPTIM, Greedy(8))
+    return Captioner(vision, fusion, language, Characters(), how, OPTIM, Greedy(8), OBJECTIVES)
 
 
 def make_batch(contexts=2, rows=4, length=6, seed=0):
@@ -62,21 +62,21 @@ def make_batch(contexts=2, rows=4, length=6, seed=0):
     text.valid_BT[-1, -2:] = False
     g = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (contexts, 1, 3, 12, 12), dtype=torch.uint8, generator=g)
-    return Batch([f"p{i}" for i in range(contexts)], text, pixels)
+    return viewed(Batch([f"p{i}" for i in range(contexts)], text, pixels))
 
 
 @pytest.mark.parametrize("name", FUSIONS)
 def test_logits_in_pieces_change_no_gradient(name, monkeypatch):
     """The loss is taken in pieces, here of three targets each, of 18; held against torch's own, of all at once."""
     model, batch = make_captioner(name).eval(), make_batch()
-    hidden_BTD, _ = model.walk(model._visual(batch), batch.text)
-    at_X = batch.text.positions()
-    logits_XV = model.fusion.readout(model.language, hidden_BTD.flatten(0, 1)[at_X])
-    whole = cross_entropy(logits_XV, batch.text.ids_BT[:, 1:].flatten()[at_X])
+    hidden_BTD, _ = model.fusion.learn(model.language, model.memory(batch), batch.text)
+    target = batch.views["next_token"].target
+    logits_XV = model.fusion.readout(model.language, hidden_BTD.flatten(0, 1)[target.at_X])
+    whole = cross_entropy(logits_XV, target.id_X)
     parameters = {key: p for key, p in model.named_parameters() if p.requires_grad}
     expected = torch.autograd.grad(whole, list(parameters.values()), allow_unused=True)
     monkeypatch.setattr(chunked_loss, "PIECE", 3 * model.language.spec.vocabulary)
-    loss, _ = model.loss(replace(batch, target_X=batch.text.positions()))
+    loss = model.losses(batch)["next_token"].mean
     loss.backward()
     torch.testing.assert_close(loss.detach(), whole.detach(), rtol=0, atol=1e-10)
     for (key, parameter), grad in zip(parameters.items(), expected, strict=True):
@@ -90,7 +90,7 @@ def test_logits_in_pieces_change_no_gradient(name, monkeypatch):
 def test_loss_is_the_mean_over_real_next_tokens(name):
     """Against a loop that asks the plain definition: column t predicts column t + 1, padding is no target."""
     model, batch = make_captioner(name).eval(), make_batch()
-    loss, targets = model.loss(batch)
+    loss, targets = model.text_loss(batch)
     memory = model.memory(batch)
     terms = []
     for b in range(4):
@@ -108,7 +108,7 @@ def test_a_batch_without_targets_costs_nothing():
     """Documents of pictures alone: neither the loss nor a gradient becomes nan."""
     model, batch = make_captioner("cross_attention"), make_batch()
     batch.text.target_BT = torch.zeros_like(batch.text.valid_BT)
-    loss, targets = model.loss(batch)
+    loss, targets = model.text_loss(batch)
     loss.backward()
     assert loss.item() == 0 and int(targets) == 0
     assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
@@ -128,8 +128,8 @@ def test_exactly_the_regimes_parameters_train(name, regime):
     for part in model.frozen_parts():
         assert not any(module.training for module in part.modules())
     if want:
-        loss, _, terms = model.losses(make_batch())
-        (loss + sum(value for value, _ in terms.values())).backward()
+        batch = make_batch()
+        model.total(batch, model.losses(batch)).backward()
     assert {n for n, p in model.named_parameters() if p.grad is not None} == want
 
 
@@ -144,7 +144,7 @@ def test_no_decay_on_norms_biases_and_learnt_constants():
 def make_logits(name: str):
     """A captioner in float32, and the function that walks through it once."""
     model, batch = make_captioner(name).eval(), make_batch(rows=2)
-    visual = model._visual(batch)
+    visual = model.visual(batch)
     if visual is not None:
         given = {key: x.float() for key, x in vars(visual).items() if torch.is_tensor(x) and x.is_floating_point()}
         visual = replace(visual, **given)
@@ -229,10 +229,10 @@ def test_overfits_captions_and_says_them(name):
     T = max(map(len, rows))
     ids = torch.tensor([row + [2] * (T - len(row)) for row in rows])
     batch = Batch(list(map(str, range(8))), Text(ids, ids != 2, (ids != 2).long()), pixels)
-    model._visual = lambda b, see=model._visual: _single(see(b))
+    model.visual = lambda b, see=model.visual: _single(see(b))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     for _ in range(400):
-        loss, _ = model.loss(batch)
+        loss, _ = model.text_loss(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -295,9 +295,9 @@ def test_not_a_number_stops_training_with_a_sentence():
         model.configure_gradient_clipping(SimpleNamespace(param_groups=[group]), 1.0)
     with torch.no_grad():
         model.language.model.transformer.ln_f.bias.fill_(float("nan"))
-    with pytest.raises(UserError, match=r"training loss \(caption\) is nan at step .* batch of p0, p1"):
+    with pytest.raises(UserError, match=r"training loss \(next_token\) is nan at step .* batch of p0, p1"):
         model.training_step(make_batch(), 0)
-    with pytest.raises(UserError, match=r"validation loss \(caption\) is nan"):
+    with pytest.raises(UserError, match=r"validation loss \(next_token\) is nan"):
         model.validation_step(make_batch(), 0)
 
 

@@ -9,7 +9,18 @@ from datetime import timedelta
 import pytest
 import torch
 import transformers
-from conftest import Characters, fusion_config, make_fusion, make_language, make_text, make_visual, nudge
+from conftest import (
+    OBJECTIVES,
+    Characters,
+    fusion_config,
+    make_fusion,
+    make_language,
+    make_text,
+    make_visual,
+    nudge,
+    text_of,
+    viewed,
+)
 from hydra.utils import instantiate
 from torch import nn
 from torch.nn import functional as F
@@ -136,7 +147,7 @@ def test_upper_half_equals_open_clip():
     peer.load_state_dict(state, strict=True)
     visual, text = make_visual(2), make_text(2, 7)
     ours = fusion.decode(language, fusion.encode(language, visual), text)
-    h, walk = language.begin(language.embed(text.ids_BT), text.valid_BT)
+    h, walk = language.begin(language.embed(text.ids_BT), text)
     t = language.blocks()[0].feed(language.blocks()[0].attend(h, walk))
     torch.testing.assert_close(ours, peer(fusion.pooler(visual.tokens_INC), t), **EXACT)
 
@@ -243,7 +254,7 @@ def slow_pool(pooler: AttentionalPooler, X: torch.Tensor) -> torch.Tensor:
 
 def slow_lower(fusion, language, inputs: torch.Tensor) -> torch.Tensor:
     """The lower blocks on one row without padding, plainly causal."""
-    h, walk = language.begin(inputs[None], torch.ones(1, len(inputs), dtype=torch.bool))
+    h, walk = language.begin(inputs[None], text_of(torch.zeros(1, len(inputs), dtype=torch.long)))
     for block in list(language.blocks())[: fusion.n_uni]:
         h = block.feed(block.attend(h, walk))
     return h[0]
@@ -266,7 +277,7 @@ def slow_picture_vector(fusion, X: torch.Tensor) -> torch.Tensor:
 def slow_hidden(fusion, language, X: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     U = torch.stack([fusion.norm_u(u) for u in slow_pool(fusion.pooler, X)])
     t = slow_lower(fusion, language, language.embed(ids[None])[0])[None]
-    _, walk = language.begin(language.embed(ids[None]), torch.ones(1, len(ids), dtype=torch.bool))
+    _, walk = language.begin(language.embed(ids[None]), text_of(ids[None]))
     for i, block in enumerate(list(language.blocks())[fusion.n_uni :]):
         a = block.attend(t, walk)
         t = block.feed(a + torch.stack([slow_attention(fusion.cross[i], fusion.norms[i](row), U) for row in a[0]]))
@@ -359,9 +370,9 @@ def test_token_0_is_a_word():
     text.ids_BT[1, 3] = 0
     check_cls_sees_its_text_alone(fusion, language, text)
     rates = {"train_language": True, "train_vision": False}
-    model = Captioner(None, fusion, language, Characters(), rates, {}, Greedy(8)).eval()
-    model._visual = lambda batch: batch.visual  # not rounded to float32
-    loss, targets, terms = model.losses(Batch(["p", "q"], text, visual=make_visual(2)))
+    model = Captioner(None, fusion, language, Characters(), rates, {}, Greedy(8), OBJECTIVES).eval()
+    model.visual = lambda batch: batch.visual  # not rounded to float32
+    loss, targets, terms = model.losses(viewed(Batch(["p", "q"], text, visual=make_visual(2))))["next_token"]
     hidden, _ = learn(fusion, language, make_visual(2), text)
     logp = fusion.readout(language, hidden).log_softmax(-1)
     said = [-logp[b, t, text.ids_BT[b, t + 1]].item() for b, n in enumerate((8, 6)) for t in range(n - 1)]
@@ -459,7 +470,7 @@ def test_8_without_contrastive_weight_it_is_a_plain_captioner():
     fusion, plain = make_coca(language), make_coca(language, "fusion.contrastive_weight=0")
     visual, text = make_visual(2), padded_text(8, 5, 6, 7)
     hidden, terms = plain.learn(language, plain.encode(language, visual), text)
-    assert terms == {} and not plain.retrieves and fusion.retrieves
+    assert terms == {} and not plain.compares and fusion.compares
     both, _ = learn(fusion, language, visual, text)
     real = text.valid_BT[:, :-1]
     torch.testing.assert_close(hidden[real], both[real], rtol=0, atol=1e-12)
@@ -485,7 +496,7 @@ def test_10_zero_start_is_the_language_model():
     fusion = make_coca(language, "fusion.xattn_out_init=zero", nudged=False)
     text = make_text(2, 6)
     h = fusion.decode(language, fusion.encode(language, make_visual(2)), text)
-    assert torch.equal(fusion.readout(language, h), language.unembed(language.hidden(text.ids_BT, text.valid_BT)))
+    assert torch.equal(fusion.readout(language, h), language.unembed(language.hidden(text)))
     assert fusion.preserves_lm_at_init and not make_coca(language).preserves_lm_at_init
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FUSIONS, Characters, make_fusion, make_language, make_text, make_visual
+from conftest import FUSIONS, OBJECTIVES, Characters, make_fusion, make_language, make_text, make_visual, viewed
 from test_verbs import SMOKE, run
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -26,12 +26,13 @@ def make_captioner(name: str, recompute: bool = False) -> Captioner:
     language = make_language(layers=2)
     language.recompute = recompute
     fusion = make_fusion(name, language)
-    return Captioner(None, fusion, language, Characters(), REGIME, {"reduction": "token_mean"}, None).train()
+    return Captioner(
+        None, fusion, language, Characters(), REGIME, {"reduction": "token_mean"}, None, OBJECTIVES
+    ).train()
 
 
 def loss_and_gradients(captioner: Captioner, batch: Batch) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    loss, _, terms = captioner.losses(batch)
-    total = loss + sum(weight * value for value, weight in terms.values())
+    total = captioner.total(batch, captioner.losses(batch))
     trained = [p for p in captioner.parameters() if p.requires_grad]
     return total, torch.autograd.grad(total, trained, allow_unused=True)
 
@@ -47,7 +48,8 @@ def test_equal_and_compiled_once(monkeypatch, name, recompute):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     batches = [
-        Batch([], make_text(6, length, seed), visual=make_visual(3, seed)) for seed, length in enumerate((9, 12, 7))
+        viewed(Batch([], make_text(6, length, seed), visual=make_visual(3, seed)))
+        for seed, length in enumerate((9, 12, 7))
     ]
     expected = [loss_and_gradients(captioner, batch) for batch in batches]
     captioner.compile_training()
@@ -55,7 +57,7 @@ def test_equal_and_compiled_once(monkeypatch, name, recompute):
         found, mine = loss_and_gradients(captioner, batch)
         torch.testing.assert_close(found, loss, rtol=0, atol=1e-10)
         torch.testing.assert_close(mine, gradients, rtol=0, atol=1e-10)
-    assert counter.frame_count == 1
+    assert counter.frame_count <= 2  # pictures, and text of any length
 
 
 @pytest.mark.slow
@@ -75,4 +77,4 @@ def test_where_nothing_can_be_compiled(monkeypatch):
     captioner = make_captioner("blind")
     captioner.compile_training()
     with pytest.raises(UserError, match=r"does not work on this machine \(.*C\+\+ compiler\); say compile=false"):
-        captioner.losses(Batch([], make_text(6, 5), visual=make_visual(3)))
+        captioner.losses(viewed(Batch([], make_text(6, 5), visual=make_visual(3))))

@@ -192,7 +192,7 @@ def test_the_whole_mechanism_is_its_formula(last_image):
     visual.image_valid_IM = torch.tensor([[True, True, True], [True, True, False]])
     visual.token_valid_IMN = torch.ones(2, 3, 4, dtype=torch.bool)
     visual.token_valid_IMN[0, 1, 2:] = False
-    y, walk = language.begin(language.embed(text.ids_BT), text.valid_BT)
+    y, walk = language.begin(language.embed(text.ids_BT), text)
     latents = [
         [slow_resample(fusion.resampler, visual.tokens_IMNC[i, m][visual.token_valid_IMN[i, m]]) for m in range(3)]
         for i in range(2)
@@ -237,7 +237,7 @@ def test_starts_at_the_language_model_and_first_moves_only_the_gates():
     language = make_language().requires_grad_(False)
     fusion = small(language, nudged=False)
     visual, text = pictures(), document()
-    plain = language.hidden(text.ids_BT, text.valid_BT)
+    plain = language.hidden(text)
     assert torch.equal(hidden(fusion, language, visual, text), plain)
     before = {name: p.detach().clone() for name, p in fusion.named_parameters()}
     optimizer = torch.optim.AdamW(fusion.parameters(), lr=0.1, weight_decay=0.0)
@@ -258,7 +258,7 @@ def test_without_gates_it_does_not_start_at_the_language_model():
     language, text = make_language(), document()
     fusion = small(language, "fusion.gate=false", nudged=False)
     assert not fusion.preserves_lm_at_init and small(language).preserves_lm_at_init
-    plain = language.hidden(text.ids_BT, text.valid_BT)
+    plain = language.hidden(text)
     assert (hidden(fusion, language, pictures(), text) - plain).abs().max() > 1e-3
     assert fusion.scalars() == {} and not any(n.endswith(("alpha", "beta")) for n, _ in fusion.named_parameters())
 
@@ -268,7 +268,7 @@ def test_open_gates_start_where_they_are_told():
     fusion = small(language, "fusion.gate_init=0.5", nudged=False)
     assert not fusion.preserves_lm_at_init
     assert list(fusion.scalars().values()) == pytest.approx([math.tanh(0.5)] * 2 * len(fusion.layers))
-    plain = language.hidden(text.ids_BT, text.valid_BT)
+    plain = language.hidden(text)
     assert (hidden(fusion, language, pictures(), text) - plain).abs().max() > 1e-3
     with pytest.raises(UserError, match=r"fusion\.gate_init=0\.5 needs fusion\.gate=true"):
         small(language, "fusion.gate=false", "fusion.gate_init=0.5")
@@ -301,7 +301,7 @@ def test_tokens_without_a_picture_read_exactly_nothing(last_image):
     phi = torch.tensor([[0, 1, 2, 3, 4, 9], [0, 1, 2, 3, 4, 9]])
     reads = [[0, 1, 0, 1, 0, 0], [0, 0, 0, 1, 0, 0]] if last_image else [[0, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]]
     fusion.layers[0].beta.data.zero_()
-    start, _ = language.begin(language.embed(document(phi).ids_BT), document(phi).valid_BT)
+    start, _ = language.begin(language.embed(document(phi).ids_BT), document(phi))
     memory = fusion.encode(language, visual)
     sees, bias = fusion._sight(memory, phi)
     change = fusion.layers[0](start, memory["k0"], memory["v0"], bias, sees, None) - start
@@ -323,7 +323,7 @@ def test_pure_text_with_shut_feed_forward_is_the_language_model(last_image):
     """Attention is silent at phi = 0 whatever alpha is; the feed-forward part is not, as in the paper."""
     language, text = make_language(), document(torch.zeros(2, 6, dtype=torch.long))
     fusion = small(language, f"fusion.last_image={last_image}")
-    plain = language.hidden(text.ids_BT, text.valid_BT)
+    plain = language.hidden(text)
     assert (hidden(fusion, language, pictures(), text) - plain).abs().max() > 1e-3
     for layer in fusion.layers:
         layer.beta.data.zero_()

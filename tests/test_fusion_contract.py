@@ -185,7 +185,7 @@ def test_equals_the_plain_model_at_init_exactly_if_it_says_so(parts):
         make_fusion(f, language, nudged=False) for f in FUSIONS if type(make_fusion(f, language)).__name__ == name
     )
     text = make_text(2, 6)
-    plain = language.unembed(language.hidden(text.ids_BT, text.valid_BT))
+    plain = language.unembed(language.hidden(text))
     same = torch.equal(logits(fusion, language, make_visual(2), text), plain)
     assert same == fusion.preserves_lm_at_init
 

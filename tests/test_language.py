@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from conftest import text_of
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from tokenizers import Tokenizer as LibraryTokenizer
@@ -99,7 +100,7 @@ def left_padded():
 
 
 def logits(lm, ids_BT, valid_BT, ragged=False, cache=None):
-    return lm.unembed(lm.hidden(ids_BT, valid_BT, ragged, cache))
+    return lm.unembed(lm.hidden(text_of(ids_BT, valid_BT, ragged), cache))
 
 
 def close(a, b, atol=1e-11):
@@ -240,7 +241,7 @@ def test_padding_between_prefix_and_text(kind):
     def walk(prefix_BPD, ids_BT, valid_BT, ragged):
         inputs_BTD = torch.cat([prefix_BPD, lm.embed(ids_BT)], 1)
         valid_BT = torch.cat([valid_BT.new_ones(len(ids_BT), 3), valid_BT], 1)
-        h_BTD, shared = lm.begin(inputs_BTD, valid_BT, ragged)
+        h_BTD, shared = lm.begin(inputs_BTD, text_of(valid_BT.long(), valid_BT, ragged))
         for block in lm.blocks():
             h_BTD = block.feed(block.attend(h_BTD, shared))
         return lm.final_norm(h_BTD)[:, 3:]
@@ -291,9 +292,9 @@ def test_no_column_looks_ahead(kind):
     """Padding columns included: what they compute is unused, but must not be a way around causality."""
     lm = build(kind)
     ids_BT, valid_BT = left_padded()
-    before_BTD = lm.hidden(ids_BT, valid_BT, ragged=True)
+    before_BTD = lm.hidden(text_of(ids_BT, valid_BT, ragged=True))
     ids_BT[:, -1] = 3 + (ids_BT[:, -1] + 1) % 40
-    after_BTD = lm.hidden(ids_BT, valid_BT, ragged=True)
+    after_BTD = lm.hidden(text_of(ids_BT, valid_BT, ragged=True))
     close(after_BTD[:, :-1], before_BTD[:, :-1])
     assert ((after_BTD - before_BTD)[:, -1].abs().amax(-1) > 1e-3).all()
 
@@ -303,9 +304,9 @@ def test_fast_paths_make_no_mask(kind):
     lm = build(kind)
     ids_BT, valid_BT = draw(2, 5)
     cache = Cache(2, 8)
-    _, prefill = lm.begin(lm.embed(ids_BT), valid_BT, cache=cache)
-    _, step = lm.begin(lm.embed(ids_BT[:, :1]), valid_BT[:, :1], cache=cache)
-    _, chunk = lm.begin(lm.embed(ids_BT[:, :2]), valid_BT[:, :2], cache=cache)
+    _, prefill = lm.begin(lm.embed(ids_BT), text_of(ids_BT), cache)
+    _, step = lm.begin(lm.embed(ids_BT[:, :1]), text_of(ids_BT[:, :1]), cache)
+    _, chunk = lm.begin(lm.embed(ids_BT[:, :2]), text_of(ids_BT[:, :2]), cache)
     assert (prefill.bias, prefill.causal) == (None, True)
     assert (step.bias, step.causal) == (None, False)
     assert chunk.bias.shape == (2, 1, 2, 8) and not chunk.causal
@@ -360,7 +361,7 @@ def test_frozen_model_passes_gradients_to_its_inputs(kind):
     lm = build(kind).requires_grad_(False)
     ids_BT, valid_BT = left_padded()
     inputs_BTD = lm.embed(ids_BT).requires_grad_()
-    h_BTD, walk = lm.begin(inputs_BTD, valid_BT, ragged=True)
+    h_BTD, walk = lm.begin(inputs_BTD, text_of(ids_BT, valid_BT, ragged=True))
     for block in lm.blocks():
         h_BTD = block.feed(block.attend(h_BTD, walk))
     lm.final_norm(h_BTD)[:, -1].pow(3).sum().backward()  # of the last column only
@@ -478,11 +479,11 @@ def test_context_overflow(kind):
     lm = build(kind)
     ids_BT, valid_BT = draw(1, CONTEXT + 1)
     with pytest.raises(UserError, match=f"{CONTEXT + 1} positions"):
-        lm.hidden(ids_BT, valid_BT)
+        lm.hidden(text_of(ids_BT, valid_BT))
     cache = Cache(1, CONTEXT + 8)
-    lm.hidden(ids_BT[:, :CONTEXT], valid_BT[:, :CONTEXT], cache=cache)
+    lm.hidden(text_of(ids_BT[:, :CONTEXT]), cache)
     with pytest.raises(UserError, match="reads at most"):
-        lm.hidden(ids_BT[:, :1], valid_BT[:, :1], cache=cache)
+        lm.hidden(text_of(ids_BT[:, :1]), cache)
     assert cache.length == CONTEXT
 
 
@@ -496,7 +497,7 @@ def test_sliding_window_bounds_the_context():
     ids_BT, valid_BT = draw(2, 7)
     close(logits(lm, ids_BT[:, :6], valid_BT[:, :6]), model(ids_BT[:, :6]).logits, 1e-5)
     with pytest.raises(UserError):
-        lm.hidden(ids_BT, valid_BT)
+        lm.hidden(text_of(ids_BT, valid_BT))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning
 import pytest
 import torch
-from conftest import VISION, Characters, make_fusion, make_language
+from conftest import OBJECTIVES, VISION, Characters, make_fusion, make_language
 from test_captioner import OPTIM, Pixels
 from test_documents import mixture
 
@@ -32,7 +32,15 @@ def make(reduction="token_mean"):
     rates = {"lr_fusion": 0.01, "lr_language": 0.001, "lr_vision": 0.002, "train_language": True, "train_vision": True}
     fusion = make_fusion("flamingo", language, "fusion.resampler_layers=1", "fusion.latents=3")
     captioner = Captioner(
-        vision, fusion, language, Characters(), rates, {**OPTIM, "reduction": reduction}, Greedy(8), tagged=True
+        vision,
+        fusion,
+        language,
+        Characters(),
+        rates,
+        {**OPTIM, "reduction": reduction},
+        Greedy(8),
+        OBJECTIVES,
+        tagged=True,
     )
     return captioner.eval()
 
@@ -86,7 +94,7 @@ def test_an_update_follows_the_weighted_sum(reduction):
     twin = make(reduction)
 
     def value(batch):
-        loss, targets = twin.loss(batch)
+        loss, targets = twin.text_loss(batch)
         return loss * (targets / len(batch.text.ids_BT) if reduction == "sequence_sum" else 1)
 
     assert_same(got, gradient_of(twin, [WEIGHTS[b.dataset] * value(b) for b in batches(2)]))
@@ -96,7 +104,7 @@ def test_an_update_follows_the_weighted_sum(reduction):
 def test_accumulation_over_updates_is_the_mean_of_their_sums():
     (got,), _ = train(make(), data(), accumulate=2)
     twin = make()
-    assert_same(got, gradient_of(twin, [WEIGHTS[b.dataset] * twin.loss(b)[0] / 2 for b in batches(4)]))
+    assert_same(got, gradient_of(twin, [WEIGHTS[b.dataset] * twin.text_loss(b)[0] / 2 for b in batches(4)]))
 
 
 def test_the_sum_is_clipped_once():
@@ -121,7 +129,7 @@ def test_round_robin_is_not_the_sum():
     got, _ = train(make(), data("round_robin"), steps=2)
     twin = make()
     first, _ = batches(2)
-    assert_same(got[0], gradient_of(twin, [WEIGHTS["pairs"] * twin.loss(first)[0]]))
+    assert_same(got[0], gradient_of(twin, [WEIGHTS["pairs"] * twin.text_loss(first)[0]]))
     (summed,), _ = train(make(), data())
     assert max((a - b).abs().max() for a, b in zip(got[0], summed, strict=True)) > 1e-6
 
@@ -129,7 +137,7 @@ def test_round_robin_is_not_the_sum():
 def test_weight_zero_equals_leaving_the_data_set_out():
     (without,), _ = train(make(), data(pairs=1.0, stories=0.0))
     twin = make()
-    assert_same(without, gradient_of(twin, [twin.loss(batches(1)[0])[0]]))
+    assert_same(without, gradient_of(twin, [twin.text_loss(batches(1)[0])[0]]))
 
 
 def test_token_mean_is_over_the_tokens_of_all_processes(monkeypatch):

@@ -130,7 +130,7 @@ def test_srau_gates_are_the_formula():
     memory = fusion.encode(language, visual)
     h = fusion.decode(language, memory, text, aux=aux)
     block = language.blocks()[0]
-    start, walk = language.begin(language.embed(text.ids_BT), text.valid_BT)
+    start, walk = language.begin(language.embed(text.ids_BT), text)
     a = block.attend(start, walk)
     levels = fusion.encoder(visual)
     fused = torch.zeros_like(a)
@@ -157,7 +157,7 @@ def test_srau_paper_form_is_the_formula():
     visual, text = make_visual(1), make_text(1, 3)
     h = fusion.decode(language, fusion.encode(language, visual), text)
     block = language.blocks()[0]
-    start, walk = language.begin(language.embed(text.ids_BT), text.valid_BT)
+    start, walk = language.begin(language.embed(text.ids_BT), text)
     a = block.attend(start, walk)
     level = fusion.encoder(visual)[0, 0]
     fused = torch.zeros_like(a)
@@ -276,7 +276,7 @@ def test_srau_reference_defect_leaves_padding_unmasked():
 def test_srau_near_the_language_model_with_mean_and_a_language_bias():
     language = make_language()
     text = make_text(2, 6)
-    plain = language.unembed(language.hidden(text.ids_BT, text.valid_BT)).log_softmax(-1)
+    plain = language.unembed(language.hidden(text)).log_softmax(-1)
 
     def divergence(*overrides):
         fusion = make_fusion("srau", language, *overrides, nudged=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FUSIONS, Characters, make_fusion, make_language, make_text, make_visual
+from conftest import FUSIONS, Characters, make_fusion, make_language, make_text, make_visual, viewed
 from torch import distributed, nn
 
 from src.captioner import Captioner
@@ -31,8 +31,7 @@ class Step(Captioner):
     """A captioner whose training step is the loss alone: no trainer."""
 
     def training_step(self, batch: Batch) -> torch.Tensor:
-        loss, _, terms = self.losses(batch)
-        return loss + sum(weight * value for value, weight in terms.values())
+        return self.total(batch, self.losses(batch))
 
 
 def make_captioner(name: str, tuned: bool, recompute: bool) -> Captioner:
@@ -43,7 +42,7 @@ def make_captioner(name: str, tuned: bool, recompute: bool) -> Captioner:
 
 
 def make_batch(process: int) -> Batch:
-    return Batch([], make_text(4, 8, seed=process), visual=make_visual(2, seed=10 + process))
+    return viewed(Batch([], make_text(4, 8, seed=process), visual=make_visual(2, seed=10 + process)))
 
 
 def compare_all() -> None:

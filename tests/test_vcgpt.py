@@ -53,7 +53,7 @@ def test_stack_equals_transformers_gpt2_with_cross_attention():
     peer.load_state_dict(state, strict=True)
     visual, text = make_visual(2), make_text(2, 7)
     hG_BTD, hF_BTD = walk(fusion, language, visual, text).chunk(2, dim=-1)
-    torch.testing.assert_close(hG_BTD, language.hidden(text.ids_BT, text.valid_BT), **EXACT)
+    torch.testing.assert_close(hG_BTD, language.hidden(text), **EXACT)
     X_IND = fusion.norm_v(fusion.W_v(visual.tokens_INC))
     want = peer(inputs_embeds=hG_BTD, encoder_hidden_states=X_IND).last_hidden_state
     torch.testing.assert_close(hF_BTD, want, **EXACT)
@@ -67,7 +67,7 @@ def test_zero_head_is_the_language_model_and_only_it_gets_a_gradient():
     assert fusion.preserves_lm_at_init
     text = make_text(2, 6)
     out = logits(fusion, language, make_visual(2), text)
-    assert torch.equal(out, language.unembed(language.hidden(text.ids_BT, text.valid_BT)))
+    assert torch.equal(out, language.unembed(language.hidden(text)))
     out.logsumexp(-1).sum().backward()
     assert fusion.W_F.grad.abs().max() > 0
     assert all(p.grad.abs().max() == 0 for p in fusion.stack.parameters())

@@ -18,8 +18,7 @@ def training_flops(captioner: Captioner, batch: Batch) -> int:
     captioner.eval()
     batch = captioner.transfer_batch_to_device(batch, captioner.device, 0)
     with counter:
-        loss, _, terms = captioner.losses(batch)
-        total = loss + sum(value for value, _ in terms.values())
+        total = captioner.total(batch, captioner.losses(batch))
         if total.requires_grad:
             total.backward()
     captioner.zero_grad(set_to_none=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -23,7 +22,7 @@ from src.benchmarking.flops import training_flops
 from src.benchmarking.jobs import FLOOR, Job
 from src.build import build_captioner, own_randomness
 from src.captioner import Captioner
-from src.config.classes import HOME
+from src.config.command_line import compose
 from src.contracts import Batch, Example, Memory, Text, Tokenizer, VisionSpec, Visual
 from src.data.base import read_json
 from src.data.captions_text import SPICE_JAR, CaptionsText
@@ -39,6 +38,7 @@ from src.layers.packed import packed
 from src.loading.batches import CaptionBatches, Loader, TrainLoader
 from src.loading.features import FeatureCache
 from src.loading.module import most_words
+from src.objectives.next_token import NextToken
 from src.text.tokenizers import GPT2_LENGTH, ByteLevelBPE, GPT2Vocabulary, load_tokenizer
 
 WINDOW = 4  # batches that are trained on over and over: all contestants see the same, however fast they are
@@ -136,6 +136,7 @@ class Workload:
             image_size=None,
             features=self.features,
             image_tag=False,
+            objectives={"next_token": NextToken()},
         )
 
     def window(self) -> Iterator[Batch]:
@@ -213,21 +214,12 @@ class Own(Contestant):
 
     def __init__(self, job: Job, workload: Workload, precision: str):
         settings, size = workload.settings, workload.size
-        cfg = OmegaConf.create(
-            {
-                "seed": settings["seed"],
-                "data": {},
-                "trainer": {"precision": precision},
-                "fusion": _choice("fusion", job.model),
-                "regime": _choice("regime", job.regime),
-                "optim": _choice("optim", "adamw"),
-                "decode": _choice("decode", "greedy"),
-            }
-        )
+        cfg = compose("train", [f"fusion={job.model}", f"regime={job.regime}", "decode=greedy"], [])
+        cfg.seed, cfg.trainer.precision = settings["seed"], precision
         with own_randomness(settings["seed"], "language"):
             language = make_language(size, settings["dropout"], workload.tokenizer)
         self.module: Captioner = build_captioner(cfg, workload.tower, language, workload.tokenizer)
-        workload.features.tokens = self.module.fusion.needs_tokens
+        workload.features.tokens = self.module.needs_tokens
         if not self.module.parameter_groups():
             # The floor of a frozen language model: no weight learns, but gradients flow back through all blocks to the
             # word vectors, as every mechanism in front of them or between them needs it.
@@ -239,8 +231,7 @@ class Own(Contestant):
 
     def loss(self, batch: Batch) -> Tensor:
         """As in the captioner's training step."""
-        loss, _, terms = self.module.losses(batch)
-        return self.module.fusion.caption_weight * loss + sum(weight * value for value, weight in terms.values())
+        return self.module.total(batch, self.module.losses(batch))
 
     def compiled_loss(self) -> Callable[[Batch], Tensor]:
         self.module.compile_training()
@@ -280,10 +271,6 @@ def gpt2_options(size: dict, dropout: float) -> dict:
         "initializer_range": 0.02 * (768 / size["width"]) ** 0.5,
         **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), dropout),
     }
-
-
-def _choice(group: str, name: str):
-    return OmegaConf.load(HOME / "conf" / group / f"{name}.yaml")
 
 
 # --------------------------------------------------------------------------------------------------------------------

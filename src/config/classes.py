@@ -16,7 +16,8 @@ from src.errors import UserError
 HOME = Path(__file__).resolve().parents[2]
 
 # Hydra would call anything that can be imported, os.system too, and configurations travel with run folders.
-ROOMS = ("data", "decoding", "fusion", "language", "text", "tracking", "vision")  # whose classes configurations name
+# The rooms whose classes configurations name:
+ROOMS = ("data", "decoding", "fusion", "language", "objectives", "projectors", "text", "tracking", "vision")
 LOGGER = re.compile(r"lightning\.pytorch\.loggers\.[A-Z]\w*")  # of the library, by their short names only
 
 

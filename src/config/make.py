@@ -100,10 +100,13 @@ def _rehearse_fusion(cfg: DictConfig) -> Fusion:
 
     from src.contracts import LanguageSpec, VisionSpec
 
-    vision = VisionSpec(width=768, tokens=49, pooled_width=768, image_size=224, levels=12)
+    width = cfg.vision.get("width", 768)
+    vision = VisionSpec(width=width, tokens=49, pooled_width=width, image_size=224, levels=12)
     sizes = {"width": 2**6 * 3**2 * 5**2 * 7, "layers": 64, "heads": 64, "context": 2**17} | language_sizes(cfg)
     language = LanguageSpec(**sizes, vocabulary=1000, bos=0, eos=1, pad=2)
     with torch.device("meta"):
+        if cfg.get("projector"):
+            vision = make(cfg.projector)(vision, language).spec
         return make(cfg.fusion)(vision, language)
 
 

@@ -124,7 +124,5 @@ def _occlusion(captioner: Captioner, pixels_IM3hw: Tensor, text: Text, squares: 
     batch = Batch([str(i) for i in range(rows)], many, torch.stack(covered))
     with captioner.autocast():
         memory = captioner.memory(batch)
-        hidden_BTD = captioner.fusion.decode(captioner.language, memory, many.columns(None, -1))
-        logits_BTV = captioner.fusion.readout(captioner.language, hidden_BTD)
-    logp_BT = logits_BTV.float().log_softmax(-1).gather(-1, many.ids_BT[:, 1:, None])[..., 0]
+        logp_BT = captioner.log_probabilities(memory, many)
     return logp_BT[0] - logp_BT[1:]

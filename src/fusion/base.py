@@ -1,9 +1,14 @@
-"""What every fusion promises: it owns the walk through the language model.
+"""What a fusion promises: it owns the walk through the language model.
 
     encode(lm, visual, aux) -> memory                    once per picture: all work that does not depend on text
-    decode(lm, memory, text, cache, aux) -> hidden_BTD   the whole walk; hidden[:, t] decides token t + 1
     readout(lm, hidden_XD) -> logits_XV                  only at the positions where logits are wanted
-    learn(lm, memory, text) -> hidden_BTD, terms         decode for training, with losses beside the caption's
+
+What it can do is its base class, one or several of:
+
+    Writer      decode(lm, memory, text, cache, aux) -> hidden_BTD   word after word; hidden[:, t] decides token t + 1
+                learn(lm, memory, text) -> hidden_BTD, terms         decode for training, with losses of its own
+    Reader      read(lm, memory, text, aux) -> Read                  picture and text at once, both ways
+    Retriever   embed_pictures(memory), embed_texts(lm, text)        unit vectors that are compared
 
 Where the mechanisms enter a pre-norm block stack (slot letters used in headers and reports):
 
@@ -14,14 +19,14 @@ Where the mechanisms enter a pre-norm block stack (slot letters used in headers 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.layers.cache import Cache
 
-Terms = dict[str, tuple[Tensor, float]]  # further losses by name: value and weight
+Terms = dict[str, tuple[Tensor, float]]  # a mechanism's own losses by name: value and weight
 
 
 class Fusion(nn.Module, ABC):
@@ -31,22 +36,39 @@ class Fusion(nn.Module, ABC):
     sees: bool = True  # False for the control that ignores the picture
     needs_tokens: bool = True  # False: ``encode`` reads the pooled vector only, and the tokens may be missing
     needs_levels: int = 0  # how many levels of the vision encoder ``encode`` reads
-    extra_positions: int = 0  # text positions taken before the first token (prefixes)
-    preserves_lm_at_init: bool = False  # logits equal the plain language model before training
     multi_image: bool = False  # reads contexts of several pictures, token by token as ``text.phi`` says
-    retrieves: bool = False  # is a Retriever, too
-    caption_weight: float = 1.0  # of the caption's loss, beside the terms of ``learn``
     undecayed: tuple[str, ...] = ()  # learnt constants (latents, prefixes): no weight decay, like norms and biases
 
     def __init__(self, vision: VisionSpec | None, language: LanguageSpec):
         super().__init__()
+        if not isinstance(self, Writer | Reader | Retriever):
+            raise TypeError(f"{type(self).__name__} can do nothing yet: derive it from Writer, Reader or Retriever.")
 
     def init_from(self, lm: Language) -> None:
         """Called once after construction, for parameters that start as a function of the language model's."""
 
     @abstractmethod
     def encode(self, lm: Language, visual: Visual | None, aux: dict | None = None) -> Memory:
-        """Everything about the pictures that text will read; leading axis I. ``aux`` as in ``decode``."""
+        """Everything about the pictures that text will read; leading axis I.
+
+        ``aux`` collects named intermediates (gates, attention weights, prefixes) and costs nothing when None.
+        """
+
+    def readout(self, lm: Language, hidden_XD: Tensor) -> Tensor:
+        """Logits (..., V) of the hidden states that were made here."""
+        return lm.unembed(hidden_XD)
+
+    def scalars(self) -> dict[str, float]:
+        """Named learnt numbers worth following over training (gates, temperatures)."""
+        return {}
+
+
+class Writer(Fusion):
+    """Writes word after word."""
+
+    extra_positions: int = 0  # text positions taken before the first token (prefixes)
+    preserves_lm_at_init: bool = False  # logits equal the plain language model before training
+    caption_weight: float = 1.0  # of the caption's loss, beside the terms of ``learn``
 
     @abstractmethod
     def decode(
@@ -54,32 +76,45 @@ class Fusion(nn.Module, ABC):
     ) -> Tensor:
         """Hidden states (B, T, width) for the T columns of ``text``; any prefix is removed again here.
 
-        ``aux`` collects named intermediates (gates, attention weights, prefixes) and costs nothing when None.
+        ``aux`` as in ``encode``.
         """
 
-    def readout(self, lm: Language, hidden_XD: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states returned by ``decode``."""
-        return lm.unembed(hidden_XD)
-
     def learn(self, lm: Language, memory: Memory, text: Text) -> tuple[Tensor, Terms]:
-        """Training's walk: hidden states (B, T-1, width) of all columns but the last, and further losses."""
+        """Training's walk: hidden states (B, T-1, width) of all columns but the last, and losses of its own."""
         return self.decode(lm, memory, text.columns(None, -1)), {}
 
-    def scalars(self) -> dict[str, float]:
-        """Named learnt numbers worth following over training (gates, temperatures)."""
-        return {}
+
+class Read(NamedTuple):
+    """What a Reader has made of picture and text.
+
+    ``regions``: visual columns after reading (masked regions, order of frames). ``pooled``: one vector a row.
+    """
+
+    hidden_BTD: Tensor
+    pooled_BD: Tensor
+    regions_BND: Tensor | None = None
 
 
-class Retriever(Protocol):
-    """What a fusion with ``retrieves`` has besides."""
+class Reader(Fusion):
+    """Reads picture and text at once; every column of a text has seen all of it."""
 
+    @abstractmethod
+    def read(self, lm: Language, memory: Memory, text: Text, aux: dict | None = None) -> Read:
+        """``text`` is open throughout; ``aux`` as in ``encode``."""
+
+
+class Retriever(Fusion):
+    """Compares pictures with whole texts. ``compares``: whether it does so as it is built here."""
+
+    compares: bool = True
+
+    @abstractmethod
     def embed_pictures(self, memory: Memory) -> Tensor:
         """Unit vectors (I, E) to be compared with those of texts."""
-        ...
 
+    @abstractmethod
     def embed_texts(self, lm: Language, text: Text) -> Tensor:
         """Unit vectors (B, E) of whole texts, start and end token included."""
-        ...
 
 
 def gpt2_init(module: nn.Module) -> None:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from src.contracts import Language, Memory, Text, Visual
-from src.fusion.base import Fusion
+from src.fusion.base import Writer
 from src.layers.cache import Cache
 
 
-class Blind(Fusion):
+class Blind(Writer):
     """The plain walk; has no parameters."""
 
     where = "-"
@@ -27,7 +27,7 @@ class Blind(Fusion):
     def decode(
         self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
     ) -> Tensor:
-        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text.valid_BT, text.ragged, cache)
+        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text, cache)
         for block in lm.blocks():
             h_BTD = block.feed(block.attend(h_BTD, walk))
         return lm.final_norm(h_BTD)

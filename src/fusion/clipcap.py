@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
-from src.fusion.base import Fusion
+from src.fusion.base import Writer
 from src.layers.attention import attention, note
 from src.layers.cache import Cache
 
 
-class ClipCap(Fusion):
+class ClipCap(Writer):
     """``mapper``: mlp (the paper pairs it with a tuned LM) or transformer (with a frozen one).
 
     ``prefix_length`` k; ``clip_length`` c, ``layers`` and ``heads`` belong to the transformer mapper.
@@ -63,18 +63,18 @@ class ClipCap(Fusion):
     def decode(
         self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
     ) -> Tensor:
-        x_BTD, valid_BT, ahead = lm.embed(text.ids_BT), text.valid_BT, 0
+        x_BTD, ahead = lm.embed(text.ids_BT), 0
         if cache is None or cache.length == 0:
             prefix_IPD = memory["prefix"]
             note(aux, "prefix", prefix_IPD)
             prefix_BPD = prefix_IPD.repeat_interleave(len(x_BTD) // len(prefix_IPD), dim=0).to(x_BTD.dtype)
             # The start token is the first valid column, wherever left padding puts it.
-            start_BT = valid_BT & (valid_BT.cumsum(1) == 1)
+            start_BT = text.valid_BT & (text.valid_BT.cumsum(1) == 1)
             x_BTD = torch.where(start_BT[:, :, None], prefix_BPD[:, -1:], x_BTD)
             ahead = self.extra_positions
             x_BTD = torch.cat([prefix_BPD[:, :-1], x_BTD], dim=1)  # (B, P-1+T, D)
-            valid_BT = F.pad(valid_BT, (ahead, 0), value=True)  # (B, P-1+T)
-        h_BTD, walk = lm.begin(x_BTD, valid_BT, text.ragged, cache)
+            text = text.behind(ahead)  # (B, P-1+T)
+        h_BTD, walk = lm.begin(x_BTD, text, cache)
         for block in lm.blocks():
             h_BTD = block.feed(block.attend(h_BTD, walk))
         return lm.final_norm(h_BTD)[:, ahead:]  # (B, T, D)

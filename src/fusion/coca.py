@@ -45,12 +45,13 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
-from src.fusion.base import Fusion, Terms, gpt2_init
+from src.fusion.base import Retriever, Terms, Writer, gpt2_init
 from src.layers.attention import CrossAttention, key_bias, note
 from src.layers.cache import Cache
+from src.layers.walk import Walk
 
 
-class CoCa(Fusion):
+class CoCa(Writer, Retriever):
     """See the formulas above. ``queries``: n; ``n_uni``: how many lower blocks, None for half of them.
 
     ``embed_width``: width E of x and y, None for the language model's. ``xattn_out_init``: zero starts exactly at the
@@ -59,7 +60,6 @@ class CoCa(Fusion):
     """
 
     where = "A"
-    retrieves = True
     undecayed = ("pooler.query_nD", "contrast.pooler.query_nD")
 
     def __init__(
@@ -96,8 +96,8 @@ class CoCa(Fusion):
             for cross in self.cross:
                 nn.init.zeros_(cross.out.weight)
         self.preserves_lm_at_init = xattn_out_init == "zero"
-        self.retrieves = contrastive_weight > 0
-        self.contrast.requires_grad_(self.retrieves)
+        self.compares = contrastive_weight > 0
+        self.contrast.requires_grad_(self.compares)
 
     # -------------------------------------------------------------------------------------------------- the picture
     def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
@@ -114,7 +114,7 @@ class CoCa(Fusion):
     def decode(
         self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
     ) -> Tensor:
-        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text.valid_BT, text.ragged, cache)
+        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text, cache)
         t_BTD = self._lower(lm, h_BTD, walk)
         return self._upper(lm, t_BTD, walk, memory, aux)
 
@@ -123,8 +123,8 @@ class CoCa(Fusion):
         if self.contrastive_weight == 0:
             return super().learn(lm, memory, text)
         t_BTD, cls_BD = self._tokens_and_cls(lm, text)
-        t_BTD, said = t_BTD[:, :-1], text.columns(None, -1)
-        _, walk = lm.begin(t_BTD, said.valid_BT, said.ragged)  # for its walk, which has no column of CLS
+        t_BTD = t_BTD[:, :-1]
+        walk = lm.walk(text.columns(None, -1), t_BTD.dtype)  # which has no column of CLS
         x_IE = memory["contrastive"]
         G = len(cls_BD) // len(x_IE)
         term = self.contrast.loss(x_IE, self.contrast.text(cls_BD[::G]))
@@ -134,19 +134,20 @@ class CoCa(Fusion):
         """Lower half on [tokens ; CLS]: (B, T, D) and (B, D)."""
         tokens_BTD = lm.embed(text.ids_BT)
         cls_B1D = self.contrast.cls_D.expand(len(tokens_BTD), 1, -1)
-        valid_BS = torch.cat([text.valid_BT, torch.ones_like(text.valid_BT[:, :1])], dim=1)
         # CLS stands behind the padding of shorter texts. Such rows are ragged: a mask hides padding from CLS, and CLS
         # gets the position after the last real token.
-        h_BSD, walk = lm.begin(torch.cat([tokens_BTD, cls_B1D], dim=1), valid_BS, ragged=True)
+        ids_BS, valid_BS = F.pad(text.ids_BT, (0, 1)), F.pad(text.valid_BT, (0, 1), value=True)
+        read = Text(ids_BS, valid_BS, F.pad(text.phi_BT, (0, 1)), ragged=True)
+        h_BSD, walk = lm.begin(torch.cat([tokens_BTD, cls_B1D], dim=1), read)
         h_BSD = self._lower(lm, h_BSD, walk)
         return h_BSD[:, :-1], h_BSD[:, -1]
 
-    def _lower(self, lm: Language, h_BTD: Tensor, walk) -> Tensor:
+    def _lower(self, lm: Language, h_BTD: Tensor, walk: Walk) -> Tensor:
         for block in lm.blocks()[: self.n_uni]:
             h_BTD = block.feed(block.attend(h_BTD, walk))
         return h_BTD
 
-    def _upper(self, lm: Language, t_BTD: Tensor, walk, memory: Memory, aux: dict | None = None) -> Tensor:
+    def _upper(self, lm: Language, t_BTD: Tensor, walk: Walk, memory: Memory, aux: dict | None = None) -> Tensor:
         for i, block in enumerate(lm.blocks()[self.n_uni :]):
             read: dict | None = None if aux is None else {}
             a_BTD = block.attend(t_BTD, walk)

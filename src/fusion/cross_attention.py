@@ -13,13 +13,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
-from src.fusion.base import Fusion, gpt2_init
+from src.fusion.base import Writer, gpt2_init
 from src.layers.attention import CrossAttention, key_bias
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout
 
 
-class PlainCrossAttention(Fusion):
+class PlainCrossAttention(Writer):
     """``every``: a cross-attention in blocks 0, every, 2*every ...; ``dropout`` acts on its weights and its output."""
 
     where = "A"
@@ -47,7 +47,7 @@ class PlainCrossAttention(Fusion):
     def decode(
         self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
     ) -> Tensor:
-        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text.valid_BT, text.ragged, cache)
+        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text, cache)
         for l, block in enumerate(lm.blocks()):
             h_BTD = block.attend(h_BTD, walk)
             if l % self.every == 0:

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
-from src.fusion.base import Fusion, gpt2_init
+from src.fusion.base import Writer, gpt2_init
 from src.layers.attention import CrossAttention, key_bias, note
 from src.layers.cache import Cache
 
@@ -57,7 +57,7 @@ def squared_relu(x: Tensor) -> Tensor:
 ACTIVATIONS = {"sqrelu": squared_relu, "gelu": F.gelu}
 
 
-class Flamingo(Fusion):
+class Flamingo(Writer):
     """See the formulas above; ``every`` is n, ``latents`` R, ``gate: false`` replaces both tanh gates by 1.
 
     Raises UserError for options out of range, and in ``encode`` for a video of more than ``max_frames`` frames.
@@ -146,7 +146,7 @@ class Flamingo(Fusion):
         "tanh_gate": tanh(alpha) and tanh(beta), (2,).
         """
         reads_BT1, bias = self._sight(memory, text.phi_BT)
-        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text.valid_BT, text.ragged, cache)
+        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text, cache)
         for l, block in enumerate(lm.blocks()):
             if l % self.every == 0:
                 i = l // self.every

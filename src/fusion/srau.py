@@ -39,13 +39,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.contracts import Block, Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
-from src.fusion.base import Fusion, gpt2_init
+from src.fusion.base import Writer, gpt2_init
 from src.layers.attention import CrossAttention, key_bias, note
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout, dropout
 
 
-class SRAU(Fusion):
+class SRAU(Writer):
     """See the formulas above. ``share_ln``: LN1 on queries and levels; without it both enter unnormalised."""
 
     where = "A"
@@ -100,7 +100,7 @@ class SRAU(Fusion):
     def decode(
         self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
     ) -> Tensor:
-        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text.valid_BT, text.ragged, cache)
+        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text, cache)
         for l, block in enumerate(lm.blocks()):
             a_BTD = self._stream_drop(block.attend(h_BTD, walk))
             fused_BTD = self._fuse(l, block, a_BTD, memory, aux)

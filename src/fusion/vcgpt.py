@@ -28,13 +28,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
-from src.fusion.base import Fusion, gpt2_init
+from src.fusion.base import Writer, gpt2_init
 from src.layers.attention import CrossAttention, key_bias, note, self_attention, split_heads
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout
+from src.layers.walk import Walk
 
 
-class VCGPT(Fusion):
+class VCGPT(Writer):
     """``wg``: copy_trained and copy_frozen untie W_G from the input embeddings, tied keeps the model's own output.
 
     Hidden states are [h_G ; h_F], (B, T, 2 D); ``readout`` takes them apart.
@@ -87,7 +88,7 @@ class VCGPT(Fusion):
     def decode(
         self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
     ) -> Tensor:
-        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text.valid_BT, text.ragged, cache)
+        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text, cache)
         for block in lm.blocks():
             h_BTD = block.feed(block.attend(h_BTD, walk))
         f_BTD = hG_BTD = lm.final_norm(h_BTD)
@@ -134,14 +135,14 @@ class FusionLayer(nn.Module):
         self.drop = Dropout(dropout)
 
     def forward(
-        self, f_BTD: Tensor, walk, k_IHNd: Tensor, v_IHNd: Tensor, bias: Tensor | None, aux: dict | None
+        self, f_BTD: Tensor, walk: Walk, k_IHNd: Tensor, v_IHNd: Tensor, bias: Tensor | None, aux: dict | None
     ) -> Tensor:
         f_BTD = f_BTD + self.drop(self._attend(self.norm1(f_BTD), walk))
         f_BTD = f_BTD + self.drop(self.cross(self.norm2(f_BTD), k_IHNd, v_IHNd, bias, aux))
         inner_BTE = F.gelu(self.fc1(self.norm3(f_BTD)), approximate="tanh")
         return f_BTD + self.drop(self.fc2(inner_BTE))
 
-    def _attend(self, f_BTD: Tensor, walk) -> Tensor:
+    def _attend(self, f_BTD: Tensor, walk: Walk) -> Tensor:
         q_BHTd, k_BHTd, v_BHTd = split_heads(self.qkv(f_BTD), self.heads)
         dropout = self.dropout if self.training else 0.0
         read_BTD = self_attention(q_BHTd, k_BHTd, v_BHTd, walk, self.slot, q_BHTd.shape[-1] ** -0.5, dropout)

@@ -1,6 +1,6 @@
 """What every language model here shows: the seams that a fusion walks through.
 
-    h_BTD, walk = lm.begin(lm.embed(ids_BT), valid_BT, ragged, cache)
+    h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text, cache)
     for block in lm.blocks():
         h_BTD = block.feed(block.attend(h_BTD, walk))
     logits_BTV = lm.unembed(lm.final_norm(h_BTD))
@@ -10,36 +10,26 @@ computed here, because the library's cache and masks cannot be shared with the l
 
 Which mask a walk needs (all three are exact):
 
-    nothing cached, not ragged         is_causal, no mask tensor: padding is on the right, where no real token looks
+    nothing cached, plain text         is_causal, no mask tensor: padding is on the right, where no real token looks
     one new column, cache not ragged   no mask: the newest token may look at everything
-    otherwise                          an additive float mask from validity and causality
+    otherwise                          an additive float mask from validity, order, open columns and segments
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from src.contracts import Block, LanguageSpec, Tokenizer, UserError
+from src.contracts import Block, LanguageSpec, Text, Tokenizer, UserError
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout
-
-
-@dataclass(frozen=True)
-class Walk:
-    """What the blocks of one pass share: where the tokens stand and what they may look at."""
-
-    positions_BT: Tensor  # (1, T) where all rows agree
-    bias: Tensor | None  # additive float mask (B, 1, T, S)
-    causal: bool  # exact without ``bias``; only with S = T
-    cache: Cache | None
-    rotary: tuple[Tensor, Tensor] | None = None  # cosines and sines (B or 1, T, d)
+from src.layers.walk import Walk
 
 
 class LanguageModel(nn.Module, ABC):
@@ -73,8 +63,12 @@ class LanguageModel(nn.Module, ABC):
         """Token embeddings (B, T, D), without positions."""
 
     @abstractmethod
-    def place(self, inputs_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Inputs of the first block, and the rotary cosines and sines where the family has them."""
+    def place(self, inputs_BTD: Tensor, walk: Walk) -> Tensor:
+        """Inputs of the first block: with positions, where the family adds them there."""
+
+    def rotary(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines (B or 1, T, d), where the family turns queries and keys instead."""
+        return None
 
     @abstractmethod
     def opened(self) -> Sequence[Block]:
@@ -97,35 +91,41 @@ class LanguageModel(nn.Module, ABC):
         """The matrix of ``unembed``, (V, D)."""
         return self.model.lm_head.weight
 
-    def begin(
-        self, inputs_BTD: Tensor, valid_BT: Tensor, ragged: bool = False, cache: Cache | None = None
-    ) -> tuple[Tensor, Walk]:
-        """Add positions, prepare the mask and claim cache columns; returns h_BTD and the walk.
+    def walk(self, text: Text, dtype: torch.dtype, cache: Cache | None = None) -> Walk:
+        """Masks for inputs of ``dtype``, positions and cache columns of one pass over the columns of ``text``.
 
         Raises UserError beyond ``spec.context``. Columns are counted, not positions: no device value is read, and the
-        longest row of a sensible batch has no padding.
+        longest row of a sensible batch has no padding. Raises ValueError where a cached pass goes on with columns that
+        earlier ones should have seen.
         """
-        T = inputs_BTD.shape[1]
+        T = text.valid_BT.shape[1]
         start = cache.length if cache is not None else 0
         if start + T > self.spec.context:
             raise UserError(
                 f"The text with its prefix has {start + T} positions, but the language model reads at most "
                 f"{self.spec.context}; use shorter texts, a shorter prefix or another language model."
             )
-        valid_BS = valid_BT
+        if start > 0 and (text.segment_BT is not None or (text.open_BT is not None and text.open_BT.any())):
+            raise ValueError("Open columns and segments belong into the first pass of a cache.")
+        valid_BS, ragged = text.valid_BT, text.ragged
         if cache is not None:
-            valid_BS = cache.claim(valid_BT, ragged)
+            valid_BS = cache.claim(text.valid_BT, ragged)
             ragged = cache.ragged
-        positions_BT = _positions(valid_BS, T, ragged)
-        causal = start == 0 and not ragged
-        needs_bias = ragged or (start > 0 and T > 1)
-        bias = causal_bias(valid_BS, T, _attention_dtype(inputs_BTD)) if needs_bias else None
-        h_BTD, rotary = self.place(inputs_BTD, positions_BT)
-        return h_BTD, Walk(positions_BT, bias, causal, cache, rotary)
+        plain = not ragged and text.open_BT is None and text.segment_BT is None
+        bias = None
+        if ragged or (T > 1 if start > 0 else not plain):
+            bias = seen_bias(valid_BS, T, _attention_dtype(dtype, valid_BS.device.type), text.open_BT, text.segment_BT)
+        positions_BT = _positions(valid_BS, T, ragged, text.segment_BT)
+        return Walk(positions_BT, bias, start == 0 and plain, cache, self.rotary(positions_BT, dtype))
 
-    def hidden(self, ids_BT: Tensor, valid_BT: Tensor, ragged: bool = False, cache: Cache | None = None) -> Tensor:
+    def begin(self, inputs_BTD: Tensor, text: Text, cache: Cache | None = None) -> tuple[Tensor, Walk]:
+        """``walk``, then ``place``: h_BTD, and the walk."""
+        walk = self.walk(text, inputs_BTD.dtype, cache)
+        return self.place(inputs_BTD, walk), walk
+
+    def hidden(self, text: Text, cache: Cache | None = None) -> Tensor:
         """The plain walk: final hidden states (B, T, D), which ``unembed`` turns into logits."""
-        h_BTD, walk = self.begin(self.embed(ids_BT), valid_BT, ragged, cache)
+        h_BTD, walk = self.begin(self.embed(text.ids_BT), text, cache)
         for block in self.blocks():
             h_BTD = block.feed(block.attend(h_BTD, walk))
         return self.final_norm(h_BTD)
@@ -160,33 +160,53 @@ def use_fast_dropout(model: nn.Module) -> None:
                 setattr(module, name, Dropout(child.p))
 
 
-def causal_bias(valid_BS: Tensor, T: int, dtype: torch.dtype) -> Tensor:
+def seen_bias(
+    valid_BS: Tensor,
+    T: int,
+    dtype: torch.dtype,
+    open_BT: Tensor | None = None,
+    segment_BT: Tensor | None = None,
+) -> Tensor:
     """Additive mask (B, 1, T, S) for the last T of S columns: 0 where a token may look, very negative elsewhere.
 
-    Every token sees itself, padding too: no row is empty (an empty softmax is NaN, or an average that looks ahead).
-    No other token looks at padding, so what it computes reaches no real one.
+    ``open`` and ``segment`` as in ``Text``; segments only with S = T. Every token sees itself, padding too: no row is
+    empty (an empty softmax is NaN, or an average that looks ahead). No other token looks at padding, so what it
+    computes reaches no real one.
     """
     S = valid_BS.shape[1]
     keys_S = torch.arange(S, device=valid_BS.device)
     queries_T1 = keys_S[S - T :, None]
-    seen_BTS = ((keys_S <= queries_T1) & valid_BS[:, None, :]) | (keys_S == queries_T1)
+    before_BTS = (keys_S <= queries_T1)[None]
+    if open_BT is not None:
+        before_BTS = before_BTS | F.pad(open_BT, (S - T, 0), value=False)[:, None, :]
+    if segment_BT is not None:
+        before_BTS = before_BTS & _together(segment_BT)
+    seen_BTS = (before_BTS & valid_BS[:, None, :]) | (keys_S == queries_T1)
     bias_BTS = torch.zeros(seen_BTS.shape, dtype=dtype, device=valid_BS.device)
     # Half the smallest number: some kernels scale the mask by log2(e), and -inf in a whole tile can become NaN.
     return bias_BTS.masked_fill(~seen_BTS, 0.5 * torch.finfo(dtype).min)[:, None]
 
 
-def _positions(valid_BS: Tensor, T: int, ragged: bool) -> Tensor:
-    """Positions of the last T of S columns: their index, or with padding in front the count of real tokens before."""
+def _together(segment_BT: Tensor) -> Tensor:
+    """Whether a token (first T) and a key (second T) are of one segment, (B, T, T); all see what belongs to all."""
+    keys_B1T = segment_BT[:, None, :]
+    return (segment_BT[:, :, None] == keys_B1T) | (keys_B1T == 0)
+
+
+def _positions(valid_BS: Tensor, T: int, ragged: bool, segment_BT: Tensor | None) -> Tensor:
+    """Positions of the last T of S columns: their index, or how many real tokens of their segment stand before."""
     S = valid_BS.shape[1]
+    if segment_BT is not None:
+        before_TT = torch.ones(T, T, dtype=torch.bool, device=valid_BS.device).tril(-1)
+        return (_together(segment_BT) & before_TT & valid_BS[:, None, :]).sum(-1)  # (B, T)
     if not ragged:
         return torch.arange(S - T, S, device=valid_BS.device)[None]  # (1, T)
     return (valid_BS.cumsum(1) - 1).clamp_min(0)[:, S - T :]  # (B, T)
 
 
-def _attention_dtype(x: Tensor) -> torch.dtype:
-    """The type that attention will run in: autocast's, where it is on."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+def _attention_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
+    """The type that attention over inputs of ``dtype`` will run in: autocast's, where it is on."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
 
 def _check_vocabulary(tokenizer: Tokenizer, vocabulary: int) -> None:

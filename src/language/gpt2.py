@@ -14,8 +14,9 @@ from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block as LibraryBlock
 
 from src.contracts import Tokenizer
-from src.language.base import LanguageModel, Walk
+from src.language.base import LanguageModel
 from src.layers.attention import self_attention, split_heads
+from src.layers.walk import Walk
 
 
 class GPT2(LanguageModel):
@@ -28,9 +29,9 @@ class GPT2(LanguageModel):
         """Token embeddings (B, T, D), without positions."""
         return self.model.transformer.wte(ids_BT)
 
-    def place(self, inputs_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, None]:
+    def place(self, inputs_BTD: Tensor, walk: Walk) -> Tensor:
         """Learnt positions are added, then dropout."""
-        return self.model.transformer.drop(inputs_BTD + self.model.transformer.wpe(positions_BT)), None
+        return self.model.transformer.drop(inputs_BTD + self.model.transformer.wpe(walk.positions_BT))
 
     def opened(self) -> list[GPT2Block]:
         """Views of the library's layers."""

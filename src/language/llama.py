@@ -9,13 +9,15 @@ Llama (SmolLM and SmolLM2 are Llamas), Mistral (its window bounds the context), 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from src.contracts import Tokenizer
-from src.language.base import LanguageModel, Walk
+from src.language.base import LanguageModel
 from src.layers.attention import self_attention
+from src.layers.walk import Walk
 
 
 class Llama(LanguageModel):
@@ -28,9 +30,13 @@ class Llama(LanguageModel):
         """Token embeddings (B, T, D)."""
         return self.model.model.embed_tokens(ids_BT)
 
-    def place(self, inputs_BTD: Tensor, positions_BT: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def place(self, inputs_BTD: Tensor, walk: Walk) -> Tensor:
         """Positions enter as rotations of queries and keys, not here."""
-        return inputs_BTD, self.model.model.rotary_emb(inputs_BTD, positions_BT)
+        return inputs_BTD
+
+    def rotary(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (B or 1, T, d) of the library, which looks at its first argument's type and device only."""
+        return self.model.model.rotary_emb(positions_BT.new_empty(0, dtype=dtype), positions_BT)
 
     def opened(self) -> list[LlamaBlock]:
         """Views of the library's layers."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.layers.dropout import dropout as drop
+from src.layers.walk import Walk
 
 SCORES = 2**24  # of all heads and rows, up to which they are made all at once: 32 MB in bfloat16
 
@@ -98,11 +99,9 @@ def split_heads(qkv_BTE: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def self_attention(
-    q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor, walk, slot: str, scale: float, dropout: float
+    q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor, walk: Walk, slot: str, scale: float, dropout: float
 ) -> Tensor:
     """Attention of text over its own columns so far, heads joined again: (B, T, H*d).
-
-    ``walk``: what ``Language.begin`` returned; it knows mask and cache.
 
     K key-value heads serve H query heads (H a multiple of K). New keys and values go into the cache under ``slot``.
     """

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice
 
 import torch
@@ -15,8 +16,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.contracts import Batch, Example, Source, Text, Tokenizer, Visual
+from src.data.base import stable_number
 from src.data.order import EpochBatchSampler, Pick, draw_captions
 from src.errors import UserError
+from src.objectives.base import Chance, Objective, with_views
 from src.text.normalise import normalise_caption
 
 
@@ -50,6 +53,17 @@ def pad_rows(rows: Sequence[list[int]], pad: int, picture: int) -> Text:
     return Text(ids_BT, valid_BT, valid_BT.long() * picture)
 
 
+def chance(seed: int, epoch: int | None, batch: Batch) -> Chance:
+    """What objectives draw for row b: a function of seed, epoch (None: not training), its picture's id, and which of
+    the picture's rows it is."""
+    G = len(batch.text.ids_BT) // len(batch.ids)
+
+    def of_row(row: int) -> random.Random:
+        return random.Random(stable_number(seed, "view", epoch, batch.ids[row // G], row % G))
+
+    return of_row
+
+
 class PinnableBatch(Batch):
     """A Batch that the loader can put into page-locked memory, from which it is copied to a GPU beside other work."""
 
@@ -62,6 +76,7 @@ class CaptionBatches(Dataset):
 
     Pixels come from ``source`` at ``image_size`` (None: no pictures), or encoded pictures from ``features`` by position
     in ``examples``. Outside training, the first captions are used. ``image_tag``: captions begin with the image tag.
+    ``objectives``: what makes views of the batch.
     """
 
     def __init__(
@@ -75,10 +90,12 @@ class CaptionBatches(Dataset):
         image_size: int | None,
         features,
         image_tag: bool,
+        objectives: Mapping[str, Objective],
     ):
         self.examples, self.source, self.tokenizer = examples, source, tokenizer
         self.captions_per_image, self.max_tokens, self.seed = captions_per_image, max_tokens, seed
         self.image_size, self.features, self.image_tag = image_size, features, image_tag
+        self.objectives = objectives
 
     def __getitem__(self, pick: Pick) -> PinnableBatch | UserError:
         # Raised in a worker, an error would reach the user wrapped in the worker's traceback; the loader raises it.
@@ -96,7 +113,8 @@ class CaptionBatches(Dataset):
         if self.image_tag:
             text = tagged(text, self.tokenizer.image_tag)
         ids, pixels, visual = [e.id for e in examples], self._pixels(examples), self._visual(indices)
-        return PinnableBatch(ids, text, pixels, visual, target_X=text.positions())
+        batch = PinnableBatch(ids, text, pixels, visual)
+        return with_views(batch, self.objectives, chance(self.seed, epoch, batch))
 
     def _captions(self, epoch: int | None, index: int, example: Example) -> list[str]:
         """G captions of one example."""

@@ -13,7 +13,7 @@ before (the paper's appendix A.1.2); what follows the last tag then looks at non
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,7 +24,8 @@ from src.contracts import Chunk, Document, Example, Source, Text, Tokenizer
 from src.data.base import stable_share
 from src.data.order import Pick
 from src.errors import UserError
-from src.loading.batches import PinnableBatch
+from src.loading.batches import PinnableBatch, chance
+from src.objectives.base import Objective, with_views
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,11 @@ class DocumentBatches(Dataset):
         p_next: float,
         seed: int,
         image_size: int | None,
+        objectives: Mapping[str, Objective],
     ):
         self.documents, self.source, self.tokenizer = documents, source, tokenizer
         self.max_tokens, self.max_images, self.p_next, self.seed = max_tokens, max_images, p_next, seed
-        self.image_size = image_size
+        self.image_size, self.objectives = image_size, objectives
 
     def __getitem__(self, pick: Pick) -> PinnableBatch | UserError:
         try:  # see CaptionBatches
@@ -117,13 +119,14 @@ class DocumentBatches(Dataset):
             draws = (stable_share(self.seed, "next", epoch, i) for i in indices)
             rows = [looking_ahead(r) if draw < self.p_next else r for r, draw in zip(rows, draws, strict=True)]
         ids = [document.id for document in documents]
-        return batch_of(ids, rows, collate(rows, self.tokenizer.pad), self.source, self.image_size)
+        batch = batch_of(ids, rows, collate(rows, self.tokenizer.pad), self.source, self.image_size)
+        return with_views(batch, self.objectives, chance(self.seed, epoch, batch))
 
 
 def batch_of(ids: list[str], rows: Sequence[Row], text: Text, source: Source, size: int | None) -> PinnableBatch:
     """A batch with the pictures of ``rows`` at ``size`` pixels; fewer than M pictures are filled up with blank ones."""
     if size is None or not source.has_images:
-        return PinnableBatch(ids, text, target_X=text.positions())
+        return PinnableBatch(ids, text)
     M = max(1, *(len(row.pictures) for row in rows))
     pixels_IM3hw = torch.zeros(len(rows), M, 3, size, size, dtype=torch.uint8)
     for i, row in enumerate(rows):
@@ -131,7 +134,7 @@ def batch_of(ids: list[str], rows: Sequence[Row], text: Text, source: Source, si
             pixels_IM3hw[i, m] = source.pixels(picture, size)
     counts_I1 = torch.tensor([len(row.pictures) for row in rows])[:, None]
     valid_IM = torch.arange(M) < counts_I1
-    return PinnableBatch(ids, text, pixels_IM3hw, image_valid_IM=valid_IM, target_X=text.positions())
+    return PinnableBatch(ids, text, pixels_IM3hw, image_valid_IM=valid_IM)
 
 
 def prompts(

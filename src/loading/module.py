@@ -17,6 +17,7 @@ from src.data.order import EpochBatchSampler, InOrder, nested_share
 from src.errors import UserError
 from src.loading.batches import CaptionBatches, Loader, TrainLoader
 from src.loading.documents import DocumentBatches, prompts
+from src.objectives.base import Objective
 from src.text.normalise import normalise_caption
 
 
@@ -30,7 +31,8 @@ class CaptionData(lightning.LightningDataModule):
     split -> table whose ``visual(rows)`` gives the encoded pictures at positions of ``examples(split)``; pixels are
     then not loaded. It may be set later, before the loaders are asked for. ``image_tag``: captions begin with the tag
     that stands for a picture in documents. ``by_length``: pictures whose longest captions have about as many words come
-    together in training, so that less is padding; not for streamed sources.
+    together in training, so that less is padding; not for streamed sources. ``objectives``: what makes views of a batch
+    (None: nothing does, and it can be captioned only).
 
     Batches, their order and their captions depend on (source, seed, epoch) alone. Raises UserError for options out of
     range, missing splits, repeated ids, and pictures without any caption.
@@ -50,6 +52,7 @@ class CaptionData(lightning.LightningDataModule):
         features: Mapping | None = None,
         image_tag: bool = False,
         by_length: bool = False,
+        objectives: Mapping[str, Objective] | None = None,
     ):
         super().__init__()
         _require("batch_size", batch_size, batch_size >= 1, "at least 1")
@@ -61,6 +64,7 @@ class CaptionData(lightning.LightningDataModule):
         self.batch_size, self.captions_per_image, self.max_tokens = batch_size, captions_per_image, max_tokens
         self.train_fraction, self.seed, self.workers = train_fraction, seed, workers
         self.features, self.image_tag, self.by_length = features or {}, image_tag, by_length
+        self.objectives = objectives or {}
         self._examples: dict[str, Sequence[Example]] = {}
 
     @property
@@ -152,6 +156,7 @@ class CaptionData(lightning.LightningDataModule):
             self.image_size,
             self.features.get(split),
             self.image_tag,
+            self.objectives,
         )
 
 
@@ -181,6 +186,7 @@ class DocumentData(CaptionData):
             self.p_next,
             self.seed,
             self.image_size,
+            self.objectives,
         )
 
 

@@ -18,6 +18,7 @@ from src.build import Parts
 from src.contracts import Batch, Chunk, Document, Example
 from src.data.base import stable_number
 from src.errors import UserError
+from src.fusion.base import Retriever
 from src.loading.documents import few_shot, prompts
 from src.metrics.answers import Asked, answer_scores, judge, shares
 from src.metrics.captions import CaptionScorer
@@ -57,7 +58,7 @@ def evaluate(parts: Parts, split: str, metrics: Sequence[str] = ()) -> Evaluatio
     result = score_captions(parts, split, predictions, speed, metrics)
     loss = split_loss(parts, split)
     result.scores = {"loss": loss, "perplexity": math.exp(loss), **result.scores}
-    if parts.captioner.fusion.retrieves:
+    if isinstance(parts.captioner.fusion, Retriever) and parts.captioner.fusion.compares:
         result.scores |= retrieval_scores(parts, split)
     return result
 
@@ -204,7 +205,7 @@ def split_loss(parts: Parts, split: str) -> float:
     for batch in parts.data.pictures(split):
         batch = captioner.transfer_batch_to_device(batch, captioner.device, 0)
         with captioner.autocast():
-            loss, targets = captioner.loss(batch)
+            loss, targets = captioner.text_loss(batch)
         total, count = total + loss.item() * int(targets), count + int(targets)
     return total / max(1, count)
 

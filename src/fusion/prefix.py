@@ -1,0 +1,52 @@
+"""Visual tokens in front of the text, as if they were words (slot E).
+
+    x = [H_1 ... H_N ; W_e bos, W_e w_1, ...]            H: visual tokens of width D (LLaVA, arXiv 2304.08485, 3.1-3.2)
+    y = LM(x)                                            the words' columns of it
+
+``open``: the visual tokens see each other whatever their order (SimVLM, arXiv 2108.10904; PaliGemma, arXiv 2407.07726);
+otherwise each sees those before it, as in LLaVA. What makes word vectors of the encoder's tokens is the projector:
+``projector=mlp`` is LLaVA's, with two vectors of the pooled feature and no tokens it is Frozen's (arXiv 2106.13884).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
+from src.fusion.base import Writer
+from src.layers.cache import Cache
+
+
+class Prefix(Writer):
+    """No parameters of its own."""
+
+    where = "E"
+
+    def __init__(self, vision: VisionSpec, language: LanguageSpec, open: bool):
+        super().__init__(vision, language)
+        if vision.width != language.width:
+            raise UserError(
+                f"fusion=prefix puts visual tokens of width {vision.width} among word vectors of {language.width}; "
+                "use projector=mlp."
+            )
+        self.open = open
+        self.extra_positions = vision.tokens
+
+    def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
+        return Memory(prefix=visual.tokens_INC, valid=visual.valid_IN)
+
+    def decode(
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+    ) -> Tensor:
+        x_BTD, N = lm.embed(text.ids_BT), 0
+        if cache is None or cache.length == 0:
+            N, G = memory["prefix"].shape[1], len(x_BTD) // len(memory["prefix"])
+            prefix_BND = memory["prefix"].repeat_interleave(G, dim=0).to(x_BTD.dtype)
+            valid_BN = None if memory["valid"] is None else memory["valid"].repeat_interleave(G, dim=0)
+            x_BTD = torch.cat([prefix_BND, x_BTD], dim=1)  # (B, N+T, D)
+            text = text.behind(N, valid_BN, self.open)
+        h_BTD, walk = lm.begin(x_BTD, text, cache)
+        for block in lm.blocks():
+            h_BTD = block.feed(block.attend(h_BTD, walk))
+        return lm.final_norm(h_BTD)[:, N:]  # (B, T, D)

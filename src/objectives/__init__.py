@@ -1,0 +1,1 @@
+"""What is learnt: one file an objective; the yaml files of conf/objective are the registry."""

@@ -1,0 +1,27 @@
+"""What every projector promises: other visual tokens in place of the encoder's, whichever mechanism reads them.
+
+Projector(vision_spec, language_spec, **options).forward(visual) -> visual        ``spec``: what comes out of it
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+from src.contracts import LanguageSpec, VisionSpec, Visual
+
+
+class Projector(nn.Module, ABC):
+    """``spec``: the pictures as a fusion behind it gets them; without levels, which belong to the encoder."""
+
+    spec: VisionSpec
+    needs_tokens: bool = True  # False: it reads the pooled vector only
+    undecayed: tuple[str, ...] = ()  # learnt constants: no weight decay, like norms and biases
+
+    def __init__(self, vision: VisionSpec, language: LanguageSpec):
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, visual: Visual) -> Visual:
+        """Tokens (I, M, N, C) -> (I, M, N', C'), pooled vectors as they were."""
