@@ -85,7 +85,7 @@ def fusion_config(name: str, *overrides: str):
 def projector_of(name: str) -> str | None:
     """The projector that ``conf/fusion/<name>.yaml`` asks for."""
     defaults = OmegaConf.load(ROOT / "conf" / "fusion" / f"{name}.yaml").get("defaults", [])
-    return next((entry["override /projector"] for entry in defaults if "override /projector" in entry), None)
+    return next((word for entry in defaults if entry != "_self_" for word in entry.values()), None)
 
 
 def make_fusion(name: str, language, *overrides: str, nudged: bool = True):

@@ -12,6 +12,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
+from conftest import OBJECTIVES
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -441,9 +442,10 @@ def test_pinning_reaches_every_tensor(tokenizer, monkeypatch):
     """Stands in for the GPU that few test machines have."""
     pinned = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda x: pinned.append(x.shape) or x)
-    module = data(listed(), tokenizer)
+    module = data(listed(), tokenizer, objectives=OBJECTIVES)
     batch = next(iter(module.train_dataloader()))
-    assert content(batch.pin_memory()) == content(batch) and len(pinned) == 5  # text (3), target places, pixels
+    assert content(batch.pin_memory()) == content(batch)
+    assert len(pinned) == 9  # the text's three and pixels; the view's text again, and its target's two
     module.features = {"train": Table()}
     assert next(iter(module.train_dataloader())).pin_memory().visual.tokens_IMNC.shape[0] == 4
     assert len(pinned) == 5 + 6  # text (3), target places, tokens, pooled

@@ -302,7 +302,7 @@ def test_no_column_looks_ahead(kind):
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_fast_paths_make_no_mask(kind):
     lm = build(kind)
-    ids_BT, valid_BT = draw(2, 5)
+    ids_BT, _ = draw(2, 5)
     cache = Cache(2, 8)
     _, prefill = lm.begin(lm.embed(ids_BT), text_of(ids_BT), cache)
     _, step = lm.begin(lm.embed(ids_BT[:, :1]), text_of(ids_BT[:, :1]), cache)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FUSIONS, Characters, make_fusion, make_language, make_text, make_visual, viewed
+from conftest import FUSIONS, OBJECTIVES, Characters, make_fusion, make_language, make_text, make_visual, viewed
 from torch import distributed, nn
 
 from src.captioner import Captioner
@@ -38,7 +38,8 @@ def make_captioner(name: str, tuned: bool, recompute: bool) -> Captioner:
     language = make_language(layers=2)
     language.recompute = recompute
     regime = {"train_language": tuned, "train_vision": False}
-    return Step(None, make_fusion(name, language), language, Characters(), regime, {"reduction": "token_mean"}, None)
+    how = {"reduction": "token_mean"}
+    return Step(None, make_fusion(name, language), language, Characters(), regime, how, None, OBJECTIVES)
 
 
 def make_batch(process: int) -> Batch:

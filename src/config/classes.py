@@ -66,12 +66,21 @@ def parameters(key: str, target: str) -> dict[str, str]:
     """Names and annotations of the parameters of ``src.<module>.<function, class or Class.method>``."""
     found = _written_here(target)
     if isinstance(found, ast.ClassDef):
-        made = (defined(cls, "__init__") for cls in _lineage(target, found))
+        lineage = list(_lineage(target, found))
+        if any("dataclass" in ast.unparse(decorator) for decorator in found.decorator_list):
+            return {name: kind for cls in reversed(lineage) for name, kind in _fields(cls).items()}
+        made = (defined(cls, "__init__") for cls in lineage)
         found = next((one for one in made if one is not None), None)
     if isinstance(found, ast.FunctionDef):
         every = found.args.args + found.args.kwonlyargs
         return {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in every}
     return _imported_parameters(key, target)
+
+
+def _fields(cls: ast.ClassDef) -> dict[str, str]:
+    """The annotated fields of a dataclass."""
+    written = {ast.unparse(s.target): ast.unparse(s.annotation) for s in cls.body if isinstance(s, ast.AnnAssign)}
+    return {name: kind for name, kind in written.items() if not kind.startswith("ClassVar")}
 
 
 def trait(target: str, name: str):
@@ -87,18 +96,20 @@ def trait(target: str, name: str):
 
 
 def _lineage(target: str, cls: ast.ClassDef) -> Iterator[ast.ClassDef]:
-    """A class, its first base, that one's first base and so on, as long as they are written in rooms of ours."""
+    """A class, then its bases and theirs, as far as they are written in rooms of ours."""
     yield cls
-    if not cls.bases:
-        return
-    module = target.rpartition(".")[0]
-    name = ast.unparse(cls.bases[0])
-    for statement in _parsed((HOME / module.replace(".", "/")).with_suffix(".py")).body:
-        if isinstance(statement, ast.ImportFrom) and any((a.asname or a.name) == name for a in statement.names):
-            module = statement.module
-    base = _written_here(f"{module}.{name}")
-    if isinstance(base, ast.ClassDef):
-        yield from _lineage(f"{module}.{name}", base)
+    home = target.rpartition(".")[0]
+    imported = {
+        alias.asname or alias.name: statement.module
+        for statement in _parsed((HOME / home.replace(".", "/")).with_suffix(".py")).body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    }
+    for name in map(ast.unparse, cls.bases):
+        base = f"{imported.get(name, home)}.{name}"
+        found = _written_here(base)
+        if isinstance(found, ast.ClassDef):
+            yield from _lineage(base, found)
 
 
 def _imported_parameters(key: str, target: str) -> dict[str, str]:
