@@ -146,6 +146,16 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
 
 
+def test_what_the_readme_points_at_is_there():
+    """ "`Captioner.losses` in [src/captioner.py](src/captioner.py)": that file has such a class with such a method."""
+    found = re.findall(r"`(\w+)\.(\w+)` in \[[^\]]*\]\(([^)]+)\)", (ROOT / "README.md").read_text())
+    assert len(found) >= 2
+    for owner, method, file in found:
+        assert re.search(
+            rf"^class {owner}\b.*?^    def {method}\(", (ROOT / file).read_text(), re.DOTALL | re.MULTILINE
+        )
+
+
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_tables_have_as_many_cells_in_every_row(path):
     text = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
