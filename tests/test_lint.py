@@ -38,13 +38,17 @@ PLANTED = {
 CASES = [(check, name, *contents) for check, files in PLANTED.items() for name, contents in files.items()]
 
 
-specification = importlib.util.spec_from_file_location("files", ROOT / ".ci" / "files.py")
-files = importlib.util.module_from_spec(specification)
-specification.loader.exec_module(files)
+@pytest.fixture
+def files():
+    """The script of the checks, which is no module of the project."""
+    specification = importlib.util.spec_from_file_location("files", ROOT / ".ci" / "files.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize(("check", "name", "wrong", "right"), CASES, ids=[f"{case[0]}-{case[1]}" for case in CASES])
-def test_each_check_finds_its_fault_and_no_other(tmp_path, monkeypatch, capsys, check, name, wrong, right):
+def test_each_check_finds_its_fault_and_no_other(files, tmp_path, monkeypatch, capsys, check, name, wrong, right):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / name
     path.write_text(right)
@@ -55,7 +59,7 @@ def test_each_check_finds_its_fault_and_no_other(tmp_path, monkeypatch, capsys, 
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no reader of TOML")
-def test_toml_is_read_as_well(tmp_path, monkeypatch):
+def test_toml_is_read_as_well(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.toml").write_text("a = \n")
     assert files.main("formats", "a.toml") == 1
