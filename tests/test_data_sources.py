@@ -81,6 +81,45 @@ def test_coco_layout(tmp_path):
     assert source.pixels(source.examples("test")[0], 32).shape == (3, 32, 32)
 
 
+def test_karpathy_list_over_the_folders_of_2017(tmp_path):
+    """The pictures of 2014 have other names there, and are in other folders than their splits of 2014."""
+    entries = [
+        entry("COCO_train2014_000000000009.jpg", "train", filepath="train2014", cocoid=9),
+        entry("COCO_val2014_000000000042.jpg", "test", filepath="val2014", cocoid=42),
+        entry("000000000073.jpg", "restval", cocoid="000000000073"),
+        entry("000000000074.jpg", "val", filepath="val2017", cocoid=74),
+    ]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": entries}))
+    files = [f"train2017/{9:012}.jpg", f"train2017/{42:012}.jpg", f"train2017/{73:012}.jpg", f"val2017/{74:012}.jpg"]
+    for file in files:
+        draw(tmp_path / file)
+    source = Karpathy("coco", str(tmp_path), images=".")
+    found = [example for split in ("train", "test", "val") for example in source.examples(split)]
+    assert [example.id for example in found] == ["9", "000000000073", "42", "74"]
+    assert {example.image for example in found} == {str(tmp_path / file) for file in files}
+
+
+@pytest.mark.parametrize(
+    ("pictures", "ids"),
+    [
+        ([("", "a.jpg", None), ("", "b/c.d.jpg", None), ("e", "f.png", None)], ["a", "c.d", "f"]),
+        ([("", "CASE0/0.jpg", None), ("", "CASE1/0.jpg", None), ("", "1.jpg", None)], ["CASE0/0", "CASE1/0", "1"]),
+        ([("one", "0.jpg", None), ("two", "0.jpg", None)], ["one/0", "two/0"]),
+        ([("", "a.jpg", None), ("", "a.png", None), ("x", "a.jpg", None)], ["a.jpg", "a.png", "x/a.jpg"]),
+        ([("x", "7.jpg", None), ("y", "z.jpg", 7), ("", "8.jpg", 8)], ["x/7", "7", "8"]),
+    ],
+)
+def test_ids_are_the_shortest_names_that_tell_pictures_apart(tmp_path, pictures, ids):
+    entries = []
+    for folder, file, number in pictures:
+        draw(tmp_path / "images" / folder / file)
+        more = {} if number is None else {"cocoid": number}
+        entries.append(entry(file, "train", **({"filepath": folder} if folder else {}), **more))
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": entries}))
+    for how in ({}, {"on_error": "skip", "max_skipped": 0.0}):
+        assert [example.id for example in Karpathy("own", str(tmp_path), **how).examples("train")] == ids
+
+
 @pytest.mark.parametrize("name", ["flickr8k", "flickr30k", "coco"])
 def test_missing_data_says_what_to_get_from_where(tmp_path, name):
     with pytest.raises(UserError, match=rf"dataset_{name}\.json.*https://.*data/{name}.*data\.root=") as raised:
