@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import json
 import os
 import re
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from PIL import Image
 
+from src.config.added_keys import ABSENT
 from src.contracts import Source
 from src.data.base import split_by_name
 from src.data.captions_text import CaptionsText
@@ -386,6 +388,14 @@ def test_both_spellings_of_accents_are_one_name(tmp_path, listed, stored):
     (tmp_path / "documents.jsonl").write_text(json.dumps(page))
     document = Documents(str(tmp_path)).examples("train")[0]
     assert Path(document.chunks[0].picture.image) == tmp_path / "images" / other
+
+
+def test_new_options_change_nothing_where_they_are_absent():
+    """Saved runs without them are made as they were."""
+    added = [key.rpartition(".")[::2] for key in ABSENT if key.startswith("src.data.")]
+    assert added
+    for target, name in added:
+        assert inspect.signature(get_class(target)).parameters[name].default == ABSENT[f"{target}.{name}"]
 
 
 # --------------------------------------------------------------------------------------------------------------- COCO
