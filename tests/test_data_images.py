@@ -141,6 +141,17 @@ def test_few_bits_in_many_are_refused(tmp_path, high):
             load_picture(tmp_path / name, how(32))
 
 
+def test_dark_pictures_of_eight_bits_are_read(tmp_path):
+    """Among them a BMP with 5, 6 and 5 bits in 16, whose layout Pillow calls ";16" too."""
+    header = struct.pack(
+        "<HIHHIIiiHHIIiiIIIII", 0x4D42, 98, 0, 0, 66, 40, 4, 4, 1, 16, 3, 32, 0, 0, 0, 0, 0xF800, 0x7E0, 31
+    )
+    (tmp_path / "a.bmp").write_bytes(header + struct.pack("<16H", *[0x0841] * 16))
+    Image.new("L", (4, 4), 9).save(tmp_path / "b.png")
+    assert load_picture(tmp_path / "a.bmp", how(4))[:, 0, 0].tolist() == [8, 8, 8]
+    assert load_picture(tmp_path / "b.png", how(4))[:, 0, 0].tolist() == [9, 9, 9]
+
+
 def test_grey_values_of_an_unknown_range_are_refused(tmp_path):
     for name, values in {"low.tif": [-9, 60_000], "high.tif": [0, 70_000]}.items():
         Image.fromarray(np.array([values] * 2, np.int32)).save(tmp_path / name)

@@ -361,6 +361,9 @@ def test_utf_16_is_named(tmp_path, encoding):
         (tmp_path / name).write_bytes(content.encode(encoding))
         with pytest.raises(UserError, match=rf"{name} is UTF-16 text; save it as UTF-8"):
             Folder(str(tmp_path), name)
+    (tmp_path / "captions.txt").write_bytes("a dog runs\n".encode(encoding))
+    with pytest.raises(UserError, match=r"captions\.txt is UTF-16 text"):
+        CaptionsText([str(tmp_path / "captions.txt")])
 
 
 def test_separators_are_one_character(tmp_path):

@@ -6,6 +6,7 @@ import glob
 import io
 import logging
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,7 @@ LONGEST_NAME = 200  # characters of a file name in a message
 # Values of 16 bits that stay below this are of 8, 10, 12 or 14 bits, as cameras and scanners have them, or of a picture
 # that is almost black: which of these, no file says.
 LEAST_DEEP = 2**14
+DEEP = re.compile(r";16[BLN]")  # in Pillow's name of how a file stores colours of 16 bits; it keeps the upper 8 of each
 WHITE_IS_ZERO = 262, 0  # the tag of a TIFF, and its value
 # How a stored picture is turned upright, by its EXIF orientation (EXIF 2.3, section 4.6.4).
 TURNS = {
@@ -112,7 +114,7 @@ def _decode(content: bytes, size: int) -> Tensor:
             raise UserError(f"has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read.")
         # The JPEG decoder scales for free; twice the wanted size is left to the antialiasing resize.
         image.draft(image.mode, (2 * size, 2 * size))
-        deep = any(";16" in str(tile.args) for tile in image.tile)  # Pillow keeps the upper 8 bits of colours
+        deep = any(DEEP.search(str(tile.args)) for tile in image.tile)
         image.load()  # which turns TIFFs by itself
         # Not ImageOps.exif_transpose, which writes the other tags anew, and fails where one has an odd value.
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
@@ -127,7 +129,7 @@ def _to_rgb(image: Image.Image, deep: bool) -> Image.Image:
     if image.mode.startswith("I"):  # Pillow's own conversion clips at 255 instead of scaling
         return Image.fromarray(_upper_bits(image)).convert("RGB")
     if deep:
-        colours = "RGB" if image.mode.startswith("RGB") else image.mode[:1]
+        colours = [band for band in image.getbands() if band not in ("A", "X")]
         _refuse_dim(max(image.getchannel(colour).getextrema()[1] for colour in colours) << 8)
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -66,9 +66,10 @@ class Karpathy(ListedPictures):
 
     def _how_to_get(self, problem: str) -> str:
         pictures = PICTURES.get(self.name, "the pictures")
+        other = " (data=coco2017 reads COCO's own lists)" if self.name == "coco" else ""
         return (
-            f"{problem}; download {pictures} and the list dataset_{self.name}.json in {SPLITS_FILE}, put them into "
-            f"data/{self.name}, or say where they are with data.root=<folder>."
+            f"{problem}{other}; download {pictures} and the list dataset_{self.name}.json in {SPLITS_FILE}, put them "
+            f"into data/{self.name}, or say where they are with data.root=<folder>."
         )
 
     def _read(self) -> list[tuple[str, Example]]:
