@@ -328,6 +328,10 @@ def test_folders_that_are_splits(tmp_path):
     held = {e.id for e in source.examples("test")}
     assert held == {f"train/{i}.jpg" for i in range(200) if split_by_name(f"train/{i}.jpg") == "test"}
     assert 10 < len(held) < 35 and len(source.examples("train")) == 200 - len(held)
+    with open(tmp_path / "train" / "metadata.jsonl", "a") as file:
+        file.write('\n{"file_name": "../validation/0.jpg", "text": "a dog"}')
+    with pytest.raises(UserError, match=r"validation/0\.jpg is in two splits, (train|test) and val"):
+        Folder(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ class Folder(ListedPictures):
         for where, row in table:
             with self.faults.entry(where, table.layout):
                 record, name, texts = table.read(row)
-                name = posixpath.join(folder, posixpath.normpath(name))  # "./a.jpg" is a.jpg, and in the same split
+                name = posixpath.normpath(posixpath.join(folder, name))  # "./a.jpg" is a.jpg, and in the same split
                 name = spelt.setdefault(normalize("NFC", name), name)
                 picture_path(self.root, name)
                 split = self._split_by_folder(folder, name) if folder else split_of(record, name)
