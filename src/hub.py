@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -86,8 +87,11 @@ def reason(error: Exception, folder: Path | None = None) -> str:
     text = " ".join(str(error).split())
     if "trust_remote_code" in text:
         return "it needs program code of its own, which is never run here"
-    if isinstance(error, LookupError) or not text:
-        text = f"{type(error).__name__} {text}".strip()
+    if isinstance(error, LookupError):
+        text = f"{type(error).__name__} {text}"
+    if not text:  # a bare assertion: the line says what was expected
+        lines = traceback.extract_tb(error.__traceback__)
+        text = f"{type(error).__name__}{f' at: {lines[-1].line}' if lines else ''}"
     if folder and isinstance(error, (json.JSONDecodeError, UnicodeDecodeError, SafetensorError)):
         text = f"{_unreadable(folder)}: {text}"
     return textwrap.shorten(text, 400, placeholder=" ...")
