@@ -206,6 +206,8 @@ def _parts(name: str, local: bool):
         if backend is None:
             raise
         named = PreTrainedTokenizerFast.from_pretrained(name, local_files_only=local)
+    if backend is None and len(named) <= len(named.all_special_tokens):  # made without a word of a config.json alone
+        raise FileNotFoundError("there is no tokenizer.json and no vocabulary")
     return backend or getattr(named, "backend_tokenizer", None), named
 
 
