@@ -128,6 +128,21 @@ def test_weights_from_a_folder_and_from_a_file(folder, tmp_path, scorer):
     assert third.pretrained and torch.equal(third.embed_texts(CAPTIONS), scorer.embed_texts(CAPTIONS))
 
 
+def test_weights_from_a_repository_of_the_hub(folder, tmp_path, scorer, monkeypatch):
+    """One in the local cache; nothing else can be had."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (refs := tmp_path / "models--org--clip" / "refs").mkdir(parents=True)
+    (refs / "main").write_text("0" * 40)
+    (kept := refs.parent / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    (kept / "open_clip_config.json").write_text((folder / "open_clip_config.json").read_text())
+    torch.save(scorer.model.state_dict(), kept / "open_clip_pytorch_model.bin")
+    again = ClipScorer("hf-hub:org/clip", None)
+    assert again.pretrained and torch.equal(again.embed_texts(CAPTIONS), scorer.embed_texts(CAPTIONS))
+
+
 @pytest.mark.parametrize(
     ("model", "pretrained", "message"),
     [
