@@ -61,7 +61,7 @@ class ClipScorer:
             here = located(model, pretrained)
             architecture(here)  # names what is wrong with the model
             checkpoint, known = checkpoint_file(here, pretrained)
-            tokenizer = _tokenizer(model, here)
+            tokenizer = _made_tokenizer(model, here)
             self.model = _build(here, checkpoint, known)
             self.preprocessing = preprocessing_of(self.model.visual, model)
         except UserError as error:
@@ -99,6 +99,15 @@ class ClipScorer:
         return self.model.encode_text(self.tokenizer([PROMPT + text for text in texts]).to(self.device))
 
 
+def _made_tokenizer(model: str, here: str):
+    try:
+        return _tokenizer(model, here)
+    except UserError:
+        raise
+    except Exception as error:  # missing or bad files, and missing packages, share no base class
+        raise UserError(f"open_clip cannot make the tokenizer of {model}: {hub.reason(error)}") from error
+
+
 def _tokenizer(model: str, here: str):
     """The model's tokenizer; one that comes from the hub is looked for on this machine first.
 
@@ -107,9 +116,9 @@ def _tokenizer(model: str, here: str):
     import open_clip
 
     name = architecture(here).get("text_cfg", {}).get("hf_tokenizer_name")
-    if not name or local_folder(model) is not None:
-        return open_clip.get_tokenizer(here)
     options = {"trust_remote_code": False}  # else a repository with code of its own is asked about on the terminal
+    if not name or local_folder(model) is not None:
+        return open_clip.get_tokenizer(here, **(options if name else {}))
     try:
         return open_clip.get_tokenizer(model, local_files_only=True, **options)
     except OSError:
