@@ -357,6 +357,7 @@ def test_open_clip_file_is_read_as_all_tags_of_its_architecture(model, known, as
     _, settings = checkpoint_file(model, str(tmp_path / "weights.pth"))
     assert {name: settings[name] for name in known} == known
     assert (assumed in caplog.text) if assumed else not caplog.text
+    assert ("; assumed: " in caplog.text and "quick_gelu=False." in caplog.text) == bool(assumed)
     assert not any(name in settings for name in assumed.split("its ")[-1].split(", ") if name)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from torch import nn
@@ -70,7 +72,7 @@ def checkpoint_file(model: str, pretrained: str | None) -> tuple[str | None, dic
     if folder is not None:
         weights, settings = _own_weights(folder), _described(folder).get("preprocess_cfg") or {}
         if weights and not settings:
-            _say_assumed(weights, SETTINGS[:-1])
+            _say_assumed(weights, SETTINGS[:-1], model)
         return weights, {name: settings.get(name) for name in SETTINGS[:-1]}
     if pretrained is None:
         return None, {}
@@ -98,16 +100,20 @@ def _agreed(model: str, file: str) -> dict:
     tags = [open_clip.get_pretrained_cfg(model, tag) for tag in open_clip.list_pretrained_tags_by_model(model)]
     found = {name: {tag.get(name) or None for tag in tags} for name in SETTINGS}
     if unsure := [name for name, values in found.items() if len(values) != 1]:
-        _say_assumed(file, unsure)
+        _say_assumed(file, unsure, model)
     return {name: values.pop() for name, values in found.items() if len(values) == 1}
 
 
-def _say_assumed(file: str, names) -> None:
+def _say_assumed(file: str, names: Iterable[str], model: str) -> None:
+    from open_clip.transform import PreprocessCfg
+
+    defaults = {**asdict(PreprocessCfg()), "quick_gelu": bool(architecture(model).get("quick_gelu"))}
     logging.getLogger(__name__).warning(
-        "%s does not tell its %s, and published weights do not settle it: open_clip's defaults are assumed. "
+        "%s does not tell its %s, and published weights do not settle it; assumed: %s. "
         "A folder with an open_clip_config.json beside the weights tells it (model=local-dir:<folder>).",
         file,
         ", ".join(names),
+        ", ".join(f"{name}={defaults[name]}" for name in names),
     )
 
 
