@@ -91,7 +91,8 @@ class CoCa(Fusion):
         self.cross = nn.ModuleList(CrossAttention(D, D, heads) for _ in upper)
         source_width = D if self.cascade else vision.width
         self.contrast = Contrast(D, source_width, pooler_heads, embed_width, temperature_init)
-        gpt2_init(self)
+        for part in (self.cross, self.contrast.W_i, self.contrast.W_t):
+            gpt2_init(part)
         if xattn_out_init == "zero":
             for cross in self.cross:
                 nn.init.zeros_(cross.out.weight)
@@ -168,13 +169,19 @@ class CoCa(Fusion):
 
 
 class AttentionalPooler(nn.Module):
-    """pool(X; Q): (I, N, C) -> (I, n, D)."""
+    """pool(X; Q): (I, N, C) -> (I, n, D). It starts like open_clip's, whose attention is torch's MultiheadAttention."""
 
     def __init__(self, width: int, source_width: int, heads: int, queries: int):
         super().__init__()
         self.query_nD = nn.Parameter(torch.randn(queries, width))
         self.norm_q, self.norm_k = nn.LayerNorm(width), nn.LayerNorm(source_width)
         self.attend = CrossAttention(width, source_width, heads)
+        # Of equal widths torch packs three matrices in one, (3 D, D), whose Xavier start has half the variance.
+        gain = 0.5**0.5 if source_width == width else 1.0
+        for layer in (self.attend.q, self.attend.k, self.attend.v):
+            nn.init.xavier_uniform_(layer.weight, gain)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.attend.out.bias)
 
     def forward(self, X_INC: Tensor, bias: Tensor | None = None, aux: dict | None = None) -> Tensor:
         """With ``aux``, the weights (I, n, N), mean over heads, are noted under "pooler"."""
