@@ -14,9 +14,9 @@ from src.config.added_keys import ABSENT
 from src.contracts import UserError, VisionSpec, Visual
 from src.fusion.clipcap import MapperLayer, MLPMapper, TransformerMapper
 from src.fusion.cross_attention import PlainCrossAttention
-from src.fusion.srau import LevelLayer
 from src.language.load import tiny
 from src.layers.attention import CrossAttention, key_bias
+from src.layers.level_encoder import LevelLayer
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 
