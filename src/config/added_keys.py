@@ -5,4 +5,5 @@ ABSENT: dict[str, object] = {
     "src.data.folder.Folder.image_column": None,
     "src.data.folder.Folder.caption_column": None,
     "src.data.folder.Folder.separator": None,
+    "src.fusion.srau.SRAU.encoder_form": "early",
 }
