@@ -23,8 +23,13 @@ train: setup ## train the default captioner, score it, show captions; e.g. make 
 test: setup ## all tests
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
-lint: setup ## style and imports
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: setup ## style, imports, and the form of all files: the six hooks of .pre-commit-config.yaml
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/files.py formats
+	$(BIN)/python .ci/files.py size
+	$(BIN)/python .ci/files.py markers
+	$(BIN)/python .ci/files.py whitespace
 
 smoke: setup ## every fusion, a few steps each, end to end
 	$(BIN)/python -m src.train -m 'fusion=glob(*)' debug=smoke

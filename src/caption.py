@@ -25,12 +25,11 @@ SHEET_LIMIT = 100  # pictures on the sheet; captions.jsonl has all
 def main(cfg: DictConfig) -> None:
     """Pictures -> captions.jsonl and a sheet. A picture that can't be read is named and skipped."""
     weights_path(cfg.run)
-    from src.data.images import find_pictures
+    from src.data.images import as_image, find_pictures, load_picture
 
     files = find_pictures(cfg.images)
     folder = Path(cfg.output or f"captions-{time.strftime('%Y-%m-%d_%H-%M-%S')}")
 
-    from PIL import Image
     from tqdm import tqdm
 
     from src.build import restore_captioner
@@ -47,7 +46,8 @@ def main(cfg: DictConfig) -> None:
     write_jsonl(folder / "captions.jsonl", rows)
     seal(folder, "captions.jsonl")
     shown = rows[:SHEET_LIMIT]
-    write_sheet(folder / "captions.png", [Image.open(row["image"]) for row in shown], [row["caption"] for row in shown])
+    seen = [as_image(load_picture(row["image"], captioner.vision.preprocessing)) for row in shown]  # by the captioner
+    write_sheet(folder / "captions.png", seen, [row["caption"] for row in shown])
     for row in rows[:20]:
         print(f"{row['image']}: {row['caption']}")
     print(f"written: {folder}/captions.jsonl, captions.png")

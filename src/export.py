@@ -127,7 +127,7 @@ def source(part: str, cfg: DictConfig) -> tuple[str, bool]:
         return str(weights), is_export(weights) or (Path(weights) / "config.yaml").is_file()
     if options.get("pretrained"):
         return f"{options.model}:{options.pretrained}", False
-    if isinstance(options.get("model"), str) and options.model.startswith("local-dir:"):
+    if isinstance(options.get("model"), str) and options.model.startswith(("local-dir:", "hf-hub:")):
         return options.model, False
     return options.get("name") or f"random weights of seed {cfg.seed}", False
 
@@ -153,9 +153,10 @@ def portable(cfg: DictConfig, captioner: Captioner, own: set[str], folder: Path)
 
 def tower_config(vision) -> dict:
     """What open_clip needs to build this image tower; the text tower beside it, which is dropped, is the smallest."""
-    text = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
+    from src.vision.open_clip import SMALLEST_TEXT
+
     return {
-        "model_cfg": {**json.loads(vision.architecture), "text_cfg": text},
+        "model_cfg": {**json.loads(vision.architecture), "text_cfg": SMALLEST_TEXT},
         "preprocess_cfg": vision.tower.preprocess_cfg,
     }
 

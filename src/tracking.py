@@ -129,7 +129,8 @@ class TensorBoard(Tracker):
 class Wandb(Tracker):
     """``logger=wandb``. ``mode``: online, offline, disabled, or auto: WANDB_MODE, else online when logged in.
 
-    What it writes offline is all in <run>/wandb.
+    What it writes offline is all in <run>/wandb. There W&B names the pictures of tables by their whole paths: upload
+    before the folder is moved, or they are missing (the tables, curves, and pictures outside of tables are not).
     """
 
     def __init__(self, project: str, entity: str | None, mode: str) -> None:

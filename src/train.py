@@ -45,6 +45,8 @@ def train(cfg: DictConfig, sources: dict, tracker, run: Path, interrupts: Interr
     begin(cfg, run)
     parts = build(cfg, sources)
     for one in parts.data_sets().values():
+        for split in ("train", "val", *([cfg.test_split] if one.source.has_images else [])):
+            one.data.examples(split)  # a split without examples is found now, not behind the training
         check_scorable(one, cfg.test_split)
     keep_tokenizer(parts, run)
     if cfg.compile:

@@ -122,6 +122,10 @@ GOOD = {
     "pages.tif": lambda: frames("TIFF"),
     "two-in-one.jpg": lambda: frames("MPO"),
     "really-a.png.jpg": lambda: encoded(plain(), "PNG"),
+    "really-an-avif.jpg": lambda: encoded(plain(), "AVIF", quality=95),
+    "a.AVIF": lambda: encoded(plain(), "AVIF", quality=95),
+    "a.jfif": lambda: encoded(plain(), "JPEG", quality=95),
+    "a.jpe": lambda: encoded(plain(), "JPEG", quality=95),
     "really-a-webp.png": lambda: encoded(plain(), "WEBP", lossless=True),
     "dot.png": lambda: encoded(plain(1, 1), "PNG"),
     "stripe.jpg": lambda: encoded(plain(20_000, 10), "JPEG", quality=95),
@@ -139,6 +143,8 @@ BAD = {
     "cut.gif": (encoded(noise(), "GIF")[:900], "damaged"),
     "cut.webp": (encoded(noise(), "WEBP")[:900], "damaged"),
     "cut.tif": (encoded(noise(), "TIFF")[:900], "damaged"),
+    "cut.avif": (encoded(noise(), "AVIF")[:900], "damaged"),
+    "phone.jpg": (b"\0\0\0\x24ftypheic" + bytes(99), "is HEIC, which is not read"),
     "page.jpg": (b"<!DOCTYPE html><title>404</title>", "damaged"),
     "drawing.svg.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "damaged"),
     "postscript.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n", "damaged"),
@@ -166,7 +172,7 @@ def test_odd_pictures_are_read(tmp_path, name):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_every_orientation_in_every_format(tmp_path, orientation, format):
     """A picture of 40 x 20 whose EXIF tag turns it is 20 x 40, and its marked corner is where the tag says."""
     image = Image.new("RGB", (40, 20), "black")
@@ -252,8 +258,25 @@ def test_pictures_asked_for_by_odd_names(tmp_path, monkeypatch, entry):
     one_sentence(raised.value)
 
 
+def test_what_is_passed_over_is_told(tmp_path, monkeypatch, caplog):
+    """A folder's files that are no pictures to us, by ending, and its folders, whose pictures a pattern names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "more" / "deep").mkdir(parents=True)
+    for name in ("a.jpg", "b.HEIC", "c.heic", "d.txt", "Makefile", ".DS_Store", "more/x.jpg", "more/deep/y.jpg"):
+        (tmp_path / "photos" / name).touch()
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "z.heic").touch()
+    assert [path.name for path in find_pictures("photos")] == ["a.jpg"]
+    assert "2 with .heic, 1 with no ending, 1 with .txt" in caplog.text
+    assert "photos: folders passed over: 1; 'photos/**/*.jpg' names theirs" in caplog.text
+    assert [path.name for path in find_pictures("photos/**/*.jpg")] == ["a.jpg", "y.jpg", "x.jpg"]
+    assert [path.name for path in find_pictures("photos/m*/*.jpg")] == ["x.jpg"]
+    with pytest.raises(UserError, match=r"images=none names no picture; none: files passed over, .*: 1 with \.heic"):
+        find_pictures("none")
+
+
 SEEDS = [
-    *(encoded(noise(), format) for format in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")),
+    *(encoded(noise(), format) for format in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")),
     encoded(noise(), "JPEG", progressive=True),
     encoded(noise(), "TIFF", compression="tiff_lzw"),
     *(frames(format) for format in ("GIF", "WEBP", "MPO")),

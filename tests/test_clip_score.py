@@ -128,6 +128,35 @@ def test_weights_from_a_folder_and_from_a_file(folder, tmp_path, scorer):
     assert third.pretrained and torch.equal(third.embed_texts(CAPTIONS), scorer.embed_texts(CAPTIONS))
 
 
+def test_weights_from_a_repository_of_the_hub(folder, tmp_path, scorer, monkeypatch):
+    """One in the local cache; nothing else can be had."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    (refs := tmp_path / "models--org--clip" / "refs").mkdir(parents=True)
+    (refs / "main").write_text("0" * 40)
+    (kept := refs.parent / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    (kept / "open_clip_config.json").write_text((folder / "open_clip_config.json").read_text())
+    torch.save(scorer.model.state_dict(), kept / "open_clip_pytorch_model.bin")
+    again = ClipScorer("hf-hub:org/clip", None)
+    assert again.pretrained and torch.equal(again.embed_texts(CAPTIONS), scorer.embed_texts(CAPTIONS))
+
+
+def test_a_folder_s_tokenizer_runs_no_code(folder, tmp_path, monkeypatch):
+    """Nor is anybody asked, on the terminal, whether it may."""
+    described = json.loads((folder / "open_clip_config.json").read_text())
+    described["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "org/words"
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(described))
+    (tmp_path / "config.json").write_text('{"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}')
+    (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["own.Own", null]}}')
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match=r"tokenizer .*code of its own, which is never run here"):
+        ClipScorer(f"local-dir:{tmp_path}", None)
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     ("model", "pretrained", "message"),
     [

@@ -28,10 +28,11 @@ from torch.nn import functional as F
 from src.captioner import Captioner
 from src.contracts import Batch, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
 from src.decoding.greedy import Greedy
-from src.fusion.coca import AttentionalPooler, Contrast
+from src.fusion.coca import Contrast
 from src.language.llama import Llama
 from src.layers.attention import CrossAttention
 from src.layers.cache import Cache
+from src.layers.pooler import AttentionalPooler
 from src.metrics.retrieval import recall_at_k
 
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -125,6 +126,29 @@ def test_pooler_equals_open_clip(source_width):
     peer.load_state_dict(state, strict=True)
     X = torch.randn(3, 6, source_width, dtype=torch.float64)
     torch.testing.assert_close(ours(X), peer(X), **EXACT)
+
+
+@pytest.mark.parametrize("source_width", [96, 128, 200])
+@pytest.mark.parametrize("pool", POOLS)
+def test_poolers_start_like_open_clips(source_width, pool):
+    """As spread as theirs, both of them, the mechanism's own start left behind."""
+    from open_clip.transformer import AttentionalPooler as Reference
+
+    vision = VisionSpec(width=source_width, tokens=6, pooled_width=20, image_size=32)
+    language = LanguageSpec(width=128, layers=2, heads=4, context=64, vocabulary=131, bos=0, eos=1, pad=2)
+    fusion = instantiate(fusion_config("coca", "fusion.pooler_heads=4", f"fusion.pool={pool}"))(vision, language)
+    read_by = {fusion.pooler: source_width, fusion.contrast.pooler: 128 if pool == "cascade" else source_width}
+    for pooler, width in read_by.items():
+        theirs = Reference(128, width, n_head=4, n_queries=1).attn
+        packed = theirs.in_proj_weight
+        matrices = packed.chunk(3) if packed is not None else [getattr(theirs, f"{n}_proj_weight") for n in "qkv"]
+        ours = [getattr(pooler.attend, name).weight for name in ("q", "k", "v", "out")]
+        for mine, peer in zip(ours, (*matrices, theirs.out_proj.weight), strict=True):
+            assert mine.std().item() == pytest.approx(peer.std().item(), rel=0.03)
+            assert mine.abs().max().item() == pytest.approx(peer.abs().max().item(), rel=0.01)  # uniform, too
+        assert all(getattr(pooler.attend, name).bias.abs().max() == 0 for name in ("q", "k", "v", "out"))
+        assert theirs.in_proj_bias.abs().max() == theirs.out_proj.bias.abs().max() == 0
+    assert fusion.pooler.query_nD.std().item() == pytest.approx(1.0, rel=0.03)
 
 
 def test_upper_half_equals_open_clip():

@@ -22,6 +22,7 @@ from src.comparison import figure
 from src.comparison.arms import compare
 from src.comparison.runs import find_runs, group
 from src.comparison.tables import csv_text, escaped, latex, markdown, plain, text
+from src.decoding.beam import BeamSearch
 from src.errors import UserError
 from src.metrics.captions import CaptionScorer
 from src.metrics.truth import truth_scores
@@ -244,6 +245,13 @@ def other_decoding(runs):
     edit(runs / "srau1" / "metrics.json", lambda metrics: metrics["decoding"].update(beams=1))
 
 
+def earlier_search(runs):
+    """srau1 was scored before beams went by transformers' rules, the others since then."""
+    for run in runs.iterdir():
+        edit(run / "metrics.json", lambda metrics: metrics["decoding"].update(vars(BeamSearch(40, 5, 0.0))))
+    edit(runs / "srau1" / "metrics.json", lambda metrics: metrics["decoding"].pop("rules"))
+
+
 def no_decoding(runs):
     edit(runs / "srau1" / "metrics.json", lambda metrics: metrics.pop("decoding"))
 
@@ -258,6 +266,7 @@ def other_data(runs):
         (other_split, "split", "blind", "test against val"),
         (other_references, "references", "blind", "sha256 rrrrrrrrrrrr against qqqqqqqqqqqq"),
         (other_decoding, "decoding", "blind", "beams 5 against 1"),
+        (earlier_search, "decoding", "blind", "rules transformers against None"),
         (no_decoding, "decoding", "blind", "{runs}/srau1 does not name its own"),
         (other_data, "data", "clipcap1", "other training batches with seed 1"),
     ],

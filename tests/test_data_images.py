@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from test_bad_inputs import png
 from torchvision.transforms import v2
 
-from src.data.images import load_picture
+from src.data.images import load_picture, read_picture
 from src.errors import UserError
 
 
@@ -103,7 +106,66 @@ def test_pictures_stand_upright(tmp_path, orientation, suffix):
     assert pixels_3hw[:, 48:].max() < 30
 
 
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_harmless_odd_tags_do_not_damage_a_turned_picture(tmp_path, suffix):
+    """A rational below zero, where unsigned ones belong, is what Pillow can read and cannot write."""
+    tags = (0x0112, 3, 1, 6), (0x011A, 10, 1, 38)  # the orientation: 6; XResolution, signed and at byte 38
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + entries + bytes(4) + struct.pack("<ii", -72, 1)
+    image = Image.new("RGB", (40, 20), "black")
+    image.paste("red", (0, 0, 20, 20))
+    image.save(tmp_path / f"a.{suffix}", exif=exif, quality=95)
+    with Image.open(tmp_path / f"a.{suffix}") as saved:
+        with pytest.raises(Exception, match=r"."):
+            ImageOps.exif_transpose(saved)
+    pixels_3hw = read_picture(tmp_path / f"a.{suffix}", 64)
+    assert pixels_3hw.shape == (3, 40, 20) and pixels_3hw[0, 5, 10] > 200 > 50 > pixels_3hw[0, 35, 10]
+
+
 # -------------------------------------------------------------------------------------------------------------- colours
+@pytest.mark.parametrize("high", [1, 255, 1023, 4095, 16_383])
+def test_few_bits_in_many_are_refused(tmp_path, high):
+    """Taken for 16 bits they would be black squares, or dim."""
+    values = np.linspace(0, high, 1600).round().reshape(40, 40)
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "grey.png")
+    Image.fromarray(values.astype(np.uint16)).save(tmp_path / "grey.tif")
+    Image.fromarray(values.astype(np.int32)).save(tmp_path / "wide.tif")
+    colours = np.stack([values] * 3 + [np.full((40, 40), 65_535)], -1).astype(">u2")
+    for kind, content in ((2, colours[..., :3]), (6, colours), (4, colours[..., 2:])):
+        rows = b"".join(b"\0" + row.tobytes() for row in content)
+        (tmp_path / f"colour{kind}.png").write_bytes(png(40, 40, 16, kind, zlib.compress(rows)))
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 6
+    for name in names:
+        with pytest.raises(UserError, match=rf"{name} has 16-bit values of which none is above"):
+            load_picture(tmp_path / name, how(32))
+
+
+def test_dark_pictures_of_eight_bits_are_read(tmp_path):
+    """Among them a BMP with 5, 6 and 5 bits in 16, whose layout Pillow calls ";16" too."""
+    header = struct.pack(
+        "<HIHHIIiiHHIIiiIIIII", 0x4D42, 98, 0, 0, 66, 40, 4, 4, 1, 16, 3, 32, 0, 0, 0, 0, 0xF800, 0x7E0, 31
+    )
+    (tmp_path / "a.bmp").write_bytes(header + struct.pack("<16H", *[0x0841] * 16))
+    Image.new("L", (4, 4), 9).save(tmp_path / "b.png")
+    assert load_picture(tmp_path / "a.bmp", how(4))[:, 0, 0].tolist() == [8, 8, 8]
+    assert load_picture(tmp_path / "b.png", how(4))[:, 0, 0].tolist() == [9, 9, 9]
+
+
+def test_grey_values_of_an_unknown_range_are_refused(tmp_path):
+    for name, values in {"low.tif": [-9, 60_000], "high.tif": [0, 70_000]}.items():
+        Image.fromarray(np.array([values] * 2, np.int32)).save(tmp_path / name)
+        with pytest.raises(UserError, match=rf"{name} holds values from .* whose range is unknown"):
+            load_picture(tmp_path / name, how(32))
+
+
+def test_white_is_zero(tmp_path):
+    """A TIFF may store the negative, and says so; Pillow turns it back for 8 bits."""
+    image = Image.fromarray(np.full((40, 40), 0xC000, np.uint16))
+    image.save(tmp_path / "a.tif", tiffinfo={262: 0})
+    assert load_picture(tmp_path / "a.tif", how(32))[:, 3, 3].tolist() == [0x3F] * 3
+
+
 def test_colour_modes(tmp_path):
     """Grey, palette, black-and-white, CMYK and 16-bit pictures keep their colours."""
     colour = Image.new("RGB", (40, 40), (200, 100, 50))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import inspect
 import json
 import os
 import re
+import unicodedata
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,11 +16,15 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from PIL import Image
 
+from src.config.added_keys import ABSENT
 from src.contracts import Source
+from src.data.base import split_by_name
 from src.data.captions_text import CaptionsText
+from src.data.coco import CocoCaptions
+from src.data.documents_file import Documents
 from src.data.folder import Folder
 from src.data.karpathy import Karpathy
 from src.errors import UserError
@@ -79,6 +85,45 @@ def test_coco_layout(tmp_path):
     assert source.splits() == ("train", "test")
     assert [example.id for example in source.examples("train")] == ["1", "2"]
     assert source.pixels(source.examples("test")[0], 32).shape == (3, 32, 32)
+
+
+def test_karpathy_list_over_the_folders_of_2017(tmp_path):
+    """The pictures of 2014 have other names there, and are in other folders than their splits of 2014."""
+    entries = [
+        entry("COCO_train2014_000000000009.jpg", "train", filepath="train2014", cocoid=9),
+        entry("COCO_val2014_000000000042.jpg", "test", filepath="val2014", cocoid=42),
+        entry("000000000073.jpg", "restval", cocoid="000000000073"),
+        entry("000000000074.jpg", "val", filepath="val2017", cocoid=74),
+    ]
+    (tmp_path / "dataset_coco.json").write_text(json.dumps({"images": entries}))
+    files = [f"train2017/{9:012}.jpg", f"train2017/{42:012}.jpg", f"train2017/{73:012}.jpg", f"val2017/{74:012}.jpg"]
+    for file in files:
+        draw(tmp_path / file)
+    source = Karpathy("coco", str(tmp_path), images=".")
+    found = [example for split in ("train", "test", "val") for example in source.examples(split)]
+    assert [example.id for example in found] == ["9", "000000000073", "42", "74"]
+    assert {example.image for example in found} == {str(tmp_path / file) for file in files}
+
+
+@pytest.mark.parametrize(
+    ("pictures", "ids"),
+    [
+        ([("", "a.jpg", None), ("", "b/c.d.jpg", None), ("e", "f.png", None)], ["a", "c.d", "f"]),
+        ([("", "CASE0/0.jpg", None), ("", "CASE1/0.jpg", None), ("", "1.jpg", None)], ["CASE0/0", "CASE1/0", "1"]),
+        ([("one", "0.jpg", None), ("two", "0.jpg", None)], ["one/0", "two/0"]),
+        ([("", "a.jpg", None), ("", "a.png", None), ("x", "a.jpg", None)], ["a.jpg", "a.png", "x/a.jpg"]),
+        ([("x", "7.jpg", None), ("y", "z.jpg", 7), ("", "8.jpg", 8)], ["x/7", "7", "8"]),
+    ],
+)
+def test_ids_are_the_shortest_names_that_tell_pictures_apart(tmp_path, pictures, ids):
+    entries = []
+    for folder, file, number in pictures:
+        draw(tmp_path / "images" / folder / file)
+        more = {} if number is None else {"cocoid": number}
+        entries.append(entry(file, "train", **({"filepath": folder} if folder else {}), **more))
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": entries}))
+    for how in ({}, {"on_error": "skip", "max_skipped": 0.0}):
+        assert [example.id for example in Karpathy("own", str(tmp_path), **how).examples("train")] == ids
 
 
 @pytest.mark.parametrize("name", ["flickr8k", "flickr30k", "coco"])
@@ -214,6 +259,202 @@ def test_tables_in_other_encodings_are_refused(tmp_path):
     (tmp_path / "captions.csv").write_bytes("image,caption\na.jpg,ein schöner Hund\n".encode("latin-1"))
     with pytest.raises(UserError, match="UTF-8"):
         Folder(str(tmp_path))
+
+
+CAPTIONS = {"a.jpg": ("A dog, running .", "Dog"), "b.jpg": ('A "big" cat',)}
+KAGGLE = 'image,caption\na.jpg,"A dog, running ."\na.jpg,Dog\nb.jpg,"A ""big"" cat"\n'
+FLICKR30K = """image_name| comment_number| comment
+a.jpg| 0| A dog, running .
+a.jpg| 1   Dog
+b.jpg| 0| A "big" cat
+"""
+METADATA = "\n".join(
+    json.dumps({"file_name": name, "text": one}) for name, captions in CAPTIONS.items() for one in captions
+)
+
+
+@pytest.mark.parametrize(
+    ("table", "content", "pictures", "options"),
+    [
+        ("captions.txt", KAGGLE, "Images", {}),
+        ("captions.txt", KAGGLE, "images", {}),
+        ("results.csv", FLICKR30K, "flickr30k_images", {}),
+        ("results.csv", FLICKR30K.replace("| ", "|"), ".", {}),
+        ("metadata.jsonl", METADATA, ".", {}),
+        ("metadata.csv", KAGGLE.replace("image,caption", "file_name,text"), ".", {}),
+        ("captions.csv", KAGGLE.replace("image,caption", "filepath,title"), ".", {}),
+        ("captions.csv", "filepath\ttitle\na.jpg\tA dog, running .\na.jpg\tDog\nb.jpg\tA \"big\" cat\n", ".", {}),
+        ("captions.csv", 'image;caption\na.jpg;A dog, running .\na.jpg;Dog\nb.jpg;"A ""big"" cat"\n', ".", {}),
+        (
+            "t/my.tsv", "n\tpath\tsaid\n1\ta.jpg\tA dog, running .\n2\ta.jpg\tDog\n3\tb.jpg\tA \"big\" cat\n", "p/q",
+            {"captions": "t/my.tsv", "images": "p/q", "image_column": "path", "caption_column": "said"},
+        ),
+        (
+            "my.txt", 'image,caption,said\na.jpg,-,"A dog, running ."\na.jpg,-,Dog\nb.jpg,-,"A ""big"" cat"\n', ".",
+            {"captions": "my.txt", "caption_column": "said"},
+        ),
+        (
+            "my.txt", "image~caption\na.jpg~A dog, running .\na.jpg~Dog\nb.jpg~A \"big\" cat\n", ".",
+            {"captions": "my.txt", "separator": "~"},
+        ),
+        (
+            "my.jsonl", METADATA.replace("file_name", "path").replace("text", "said"), "p",
+            {"captions": "my.jsonl", "images": "p", "image_column": "path", "caption_column": "said"},
+        ),
+    ],
+)  # fmt: skip
+def test_tables_as_people_have_them(tmp_path, table, content, pictures, options):
+    (tmp_path / table).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / table).write_text(content, encoding="utf-8")
+    for name in CAPTIONS:
+        draw(tmp_path / pictures / name)
+    source = Folder(str(tmp_path), **options)
+    found = {e.id: e for split in source.splits() for e in source.examples(split)}
+    assert {id: e.captions for id, e in found.items()} == CAPTIONS
+    assert {id: e.image for id, e in found.items()} == {id: str(tmp_path / pictures / id) for id in CAPTIONS}
+    assert all(split_by_name(e.id) == split for split in source.splits() for e in source.examples(split))
+
+
+def test_folders_that_are_splits(tmp_path):
+    """Hugging Face's imagefolder: those of the three that are not there come out of train, by name."""
+    for folder, count in {"train": 200, "validation": 5}.items():
+        (tmp_path / folder).mkdir()
+        lines = [json.dumps({"file_name": f"{i}.jpg", "text": "a dog"}) for i in range(count)]
+        (tmp_path / folder / "metadata.jsonl").write_text("\n".join(lines))
+        for i in range(count):
+            (tmp_path / folder / f"{i}.jpg").touch()
+    source = Folder(str(tmp_path))
+    assert [e.id for e in source.examples("val")] == [f"validation/{i}.jpg" for i in range(5)]
+    held = {e.id for e in source.examples("test")}
+    assert held == {f"train/{i}.jpg" for i in range(200) if split_by_name(f"train/{i}.jpg") == "test"}
+    assert 10 < len(held) < 35 and len(source.examples("train")) == 200 - len(held)
+    with open(tmp_path / "train" / "metadata.jsonl", "a") as file:
+        file.write('\n{"file_name": "../validation/0.jpg", "text": "a dog"}')
+    with pytest.raises(UserError, match=r"validation/0\.jpg is in two splits, (train|test) and val"):
+        Folder(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("broken", "kept"),
+    [
+        ('b.jpg,"never closed', ["a", "c", "d"]),
+        ('b.jpg,"closed" too early', ["a", "c", "d"]),
+        ('b.jpg,"a quote', ["a", "c", "d"]),
+        ('b.jpg,"two\nlines"', ["a", "two\nlines", "c", "d"]),
+    ],
+)
+def test_a_broken_quote_costs_its_own_row_only(tmp_path, broken, kept):
+    own(tmp_path, f'image,caption,split\na.jpg,a,train\n{broken},train\nb.jpg,"c",train\na.jpg,d,train\n')
+    draw(tmp_path / "b.jpg")
+    source = Folder(str(tmp_path), on_error="skip", max_skipped=0.5)
+    assert sorted(c for e in source.examples("train") for c in e.captions) == sorted(kept)
+    assert [row["where"] for row in source.faults.skipped] == [f"{tmp_path}/captions.csv, below line 2"] * (
+        4 - len(kept)
+    )
+    if source.faults.skipped:
+        with pytest.raises(UserError, match=r"captions\.csv, below line 2: this is no row of a UTF-8 table"):
+            Folder(str(tmp_path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf_16_is_named(tmp_path, encoding):
+    for name, content in {
+        "captions.csv": "image,caption\na.jpg,dog\n",
+        "captions.jsonl": '{"image": "a.jpg"}\n',
+    }.items():
+        (tmp_path / name).write_bytes(content.encode(encoding))
+        with pytest.raises(UserError, match=rf"{name} is UTF-16 text; save it as UTF-8"):
+            Folder(str(tmp_path), name)
+    (tmp_path / "captions.txt").write_bytes("a dog runs\n".encode(encoding))
+    with pytest.raises(UserError, match=r"captions\.txt is UTF-16 text"):
+        CaptionsText([str(tmp_path / "captions.txt")])
+
+
+def test_separators_are_one_character(tmp_path):
+    for separator in ("", ", ", '"', "\n"):
+        with pytest.raises(UserError, match="separator must be one character"):
+            Folder(own(tmp_path, KAGGLE), separator=separator)
+
+
+@pytest.mark.parametrize(("listed", "stored"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_both_spellings_of_accents_are_one_name(tmp_path, listed, stored):
+    """Lists from one system, pictures from another; ids are as listed, and one picture is not two."""
+    name, other = (unicodedata.normalize(form, "Café/é.jpg") for form in (listed, stored))
+    assert name != other
+    for place in ("", "images"):
+        draw(tmp_path / place / other)
+    source = Folder(own(tmp_path, f"image,caption,split\n{name},one,train\n{other},two,train\n", pictures=()))
+    assert [(e.id, e.captions) for e in source.examples("train")] == [(name, ("one", "two"))]
+    assert source.pixels(source.examples("train")[0], 16).shape == (3, 16, 16)
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": [entry(name, "train")]}))
+    assert Path(Karpathy("own", str(tmp_path)).examples("train")[0].image) == tmp_path / "images" / other
+    (tmp_path / "dataset.json").write_text(json.dumps({"images": [entry(name, "train"), entry(other, "test")]}))
+    with pytest.raises(UserError, match="twice"):
+        Karpathy("own", str(tmp_path))
+    page = {"id": "p", "split": "train", "segments": [{"type": "image", "image": name}, {"type": "text", "text": "é"}]}
+    (tmp_path / "documents.jsonl").write_text(json.dumps(page))
+    document = Documents(str(tmp_path)).examples("train")[0]
+    assert Path(document.chunks[0].picture.image) == tmp_path / "images" / other
+
+
+def test_new_options_change_nothing_where_they_are_absent():
+    """Saved runs without them are made as they were."""
+    added = [key.rpartition(".")[::2] for key in ABSENT if key.startswith("src.data.")]
+    assert added
+    for target, name in added:
+        assert inspect.signature(get_class(target)).parameters[name].default == ABSENT[f"{target}.{name}"]
+
+
+# --------------------------------------------------------------------------------------------------------------- COCO
+def coco(root: Path, parts: dict[str, dict], year: int = 2017, folder: str = "annotations") -> str:
+    """COCO's files; ``parts``: picture number -> captions, of train and val."""
+    for part, captions in parts.items():
+        pictures = [{"id": number, "file_name": f"{number:012}.jpg"} for number in captions]
+        annotations = [{"image_id": n, "caption": one} for n, several in captions.items() for one in several]
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        content = json.dumps({"images": pictures, "annotations": annotations[::-1]})
+        (root / folder / f"captions_{part}{year}.json").write_text(content)
+        for picture in pictures:
+            draw(root / f"{part}{year}" / picture["file_name"])
+    return str(root)
+
+
+@pytest.mark.parametrize(("year", "folder"), [(2017, "annotations"), (2014, ".")])
+def test_coco_as_it_is_downloaded(tmp_path, year, folder):
+    """val and test share COCO's validation pictures, by number."""
+    numbers = range(100, 160)
+    root = coco(tmp_path, {"train": {9: ("a", "b")}, "val": {n: ("c",) for n in numbers}}, year, folder)
+    source = CocoCaptions("coco", root, year)
+    assert [(e.id, sorted(e.captions)) for e in source.examples("train")] == [("9", ["a", "b"])]
+    assert source.pixels(source.examples("val")[0], 16).shape == (3, 16, 16)
+    val, test = ([e.id for e in source.examples(split)] for split in ("val", "test"))
+    assert sorted(val + test) == [str(n) for n in numbers] and abs(len(val) - 30) < 12
+    fewer = CocoCaptions(
+        "coco", coco(tmp_path / "fewer", {"train": {9: ("a",)}, "val": {n: "c" for n in range(100, 130)}})
+    )
+    assert [e.id for e in fewer.examples("val")] == [id for id in val if int(id) < 130]
+
+
+def test_malformed_coco_is_explained(tmp_path):
+    with pytest.raises(UserError, match=r"holds no captions_train2017\.json; download .*https://.*data\.root="):
+        CocoCaptions("coco2017", str(tmp_path))
+    root = coco(tmp_path, {"train": {9: ("a",), 8: ()}, "val": {7: ("c",), 9: ("d",)}})
+    with pytest.raises(UserError, match=r"captions_train2017\.json, picture 2: .*no caption"):
+        CocoCaptions("coco2017", root)
+    source = CocoCaptions("coco2017", root, on_error="skip", max_skipped=0.5)
+    assert [row["where"].rpartition(", ")[2] for row in source.faults.skipped] == ["picture 2"] * 2
+    annotations = [{"image_id": 5, "caption": "of none"}, {"image_id": 9, "caption": 3}]
+    for part, content in {"train": {"images": [], "annotations": annotations}, "val": {"images": []}}.items():
+        (tmp_path / "annotations" / f"captions_{part}2017.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"captions_train2017\.json, annotation 2: .*caption is no string"):
+        CocoCaptions("coco2017", root)
+    with pytest.raises(UserError, match=r"captions_val2017\.json is not in COCO's layout"):
+        CocoCaptions("coco2017", root, on_error="skip")
+    del annotations[1]
+    content = {"images": [], "annotations": annotations}
+    (tmp_path / "annotations" / "captions_train2017.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"captions_train2017\.json, captions of 5: There is no picture of this number"):
+        CocoCaptions("coco2017", root)
 
 
 # ------------------------------------------------------------------------------------------------------------ text only

@@ -1,4 +1,5 @@
-"""Decoders against brute force on a small language whose probabilities depend on everything seen so far."""
+"""Decoders against brute force on a small language whose probabilities depend on everything seen so far, and against
+transformers' ``generate`` on small language models."""
 
 from __future__ import annotations
 
@@ -6,12 +7,15 @@ import itertools
 
 import pytest
 import torch
+from conftest import Characters
 
 from src.contracts import Memory, Text, UserError
 from src.decoding.beam import BeamSearch
 from src.decoding.best import BLOCK, best, best_few
 from src.decoding.greedy import Greedy
 from src.decoding.sample import Sample
+from src.fusion.blind import Blind
+from src.language.load import tiny
 
 V, EOS, BOS = 5, 1, 0
 
@@ -55,17 +59,19 @@ def run(decoder, step: History):
 
 
 def best_by_brute_force(step: History, picture: int, longest: int, alpha: float) -> list[int]:
-    """The ended caption of the highest score among all captions of at most ``longest`` tokens, end token included."""
+    """The caption of the highest score among all that end within ``longest`` tokens, end token included, or are cut."""
     best, best_score = None, -float("inf")
     others = [token for token in range(V) if token != EOS]
-    for length in range(2, longest + 1):  # an empty caption is none
-        for body in itertools.product(others, repeat=length - 1):
+    endings = [(length - 1, (EOS,)) for length in range(2, longest + 1)]  # an empty caption is none
+    for length, ending in [*endings, (longest, ())]:
+        for body in itertools.product(others, repeat=length):
             logp, seen = 0.0, (BOS,)
-            for token in (*body, EOS):
+            for token in (*body, *ending):
                 logp += step.logits(picture, seen).log_softmax(-1)[token].item()
                 seen = (*seen, token)
-            if logp / length**alpha > best_score:
-                best, best_score = list(body), logp / length**alpha
+            score = logp / (length + len(ending)) ** alpha
+            if score > best_score:
+                best, best_score = list(body), score
     return best
 
 
@@ -86,11 +92,93 @@ def test_narrow_beam_keeps_its_rows_together():
     assert len({len(row) for row in together}) > 1
 
 
-def test_one_beam_is_greedy_until_the_end_token():
+# 3 and 5 beams, without and with a penalty, limits that cut captions and one that cuts few.
+SEARCHES = list(itertools.product((3, 5), (0.0, 1.0), (12, 20, 60)))
+
+
+def random_model(number: int):
+    """A tiny GPT-2 with random weights, from flat to certain, and three prompts of two tokens."""
+    torch.manual_seed(number)
+    language = tiny(Characters(), width=16, layers=2, heads=2, context=64, dropout=0.0).eval()
+    with torch.no_grad():
+        for parameter in language.parameters():
+            parameter.add_((0.0, 0.1, 0.3)[number % 3] * torch.randn_like(parameter))
+    return language, torch.randint(3, len(Characters()), (3, 2))
+
+
+def searched(language, ids_BT, decoder) -> list[list[int]]:
+    blind = Blind(None, language.spec)
+
+    def step(memory, text, cache):
+        return blind.readout(language, blind.decode(language, memory, text, cache)[:, -1])
+
+    text = Text(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), torch.ones_like(ids_BT))
+    return decoder(step, Memory(rows=torch.zeros(len(ids_BT), 1)), text, Characters.eos)
+
+
+def generated(language, ids_BT, beams: int, alpha: float, longest: int) -> list[list[int]]:
+    """What transformers says; it fills short rows up with the end token."""
+    rows_BT = language.model.generate(
+        ids_BT,
+        attention_mask=torch.ones_like(ids_BT),
+        num_beams=beams,
+        length_penalty=alpha,
+        min_new_tokens=1,
+        max_new_tokens=longest,
+        do_sample=False,
+        eos_token_id=Characters.eos,
+        pad_token_id=Characters.eos,
+    )
+    return [
+        list(itertools.takewhile(lambda token: token != Characters.eos, row))
+        for row in rows_BT[:, ids_BT.shape[1] :].tolist()
+    ]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("every", [len(SEARCHES), pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("search", range(len(SEARCHES)))
+def test_beams_say_what_transformers_says(search, every):
+    """50 models: each under one of the searches, or under all of them."""
+    beams, alpha, longest = SEARCHES[search]
+    for number in range(search % every, 50, every):
+        language, ids_BT = random_model(number)
+        ours = searched(language, ids_BT, BeamSearch(longest, beams, alpha))
+        assert ours == generated(language, ids_BT, beams, alpha, longest), f"model {number}"
+
+
+class Written(History):
+    """Probabilities by hand: ``table`` says them after the tokens so far; without a row, all are equal."""
+
+    def __init__(self, table: dict[tuple[int, ...], dict[int, float]]):
+        super().__init__(pictures=1)
+        self.table = table
+
+    def logits(self, picture: int, tokens: tuple[int, ...]) -> torch.Tensor:
+        row = self.table.get(tokens[1:], dict.fromkeys(range(V), 1 / V))
+        return torch.tensor([row.get(token, 0.0) for token in range(V)], dtype=torch.float64).log()
+
+
+def test_an_end_token_below_the_beams_ends_nothing():
+    """2 and its end (.24) would win, but with two beams it is third, after 3 3 (.33) and 3 4 (.27)."""
+    step = Written({(): {3: 0.6, 2: 0.4}, (3,): {3: 0.55, 4: 0.45}, (2,): {EOS: 0.6, 0: 0.4}})
+    assert run(BeamSearch(3, beams=2, length_penalty=0.0), step)[0][0] == 3
+    assert run(BeamSearch(3, beams=3, length_penalty=0.0), step) == [[2]]
+
+
+@pytest.mark.parametrize(("end", "last", "want"), [(0.75, 0.9, [3, 4, 3]), (1.0, 0.7, [2])])
+def test_a_caption_cut_short_competes_with_those_that_ended(end, last, want):
+    """2 and its end have .4 * end, the longest beam .6 * .9 * last: .3 against .486, then .4 against .378."""
+    rows = {(): {3: 0.6, 2: 0.4}, (3,): {4: 0.9, 0: 0.1}}
+    step = Written(rows | {(2,): {EOS: end, 0: 1 - end}, (3, 4): {3: last, 0: 1 - last}})
+    assert run(BeamSearch(3, beams=2, length_penalty=0.0), step) == [want]
+
+
+def test_one_beam_is_greedy():
     step = History(pictures=8, seed=3)
-    greedy, beam = run(Greedy(6), step), run(BeamSearch(6, beams=1, length_penalty=0.0), step)
-    ended = [i for i, row in enumerate(greedy) if len(row) < 6]
-    assert ended and all(greedy[i] == beam[i] for i in ended)
+    greedy = run(Greedy(6), step)
+    assert len({len(row) for row in greedy}) > 2 and max(map(len, greedy)) == 6
+    assert run(BeamSearch(6, beams=1, length_penalty=0.0), step) == greedy
 
 
 def test_greedy_takes_the_most_probable_token_and_stops():

@@ -5,6 +5,7 @@ All parameters are nudged by seeded noise first, so that no bias is zero, no nor
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import transformers
 from conftest import text_of
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as LibraryTokenizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -434,12 +436,81 @@ def test_folder_without_a_model(tmp_path):
         load.pretrained(Words(), str(tmp_path))
 
 
-def test_broken_weights(tmp_path):
+def test_broken_weights_are_named(tmp_path):
     save(tmp_path, "gpt2")
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(UserError, match="no readable language model"):
+    with pytest.raises(UserError, match=r"no readable language model: model\.safetensors: .*deserializing"):
         load.pretrained(Words(), str(tmp_path))
+
+
+def changed(folder: Path, kind: str, **options) -> str:
+    """A saved model whose config.json says something else."""
+    save(folder, kind)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | options))
+    return str(folder)
+
+
+ROTATION = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        *(
+            ("llama", {"quantization_config": {"quant_method": method}}, f"are quantised \\({method}\\)")
+            for method in ("bitsandbytes", "gptq", "awq", "fp8", "compressed-tensors", "mxfp4", "one_of_tomorrow")
+        ),
+        ("gpt2", {"quantization_config": {"bits": 4}}, "are quantised"),
+        ("llama", {"vocab_size": 52}, r"lm_head.weight is \[50, 24\] among the weights and \[52, 24\] by the config"),
+        ("llama", {"intermediate_size": 44}, r"layers.0.mlp.down_proj.weight is \[24, 40\] .* \[24, 44\]"),
+        ("llama", {"num_hidden_layers": 2}, r"of 2 layers, leaves out: model\.layers\.2\.\S+, 9 in all"),
+        ("gpt2", {"n_layer": 2}, r"of 2 layers, leaves out: transformer\.h\.2\."),
+        ("llama_biased", {"attention_bias": False}, r"leaves out: \S+bias, 12 in all"),
+        ("llama", {"rope_parameters": ROTATION | {"rope_type": "spiral"}}, "rope_parameters cannot be .*'spiral'"),
+        ("llama", {"rope_parameters": {"rope_type": "linear"}}, r"config\.json: .*factor"),
+        ("llama", {"rope_parameters": [1]}, r"config\.json: .*rope_parameters"),
+        ("llama", {"rope_parameters": ROTATION | {"factor": 0.0}}, "not finite"),
+        ("llama", {"rope_parameters": ROTATION | {"partial_rotary_factor": 0.5}}, "turn 4 of a head's 6 numbers"),
+        ("llama", {"hidden_act": "tango"}, r"config\.json of \S+ describes no model: KeyError 'tango'"),
+        ("llama", {"dtype": "float7"}, "float7"),
+        ("llama", {"model_type": "own", "auto_map": {"AutoConfig": "own.Own"}}, "code of its own, which is never run"),
+    ],
+)
+def test_checkpoints_that_would_be_opened_as_another_model(kind, options, message, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        load.pretrained(Words(), changed(tmp_path, kind, **options))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+def test_a_quantised_architecture_may_be_drawn_at_random(tmp_path):
+    name = changed(tmp_path, "llama", quantization_config={"quant_method": "awq"})
+    assert not load.pretrained(Words(), name, init="random").pretrained
+
+
+def test_weights_beside_the_decoder_are_no_fault(tmp_path):
+    """A head of another task, and angles that older versions saved."""
+    save(tmp_path, "llama")
+    path = tmp_path / "model.safetensors"
+    others = {"score.weight": torch.ones(2, 24), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(3)}
+    save_file({**load_file(path), **others}, path, metadata={"format": "pt"})
+    assert load.pretrained(Words(), str(tmp_path)).pretrained
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_an_adapter_is_not_left_out(alone, tmp_path):
+    if not alone:
+        save(tmp_path, "llama")
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(UserError, match=r"holds an adapter \(adapter_config\.json\).*merge_and_unload"):
+        load.pretrained(Words(), str(tmp_path))
+
+
+def test_the_home_folder_may_be_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(tmp_path / "model", "llama")
+    assert load.pretrained(Words(), "~/model").spec.layers == 3
 
 
 def test_missing_weights(tmp_path):
@@ -498,6 +569,39 @@ def test_sliding_window_bounds_the_context():
     close(logits(lm, ids_BT[:, :6], valid_BT[:, :6]), model(ids_BT[:, :6]).logits, 1e-5)
     with pytest.raises(UserError):
         lm.hidden(text_of(ids_BT, valid_BT))
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1, 1.2],
+    "long_factor": [2.0, 3.0, 4.0],
+    "original_max_position_embeddings": 6,
+    "rope_theta": 10000.0,
+}
+
+
+@torch.no_grad()
+def test_longrope_bounds_the_context():
+    """Beyond the original length all angles change, those of keys in the cache too: the library's own decoding with a
+    cache differs from its full pass there."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**LLAMA_SIZES, rope_parameters=LONGROPE)
+    model = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    lm = Llama(model, Words()).eval()
+    assert lm.spec.context == 6
+    ids_BT, valid_BT = draw(2, 7)
+    full_BTV = logits(lm, ids_BT[:, :6], valid_BT[:, :6])
+    close(full_BTV, model(ids_BT[:, :6]).logits, 1e-5)
+    close(cached(lm, ids_BT[:, :6], valid_BT[:, :6], (3, 4, 5, 6)), full_BTV, 1e-5)
+    with pytest.raises(UserError, match="reads at most 6"):
+        lm.hidden(ids_BT, valid_BT)
+    long_BTV = model(ids_BT).logits
+    first = model(ids_BT[:, :6], use_cache=True)
+    step_BTV = model(ids_BT[:, 6:], past_key_values=first.past_key_values).logits
+    assert (step_BTV[:, -1] - long_BTV[:, -1]).abs().max() > 1e-3
 
 
 # --------------------------------------------------------------------------------------------------------------------

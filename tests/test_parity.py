@@ -6,16 +6,17 @@ import math
 
 import pytest
 import torch
-from conftest import VISION, Characters, make_fusion, make_language, make_text, make_visual, nudge
+from conftest import VISION, Characters, fusion_config, make_fusion, make_language, make_text, make_visual, nudge
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from src.config.added_keys import ABSENT
 from src.contracts import UserError, VisionSpec, Visual
 from src.fusion.clipcap import MapperLayer, MLPMapper, TransformerMapper
 from src.fusion.cross_attention import PlainCrossAttention
-from src.fusion.srau import LevelLayer
 from src.language.load import tiny
 from src.layers.attention import CrossAttention, key_bias
+from src.layers.level_encoder import LevelLayer
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 
@@ -196,6 +197,125 @@ def test_srau_level_layer_equals_torch_encoder_layer():
     torch.testing.assert_close(ours(x, None), peer(x), **EXACT)
 
 
+def plain_norm(x, norm: nn.LayerNorm):
+    x = x - x.mean(-1, keepdim=True)
+    return x / (x.pow(2).mean(-1, keepdim=True) + norm.eps).sqrt() * norm.weight + norm.bias
+
+
+def plain_attention(cross: CrossAttention, queries, source, hidden, dropped: float):
+    """softmax(q k / sqrt(d)) v head by head; the keys where ``hidden`` (N) count nothing, weights lose ``dropped``."""
+    q, k, v = cross.q(queries), cross.k(source), cross.v(source)
+    d = q.shape[-1] // cross.heads
+    out = []
+    for head in range(cross.heads):
+        part = slice(head * d, (head + 1) * d)
+        scores = (q[:, part] @ k[:, part].T / math.sqrt(d)).masked_fill(hidden, -torch.inf)
+        weights = scores.exp() / scores.exp().sum(-1, keepdim=True)
+        out.append((1 - dropped) * weights @ v[:, part])
+    return cross.out(torch.cat(out, -1))
+
+
+def authors_encoder(encoder, tokens, hidden, dropped: float, erf: bool = False, on_weights: float = 0.0):
+    """x = LN(drop(GELU(W x))) of one picture (N, C), and the outputs of the layers; drop: times 1 - ``dropped``."""
+    z, keep = encoder.fc(tokens), 1 - dropped
+    inner = torch.erf(z / math.sqrt(2)) if erf else torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))
+    start = x = plain_norm(keep * 0.5 * z * (1 + inner), encoder.norm)
+    hidden = x.sum(-1) == 0 if hidden is None else hidden
+    levels = []
+    for layer in encoder.layers:
+        x = plain_norm(x + keep * plain_attention(layer.attend, x, x, hidden, on_weights), layer.norm1)
+        x = plain_norm(x + keep * layer.fc2(keep * layer.fc1(x).clamp(min=0)), layer.norm2)
+        levels.append(x)
+    return start, levels
+
+
+@pytest.fixture
+def dropout_that_scales(monkeypatch):
+    """Dropout in training scales by 1 - p, so that what it falls on can be read off the numbers."""
+
+    def scaled(x, p, training):
+        return (1 - p) * x if training else x
+
+    for place in ("src.layers.dropout.dropout", "src.layers.attention.drop", "src.fusion.srau.dropout"):
+        monkeypatch.setattr(place, scaled)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("form", ["authors", "early"])
+def test_srau_encoder_is_the_authors(form, training, dropout_that_scales):
+    """GELU by tanh, and dropout that leaves attention weights alone; ``early``: by erf, and it falls on them, too."""
+    language = make_language()
+    options = ("fusion.level_source=encoder", f"fusion.encoder_form={form}", "fusion.encoder_dropout=0.3")
+    encoder = make_fusion("srau", language, *options).encoder.train(training)
+    visual, dropped = make_visual(2), 0.3 * training
+    shown = torch.zeros(VISION.tokens, dtype=torch.bool)
+    for picture, levels in zip(visual.tokens_INC, encoder(visual), strict=True):
+        early = {"erf": True, "on_weights": dropped} if form == "early" else {}
+        want = authors_encoder(encoder, picture, shown, dropped, **early)[1]
+        torch.testing.assert_close(levels, torch.stack(want), **EXACT)
+
+
+def test_runs_without_a_form_keep_the_early_encoder():
+    assert ABSENT["src.fusion.srau.SRAU.encoder_form"] == "early"
+    assert fusion_config("srau").encoder_form == fusion_config("srau_paper").encoder_form == "authors"
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_srau_reference_defects_are_those_of_the_authors(training, dropout_that_scales):
+    """The whole walk: one mask from the encoder's input, and dropout on the stream alone, whatever GPT-2 was made with.
+
+    Regions 1 and 4 are flat, so they leave a norm without offset as zeros; 4 and 5 are padding.
+    """
+    language = make_language(dropout=0.1)
+    options = ("fusion.reference_defects=true", "fusion.encoder_dropout=0.3", "fusion.cross_dropout=0.2")
+    fusion = make_fusion("srau", language, *options)
+    visual, text = make_visual(1), make_text(1, 4)
+    with torch.no_grad():
+        fusion.encoder.norm.weight.fill_(1.0), fusion.encoder.norm.bias.zero_(), fusion.encoder.fc.bias.zero_()
+    visual.tokens_IMNC[0, 0, [1, 4]] = 0.0
+    visual.token_valid_IMN = torch.ones(1, 1, VISION.tokens, dtype=torch.bool)
+    visual.token_valid_IMN[0, 0, [4, 5]] = False  # the authors' mask does not know
+    fusion.train(training), language.train(training)
+    h = fusion.decode(language, fusion.encode(language, visual), text)
+
+    start, levels = authors_encoder(fusion.encoder, visual.tokens_INC[0], None, 0.3 * training)
+    hidden = start.sum(-1) == 0
+    assert hidden.tolist() == [False, True, False, False, True, False]
+    keep = 1 - 0.1 * training
+    x = language.model.transformer.wte(text.ids_BT[0]) + language.model.transformer.wpe.weight[:4]
+    for block, cross, gates in zip(language.model.transformer.h, fusion.cross, fusion.gates, strict=True):
+        a = keep * (x + plain_self_attention(block.attn, plain_norm(x, block.ln_1)))
+        fused = 0
+        for level, gate in zip(levels, gates.W, strict=True):
+            c = plain_attention(cross, plain_norm(a, block.ln_1), plain_norm(level, block.ln_1), hidden, 0.2 * training)
+            alpha = 1 / (1 + torch.exp(-gate(torch.cat([a, c], -1))))
+            fused = fused + alpha * (alpha > 0.2) * a + (1 - alpha) * (alpha < 1 - 0.2) * c
+        fused = fused / math.sqrt(3)
+        z = plain_norm(fused, block.ln_2) @ block.mlp.c_fc.weight + block.mlp.c_fc.bias
+        z = 0.5 * z * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+        x = keep * (fused + z @ block.mlp.c_proj.weight + block.mlp.c_proj.bias)
+    torch.testing.assert_close(h[0], plain_norm(x, language.model.transformer.ln_f), **EXACT)
+
+
+def plain_self_attention(attn, n):
+    """GPT-2's causal self-attention of one row (T, D), without dropout."""
+    q, k, v = (n @ attn.c_attn.weight + attn.c_attn.bias).chunk(3, -1)
+    d, out = n.shape[-1] // attn.num_heads, []
+    for part in (slice(i, i + d) for i in range(0, n.shape[-1], d)):
+        scores = (q[:, part] @ k[:, part].T / math.sqrt(d)).masked_fill(
+            torch.ones(len(n), len(n)).triu(1) > 0, -math.inf
+        )
+        out.append(scores.softmax(-1) @ v[:, part])
+    return torch.cat(out, -1) @ attn.c_proj.weight + attn.c_proj.bias
+
+
+def test_srau_reference_defects_need_the_encoder():
+    language = make_language()
+    assert make_fusion("srau", language, "fusion.reference_defects=true").needs_levels == 0  # auto takes the encoder
+    with pytest.raises(UserError, match=r"fusion\.level_source=encoder"):
+        make_fusion("srau", language, "fusion.reference_defects=true", "fusion.level_source=vision")
+
+
 def test_srau_shut_gate_still_learns():
     """Self-resurrection: at gate logit -2 and tau 0.2 the visual gate is 0, yet the output depends on the logit."""
     language = make_language(layers=1)
@@ -294,7 +414,6 @@ def test_srau_refuses_thresholds_that_shut_both_gates(tau):
 
 
 def make_on_meta(name, vision, language, *overrides):
-    from conftest import fusion_config
     from hydra.utils import instantiate
 
     with torch.device("meta"):

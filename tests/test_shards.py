@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import io
 import json
+import lzma
 import os
 import pickle
 import signal
@@ -142,14 +144,19 @@ def test_every_way_to_write_captions(tmp_path):
         "./a.png": picture(1), "./a.txt": "\ufeffone\n", "./a.json": "no JSON, and not needed",
         "b.jpg": picture(2), "b.json": '{"caption": "two", "captions": null}',
         "sub/c.PNG": picture(3), "sub/c.json": '{"captions": ["three", " . ", "drei"]}', "sub/c.npy": "0",
-        "._a.png": "of another system", "README.md": "hello", "e.txt": "five", "f.cond.png": picture(9),
-        "e.webp": picture(5),
+        "._a.png": "of another system", "README.md": "hello", "e.txt": "five", "e.cond.npy": "column", "e.cls": "7",
+        "e.webp": picture(5), "f.png": picture(6), "f.txt": " .\n", "f.json": '{"caption": "six"}',
+        "IMG_1.v2.jpg": picture(7), "IMG_1.v2.txt": "seven", "IMG_1.jpg": picture(8), "IMG_1.txt": "eight",
+        "8.input.jpg": picture(9), "8.output.cls": "0", "8.caption.json": '{"caption": "nine"}',
+        "sub.d/9.img.png": picture(10), "sub.d/9.cap.txt": "ten",
     }  # fmt: skip
     pack(tmp_path / "train.tar", entries)
     pack(tmp_path / "val.tar", pairs([1]))
     found = read(tmp_path, train="train.tar", val="val.tar").examples("train")
     assert [(e.id, e.captions) for e in found] == [
-        ("train/a", ("one\n",)), ("train/b", ("two",)), ("train/sub/c", ("three", "drei")), ("train/e", ("five",))
+        ("train/a", ("one\n",)), ("train/b", ("two",)), ("train/sub/c", ("three", "drei")), ("train/e", ("five",)),
+        ("train/f", ("six",)), ("train/IMG_1.v2", ("seven",)), ("train/IMG_1", ("eight",)), ("train/8", ("nine",)),
+        ("train/sub.d/9", ("ten",)),
     ]  # fmt: skip
 
 
@@ -297,11 +304,14 @@ def test_a_shard_cut_off_anywhere(tmp_path):
         assert [example.captions[0] for example in found] == [f"picture {i}" for i, e in enumerate(ends) if e <= length]
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 30_000, b"no tar at all" * 100, b"\x1f\x8b\x08" + b"z" * 600])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 30_000, b"no tar at all" * 100, gzip.compress(b"z"), lzma.compress(b"z")]
+)
 def test_what_is_no_tar(tmp_path, content):
     root = folder(tmp_path)
     (root / "train" / "00003.tar").write_bytes(content)
-    with pytest.raises(UserError, match=r"00003\.tar: The shard is damaged"):
+    packed = {b"\x1f\x8b": "packed with gzip", b"\xfd7": "packed with xz"}.get(content[:2], "damaged")
+    with pytest.raises(UserError, match=rf"00003\.tar: The shard is {packed}"):
         read(root).examples("train")
     source = read(root, on_error="skip", max_skipped=0.1)
     assert len(source.examples("train")) == (SHARDS - 1) * EACH and len(source.faults.skipped) == 1
@@ -357,10 +367,26 @@ def test_noise_in_a_shard_hides_nothing_silently(tmp_path):
         assert found == captions or (source.faults.skipped and set(found) < set(captions))
 
 
+def test_a_shard_of_other_entries_says_what_it_holds(tmp_path):
+    root = folder(tmp_path)
+    pack(root / "train" / "00001.tar", {f"{i}.npy": "0" for i in range(3)})
+    with pytest.raises(UserError, match=r"00001\.tar: .*neither pictures nor captions: its entries end in \.npy"):
+        read(root).examples("train")
+
+
 BROKEN = {
     "a damaged picture": ({"x.png": picture(1)[:40], "x.txt": "a"}, "damaged", True),
     "a bomb": ({"x.png": png(100_000, 100_000), "x.txt": "a"}, "far more pixels", True),
     "no caption": ({"x.png": picture(1)}, r"no \.txt or \.json", False),
+    "other captions": (
+        {"x.png": picture(1), "x.cap": "a"},
+        r"no \.txt or \.json of this name, only \.cap, a pict",
+        False,
+    ),
+    "neither": ({"x.img": picture(1), "x.cap": "a"}, r"no picture of this name, only \.cap, \.img", False),
+    "a column without its own caption": ({"x.v2.png": picture(1)}, r"no \.txt or \.json", False),
+    "another picture of an example": ({"0006.seg.png": picture(1)}, r"entry 0006\.seg: There is no \.txt", False),
+    "columns of one kind": ({"x.a.png": picture(1), "x.b.png": picture(1), "x.txt": "a"}, "Two pictures", False),
     "no picture": ({"x.txt": "a dog"}, "no picture", False),
     "an empty caption": ({"x.png": picture(1), "x.txt": " . \n"}, "no caption", False),
     "no UTF-8": ({"x.png": picture(1), "x.txt": "schön".encode("latin-1")}, "no UTF-8", False),
@@ -395,6 +421,7 @@ def test_an_entry_that_cannot_be_used(case, tmp_path):
 WRONG = {
     "a missing folder": ({"root": "nowhere"}, "folder of shards nowhere does not exist"),
     "an empty pattern": ({"train": "0*.tar"}, r"data\.source\.train=0\*\.tar names no shard"),
+    "a packed shard": ({"train": "packed"}, r"packed/00000\.tar\.gz: The shard is packed; unpack it"),
     "a number": ({"train": 64}, "train=64 names no shard"),
     "an empty list": ({"val": []}, r"val=\[\] names no shard.*or null"),
     "a missing shard": ({"train": "train/{00003..00005}.tar"}, r"00005\.tar: The shard, which .* names, is missing"),
@@ -410,6 +437,8 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_shards_that_are_not_there(case, packed):
     options, words = WRONG[case]
+    pack(packed / "packed" / "00001.tar", pairs([1]))
+    (packed / "packed" / "00000.tar.gz").touch()
     with pytest.raises(UserError, match=words):
         Shards(**{"root": str(packed), "train": "train", "val": "val", **options})
 
@@ -437,8 +466,12 @@ def test_a_killed_training_on_shards_ends_where_it_would_have_ended(tmp_path):
         *("language.model.width=16", "language.model.layers=2", "language.tokenizer.vocabulary=300"),
         *("regime.train_vision=false", "fusion=clipcap", "decode=greedy", "trainer.log_every_n_steps=1"),
     ]
+    pack(tmp_path / "shards" / "empty" / "00000.tar", {})
     trainings = Trainings()
     try:
+        status, said = trainings.run(tmp_path / "empty" / "run", *arguments, "data.source.test=empty")
+        assert status == 2 and "no examples in its split 'test'" in said, said
+        assert not (tmp_path / "empty" / "run.steps").exists()  # it is said before the training
         status, said = trainings.run(tmp_path / "whole" / "run", *arguments)
         assert status == 0, said
         status, said = trainings.run(tmp_path / "killed" / "0", *arguments, kill=(signal.SIGTERM, 6, True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import string
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Backend
 
 from src.errors import UserError
 from src.text.normalise import normalise_caption
@@ -171,12 +174,105 @@ def test_hub_tokenizer_without_start_token_starts_at_its_end_token(hub_folder):
     assert tokenizer.bos == tokenizer.eos
 
 
+# How Llama 3 splits text before it looks for merges: numbers of three digits, and endings in capitals too.
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def bytes_split_as_llama3() -> Backend:
+    backend = Backend(models.BPE())
+    split = pre_tokenizers.Split(Regex(LLAMA3), behavior="isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(["DON'T stop\n\n\nit's 2024 and 123456", "a  photo of 20245 dogs"] * 9, trainer)
+    return backend
+
+
+def whole_words() -> Backend:
+    words = ["<unk>", "<s>", "</s>", *string.printable, "dog", "stop", "photo", "of"]
+    backend = Backend(models.WordLevel({word: id for id, word in enumerate(words)}, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return backend
+
+
+@pytest.mark.parametrize("make", [bytes_split_as_llama3, whole_words])
+@pytest.mark.parametrize("model", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize(
+    "named", ["GPT2Tokenizer", "Qwen2Tokenizer", "LlamaTokenizer", "PreTrainedTokenizerFast", None]
+)
+def test_the_tokenizer_is_that_of_its_file_whatever_class_is_named(make, model, named, tmp_path):
+    """transformers replaces the parts of tokenizer.json by those of a class, and adds tokens that no model has."""
+    make().save(str(tmp_path / "tokenizer.json"))
+    config = {"bos_token": "<s>", "eos_token": "</s>"} | ({"tokenizer_class": named} if named else {})
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model}))
+    expected = make()
+    tokenizer = HubTokenizer(str(tmp_path))
+    texts = ["DON'T stop\n\n", "it's 2024 and 123456", "a  photo of 20245 dogs", " dog", "x\n \ny", *string.printable]
+    assert tokenizer.encode(texts) == [found.ids for found in expected.encode_batch(texts, add_special_tokens=False)]
+    assert len(tokenizer) == expected.get_vocab_size()
+    assert [tokenizer.bos, tokenizer.eos, tokenizer.pad] == [
+        expected.token_to_id(word) for word in ("<s>", "</s>", "</s>")
+    ]
+
+
+def test_special_tokens_that_the_file_does_not_have(tmp_path):
+    """The library would add them, with ids that no row of the model's embeddings has."""
+    bytes_split_as_llama3().save(str(tmp_path / "tokenizer.json"))
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({"bos_token": "<begin>", "eos_token": "</s>", "pad_token": "<pad>"}))
+    tokenizer = HubTokenizer(str(tmp_path))
+    assert tokenizer.bos == tokenizer.pad == tokenizer.eos < len(tokenizer)
+    path.write_text(json.dumps({"eos_token": "<end>"}))
+    with pytest.raises(UserError, match="names no end token"):
+        HubTokenizer(str(tmp_path))
+
+
+@pytest.mark.parametrize("with_file", [True, False])
+def test_code_of_a_checkpoint_is_neither_run_nor_asked_for(with_file, tmp_path, monkeypatch):
+    (folder := tmp_path / "model").mkdir()
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    code = {"auto_map": {"AutoTokenizer": ["own.Own", None], "AutoConfig": "own.Own"}}
+    special = {"bos_token": "<s>", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Own", **special, **code}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "own", **code}))
+    monkeypatch.setattr("builtins.input", lambda *_: (tmp_path / "asked").touch() or "y")
+    if with_file:
+        bytes_split_as_llama3().save(str(folder / "tokenizer.json"))
+        assert HubTokenizer(str(folder)).eos == 1
+    else:
+        with pytest.raises(UserError, match="program code of its own, which is never run here"):
+            HubTokenizer(str(folder))
+    assert not (tmp_path / "asked").exists() and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("broken", "content"),
+    [("tokenizer.json", '{"a":'), ("tokenizer.json", "{}"), ("tokenizer.json", "[]"), ("tokenizer_config.json", "{")],
+)
+def test_the_file_at_fault_is_named(broken, content, hub_folder):
+    (hub_folder / broken).write_text(content)
+    with pytest.raises(UserError, match=f"no readable tokenizer: {broken}: ") as caught:
+        HubTokenizer(str(hub_folder))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_home_folder_may_be_a_tilde(hub_folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(hub_folder.parent))
+    assert len(HubTokenizer(f"~/{hub_folder.name}")) == 300
+
+
 def test_an_empty_tokenizer_is_refused(tmp_path):
     """transformers 5 builds one without a word when the options are named as in transformers 4."""
-    from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), eos_token="<eos>")
+    empty = PreTrainedTokenizerFast(tokenizer_object=Backend(models.BPE()), eos_token="<eos>")
     empty.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="empty"):
         HubTokenizer(str(tmp_path))

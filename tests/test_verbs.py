@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FUSIONS, ROOT
-from PIL import Image
+from PIL import Image, ImageColor
 
 SMOKE = ("debug=smoke", "language.model.width=32", "vision.width=32", "vision.layers=3", "language.model.layers=2")
 
@@ -67,12 +67,22 @@ def test_evaluate_repeats_the_scores_and_keeps_the_run(trained):
 def test_caption_own_pictures_and_name_the_unreadable(trained, tmp_path):
     for i in range(3):
         Image.effect_noise((40 + 20 * i, 60), 80).convert("RGB").save(tmp_path / f"{i}.jpg")
+    turned, exif = Image.new("RGB", (60, 40), "blue"), Image.Exif()
+    turned.paste("red", (0, 0, 30, 40))  # stored on its side: the top is red
+    exif[0x0112] = 6
+    turned.save(tmp_path / "3.jpg", exif=exif, quality=95)
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 not a picture")
+    (tmp_path / "phone.heic").touch()
     answer = run("src.caption", f"run={trained}", f"images={tmp_path}", f"output={tmp_path}/out")
     rows = [json.loads(line) for line in (tmp_path / "out" / "captions.jsonl").read_text().splitlines()]
-    assert [Path(row["image"]).name for row in rows] == ["0.jpg", "1.jpg", "2.jpg"]
-    assert Image.open(tmp_path / "out" / "captions.png").height > 224
+    assert [Path(row["image"]).name for row in rows] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    sheet = Image.open(tmp_path / "out" / "captions.png")
+    assert sheet.height > 224
+    for y, colour in ((0, "red"), (1, "blue")):  # as the captioner saw it
+        shown = sheet.getpixel((3 * 248 + 124, 12 + 56 + 112 * y))
+        assert max(abs(a - b) for a, b in zip(shown, ImageColor.getrgb(colour), strict=True)) < 30
     assert "broken.jpg" in answer.stdout
+    assert "passed over" in answer.stderr and "1 with .heic" in answer.stderr
 
 
 def test_training_goes_on_from_the_last_checkpoint(trained, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from open_clip.constants import OPENAI_DATASET_MEAN
 from torchvision.transforms.functional import normalize, to_pil_image
 
 from src.contracts import UserError
@@ -323,18 +324,173 @@ def test_open_clip_tag_decides_the_activation(monkeypatch):
 
     from src.vision import open_clip_weights as room
 
-    asked = {}
+    asked = []
 
-    def create_model(name, **options):
-        asked.update(options)
+    def build(embed_dim, vision_cfg, text_cfg, quick_gelu):
+        asked.append(quick_gelu)
         raise RuntimeError("enough")
 
     monkeypatch.setattr(room, "download", lambda address, what: "file")
-    monkeypatch.setattr(open_clip, "create_model", create_model)
-    for tag, expected in (("openai", True), ("laion2b_s34b_b79k", False)):
-        with pytest.raises(UserError, match="enough"):
+    monkeypatch.setattr(open_clip, "CLIP", build)
+    for tag in ("openai", "laion2b_s34b_b79k"):
+        with pytest.raises(UserError, match="cannot build ViT-B-32 from file: enough"):
             OpenClip("ViT-B-32", tag)
-        assert asked["force_quick_gelu"] is expected and asked["pretrained"] == "file"
+    assert asked == [True, False]
+
+
+SIGLIP = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic", "resize_mode": "squash"}
+
+
+@pytest.mark.parametrize(
+    ("model", "known", "assumed"),
+    [
+        ("ViT-B-16-SigLIP", SIGLIP | {"quick_gelu": None}, ""),
+        ("ViT-B-32", {"mean": OPENAI_DATASET_MEAN, "resize_mode": "shortest"}, "does not tell its quick_gelu, and"),
+        ("ViT-L-14", {"resize_mode": "shortest"}, "does not tell its mean, std, quick_gelu, and"),
+        ("ViT-S-32", {}, "does not tell its mean, std, interpolation, resize_mode, quick_gelu, and"),  # without tags
+    ],
+)
+def test_open_clip_file_is_read_as_all_tags_of_its_architecture(model, known, assumed, tmp_path, caplog):
+    from src.vision.open_clip_weights import checkpoint_file
+
+    (tmp_path / "weights.pth").touch()
+    _, settings = checkpoint_file(model, str(tmp_path / "weights.pth"))
+    assert {name: settings[name] for name in known} == known
+    assert (assumed in caplog.text) if assumed else not caplog.text
+    assert ("; assumed: " in caplog.text and "quick_gelu=False." in caplog.text) == bool(assumed)
+    assert not any(name in settings for name in assumed.split("its ")[-1].split(", ") if name)
+
+
+def test_open_clip_file_of_siglip_weights_is_normalised_as_its_tag(tmp_path, monkeypatch):
+    import open_clip
+    from open_clip.pretrained import _PRETRAINED
+
+    config = {"embed_dim": 24, "vision_cfg": TOWERS["transformer"], "text_cfg": TEXT}
+    (tmp_path / "small-SigLIP.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    monkeypatch.setitem(_PRETRAINED, "small-SigLIP", {"webli": {"hf_hub": "nobody/nothing", **SIGLIP}})
+    torch.save(open_clip.create_model("small-SigLIP").state_dict(), tmp_path / "weights.pth")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    vision = OpenClip("small-SigLIP", "~/weights.pth")
+    assert vision.pretrained
+    assert vision.preprocessing == {
+        "size": 32,
+        "resize": "squash",
+        "interpolation": "bicubic",
+        "mean": (0.5,) * 3,
+        "std": (0.5,) * 3,
+    }
+
+
+def test_open_clip_reads_big_vision_files_through_the_whole_model(tmp_path, monkeypatch):
+    import open_clip
+
+    config = {"embed_dim": 24, "vision_cfg": TOWERS["transformer"], "text_cfg": TEXT}
+    (tmp_path / "small-big.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    (tmp_path / "weights.npz").touch()
+
+    def fill(model, path, **options):
+        assert path == str(tmp_path / "weights.npz") and model.token_embedding.weight.shape == (64, 16)
+        torch.nn.init.constant_(model.visual.proj, 7.0)
+
+    monkeypatch.setattr(open_clip.factory, "load_checkpoint", fill)
+    vision = OpenClip("small-big", str(tmp_path / "weights.npz"))
+    assert vision.pretrained and (vision.tower.proj == 7).all()
+
+
+@pytest.fixture
+def cached_repository(tmp_path, monkeypatch):
+    """A folder of the local cache, that of the repository org/tower; nothing else can be had."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "models--org--tower"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (folder := repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    return folder
+
+
+def test_open_clip_hub_repository_is_pretrained(cached_repository):
+    with pytest.raises(
+        UserError, match=r"'org/tower' is neither a folder here nor in the local cache.*give its folder"
+    ):
+        OpenClip("hf-hub:org/tower")
+    import open_clip
+
+    whole = open_clip.create_model(local_dir(cached_repository, "transformer", mean=[0.1, 0.2, 0.3]))
+    with pytest.raises(UserError, match="'org/tower' is neither a folder here nor in the local cache"):
+        OpenClip("hf-hub:org/tower")  # weights are missing
+    torch.save(whole.state_dict(), cached_repository / "open_clip_pytorch_model.bin")
+    vision = OpenClip("hf-hub:org/tower")
+    assert vision.pretrained and vision.preprocessing["mean"] == (0.1, 0.2, 0.3)
+    assert all(torch.equal(x, whole.visual.state_dict()[name]) for name, x in vision.tower.state_dict().items())
+    with pytest.raises(UserError, match="brings its own weights"):
+        OpenClip("hf-hub:org/tower", "openai")
+
+
+@pytest.mark.parametrize(
+    "name", ["roberta-base", "xlm-roberta-base", "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"]
+)
+def test_open_clip_needs_no_text_tower(name, tmp_path, cached_repository):
+    """Its files lie in another repository, which cannot be had here."""
+    trained = OpenClip(local_dir(tmp_path / "plain", "transformer"))
+    nudge(trained)
+    state = {f"visual.{key}": x for key, x in trained.tower.state_dict().items()}
+    local_dir(folder := tmp_path / "foreign", "transformer")
+    described = json.loads((folder / "open_clip_config.json").read_text())
+    described["model_cfg"]["text_cfg"] = {
+        "hf_model_name": name,
+        "hf_tokenizer_name": name,
+        "hf_pooler_type": "cls_pooler",
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(described))
+    text = {"text.transformer.embeddings.position_ids": torch.ones(1, 4), "logit_scale": torch.tensor(1.0)}
+    torch.save({**state, **text}, folder / "open_clip_pytorch_model.bin")
+    vision = OpenClip(f"local-dir:{folder}")
+    assert vision.pretrained
+    assert all(torch.equal(x, vision.tower.state_dict()[key]) for key, x in trained.tower.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("tower", "options", "message"),
+    [
+        ("transformer", {"pool_type": "none"}, "no pooled vector"),
+        ("transformer", {"pool_type": "best"}, r"cannot build .*AssertionError at: assert pool_type in"),
+        ("coca", {"attentional_pool": "cascade"}, r"no grid of tokens \(.*normalized_shape"),
+        ("timm_vit", {"timm_pool": "abs_attn"}, "cannot build .*AssertionError at: assert"),
+        ("timm_conv", {"timm_pool": "token"}, "Invalid pool type: token"),
+        ("timm_vit", {"timm_model_name": "vit_of_nobody"}, "Unknown model"),
+    ],
+)
+def test_open_clip_refusals_say_why(tower, options, message, tmp_path, monkeypatch):
+    monkeypatch.setitem(TOWERS, tower, TOWERS[tower] | options)
+    with pytest.raises(UserError, match=message) as caught:
+        OpenClip(local_dir(tmp_path, tower))
+    assert "\n" not in str(caught.value)
+
+
+def test_open_clip_image_size_that_timm_refuses_is_said(tmp_path, monkeypatch):
+    def refuse(self, x):
+        raise AssertionError("Input height (100) doesn't match model (96).")
+
+    vision = OpenClip(local_dir(tmp_path, "timm_vit"))
+    monkeypatch.setattr(type(vision.tower.trunk.patch_embed), "forward", refuse)
+    with pytest.raises(UserError, match=r"no grid of tokens \(Input height \(100\) doesn't match model \(96\)\.\)"):
+        OpenClip(local_dir(tmp_path, "timm_vit"))
+
+
+def test_open_clip_weights_of_another_size_or_library(tmp_path):
+    name = local_dir(tmp_path, "transformer")
+    torch.save({"visual.proj": torch.ones(48, 24)}, tmp_path / "open_clip_pytorch_model.bin")
+    with pytest.raises(UserError, match=r"open_clip_pytorch_model\.bin: .*Missing key") as caught:
+        OpenClip(name)
+    assert len(str(caught.value)) < 700 and "\n" not in str(caught.value)
+    torch.save({"vision_model.proj": torch.ones(48, 24)}, tmp_path / "open_clip_pytorch_model.bin")
+    with pytest.raises(UserError, match=r"holds no tensor of open_clip's image towers"):
+        OpenClip(name)
 
 
 def test_open_clip_download_takes_the_cached_file_and_asks_the_hub_once(monkeypatch, tmp_path):
@@ -350,7 +506,9 @@ def test_open_clip_download_takes_the_cached_file_and_asks_the_hub_once(monkeypa
 
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", unreachable)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repository, name: None)
-    with pytest.raises(UserError, match=r"\(no network\); fetch the repository org/repo where") as caught:
+    with pytest.raises(
+        UserError, match=r"\(no network and more lines\); fetch the repository org/repo where"
+    ) as caught:
         download("org/repo/", "ViT:tag")
     assert len(calls) == 1 and "\n" not in str(caught.value)
     monkeypatch.setattr(

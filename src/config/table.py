@@ -260,6 +260,7 @@ CLASSES = {
         "levels": SIZE,
         "level_norm": word("sqrt", "mean"),
         "level_source": word("auto", "vision", "encoder"),
+        "encoder_form": word("authors", "early"),
     },
     "VCGPT": {
         "head": word("separate", "shared"),

@@ -9,6 +9,7 @@ import os
 import zlib
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from src.contracts import Document, Example
-from src.data.faults import LONGEST_CAPTION, Faults, missing, text, unreadable
+from src.data.faults import LONGEST_CAPTION, Faults, text, unreadable
 from src.data.images import load_picture, shown
+from src.data.names import looked_up
 from src.errors import UserError
 from src.text.normalise import normalise_caption
 
@@ -72,12 +74,14 @@ class ListedPictures(PictureFiles):
         self.faults.refuse_many(len(self.faults.skipped), self.faults.entries, f"entries of {where}")
         self._where, self._before = where, len(listed)
         paths = dict.fromkeys(path for _, item in listed for path in _paths(item))
-        absent = missing(paths)
+        absent, spelt = looked_up(paths)
         if absent and self.faults.on_error == "raise":
             raise UserError(
                 f"{len(absent)} of the {len(paths)} pictures that {where} names are missing, e.g. {shown(absent[0])}."
             )
-        self._groups = group_by_split(listed)
+        self._groups = group_by_split(
+            [(split, _with_paths(item, spelt)) for split, item in listed] if spelt else listed
+        )
         self._leave_out(dict.fromkeys(absent, "The picture is missing."))
         self._unchecked = self.faults.on_error == "skip"
 
@@ -115,6 +119,14 @@ def _paths(item: Example | Document) -> Iterator[str]:
         yield from (chunk.picture.image for chunk in item.chunks if chunk.picture)
 
 
+def _with_paths(item: Item, paths: Mapping[str, str]) -> Item:
+    """The same with other paths in place of those that are keys of ``paths``."""
+    if isinstance(item, Example):
+        return replace(item, image=paths.get(item.image, item.image))
+    chunks = (replace(chunk, picture=chunk.picture and _with_paths(chunk.picture, paths)) for chunk in item.chunks)
+    return replace(item, chunks=tuple(chunks))
+
+
 def stable_number(*parts) -> int:
     """A 56-bit number that depends on ``parts`` only: the same in every process, version and machine."""
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
@@ -147,7 +159,14 @@ def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise UserError(f"The file {path} cannot be read ({error.strerror}).") from error
+    refuse_utf16(path, b"".join(lines[:1]))
     return ((f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line.strip())
+
+
+def refuse_utf16(path: Path, head: bytes) -> None:
+    """Raises UserError when a file that begins with ``head`` is UTF-16: marked as such, or every other byte is 0."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")) or (len(head) > 3 and 0 in (sum(head[:40:2]), sum(head[1:40:2]))):
+        raise UserError(f"{path} is UTF-16 text; save it as UTF-8 with the same header (in Excel: CSV UTF-8).")
 
 
 def captions_of(records: Iterable, key: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from torch import Tensor
 
 from src.contracts import Example
-from src.data.base import read_json, stable_share
+from src.data.base import read_json, refuse_utf16, stable_share
 from src.data.faults import LONGEST_CAPTION, Faults, identity, items, text
 from src.errors import UserError
 from src.text.normalise import normalise_caption
@@ -178,8 +178,11 @@ def _lines(path: Path) -> Iterator[str]:
     try:
         opened = gzip.open if path.suffix == ".gz" else open
         with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape") as file:
-            while line := file.readline(MAX_LINE):
+            line = file.readline(MAX_LINE)
+            refuse_utf16(path, line.encode(errors="surrogateescape"))
+            while line:
                 yield line.strip()
+                line = file.readline(MAX_LINE)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text ({error}).") from error
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from pathlib import Path
 import PIL
 from tqdm import tqdm
 
-from src.data.images import FORMATS, MAX_BYTES, MAX_PIXELS, read_picture, shown
+from src.data.images import FORMATS, MAX_BYTES, MAX_PIXELS, read_picture
 from src.errors import UserError
 from src.records.files import write_jsonl, write_text
 
@@ -204,30 +204,3 @@ def _write_record(path: Path, readable: dict[str, list[int]]) -> None:
         write_text(path, json.dumps({"reader": READER, "readable": readable}))
     except (OSError, UserError) as error:
         logging.getLogger(__name__).warning("The next start checks the pictures again: %s", error)
-
-
-def missing(paths: Iterable[str]) -> list[str]:
-    """Those of ``paths`` that are no files, in the order of folders and names."""
-    wanted: dict[str, set[str]] = {}
-    for path in paths:
-        folder, file = os.path.split(path)
-        wanted.setdefault(folder, set()).add(file)
-    return [os.path.join(folder, file) for folder in wanted for file in sorted(wanted[folder] - _files(folder))]
-
-
-def _files(folder: str) -> set[str]:
-    """Names of the files in ``folder``, of which one listing is made instead of a question per file."""
-    try:
-        with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if _is_file(entry)}
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
-    except OSError as error:
-        raise UserError(f"The folder {shown(folder)} cannot be listed ({error.strerror}).") from error
-
-
-def _is_file(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_file()
-    except OSError:  # links in a circle
-        return False

@@ -11,7 +11,7 @@ import os
 import posixpath
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -27,14 +27,19 @@ from src.errors import UserError
 from src.records.files import write_bytes
 from src.text.normalise import normalise_caption
 
-FORMAT = 1  # of the index files
+FORMAT = 2  # of the index files
 MAX_TEXT = 2**20  # bytes of an entry with captions; img2dataset's hold metadata too, some kilobytes of it
+CAPTIONS = (".txt", ".json")
 LAYOUT = 'a caption in .txt, or {"caption": ...} or {"captions": [...]} in .json'
 # Of each example: first byte and length of the picture and of the captions, and whether these are JSON. Then the key.
 FIELDS = [("picture", "<i8"), ("bytes", "<i8"), ("text", "<i8"), ("length", "<i4"), ("json", "?")]
 # numpy reads headers with Python's parser, which in 3.11 fails with a SystemError when a second thread parses while a
 # finaliser has interrupted the first (https://github.com/python/cpython/issues/106905).
 PARSING = Lock()
+PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd", b"PK\3\4": "zip"}
+
+# Of one example: first byte and length by kind, which is "picture", "twice" (a second one) or the ending of the name.
+Parts = dict[str, tuple[int, int]]
 
 
 class ShardFile:
@@ -114,7 +119,7 @@ def _place(path: Path, cache_dir: Path, check: bool) -> Path:
 
 def scan(path: Path, check: bool) -> Index:
     """Read a shard from its first entry to its last. Raises OSError when it cannot be opened."""
-    found: dict[str, dict[str, tuple[int, int]]] = {}
+    found: dict[str, Parts] = {}
     rows, faults = [], []
     with open(path, "rb") as file:
         try:
@@ -123,22 +128,34 @@ def scan(path: Path, check: bool) -> Index:
         except ValueError as error:
             if found and not _is_whole(found[last := next(reversed(found))]):
                 del found[last]  # the rest of it is behind the damage
-            faults.append((str(path), f"The shard is damaged or cut off ({error}) behind {len(found)} whole examples."))
-        reader = ShardFile(path)
-        for key, parts in found.items():
+            whole = sum(map(_is_whole, found.values()))
+            faults.append((str(path), f"The shard is damaged or cut off ({error}) behind {whole} whole examples."))
+        except UserError as error:
+            faults.append((str(path), str(error)))
+        reader, examples = ShardFile(path), _examples(found)
+        for key, parts in examples:
             try:
                 rows.append(_row(reader, key, parts, check))
             except UserError as error:
                 faults.append((f"{path}, entry {shown(key)}", str(error)))
             except ValueError as error:
                 faults.append((f"{path}, entry {shown(key)}", f"{LAYOUT} is expected ({error})."))
+    if found and not examples and not faults:
+        endings = ", ".join(sorted({kind for parts in found.values() for kind in parts}))
+        faults.append((str(path), f"The shard holds neither pictures nor captions: its entries end in {endings}."))
     width = max((len(row[-1]) for row in rows), default=1)
     return Index(np.array(rows, np.dtype([*FIELDS, ("key", f"S{width}")])), faults)
 
 
 def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The regular files of an uncompressed tar. Raises ValueError where it is damaged or cut off."""
-    size = os.fstat(file.fileno()).st_size
+    """The regular files of an uncompressed tar. Raises ValueError where it is damaged or cut off.
+
+    Raises UserError for a file that is packed: nothing in it could be read without all that comes before.
+    """
+    size, head = os.fstat(file.fileno()).st_size, os.pread(file.fileno(), 8, 0)
+    for magic, program in PACKED.items():
+        if head.startswith(magic):
+            raise UserError(f"The shard is packed with {program}, whatever it is called; unpack it to a plain .tar.")
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
@@ -159,40 +176,83 @@ def _members(file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         raise ValueError(str(error) or type(error).__name__) from error
 
 
-def _sort_in(member: tarfile.TarInfo, found: dict[str, dict[str, tuple[int, int]]]) -> None:
-    """Note an entry under its key and kind; the key ends at the first dot of the file name, as in webdataset."""
+def _sort_in(member: tarfile.TarInfo, found: dict[str, Parts]) -> None:
+    """Note an entry under its name without ending; files whose names begin with a dot are some system's own."""
     folder, name = posixpath.split(member.name)
-    stem, _, ending = name.partition(".")
-    ending = f".{ending.lower()}"
-    kind = "picture" if ending in SUFFIXES else ending
-    if stem and kind in ("picture", ".txt", ".json"):
-        parts = found.setdefault(posixpath.join(folder, stem), {})
-        place = (member.offset_data, member.size)
-        parts["twice" if kind in parts else kind] = place
+    stem, dot, ending = name.rpartition(".")
+    if name.startswith("."):
+        return
+    kind = "picture" if (ending := f"{dot}{ending.lower()}") in SUFFIXES else ending
+    _put(found.setdefault(posixpath.join(folder, stem or name), {}), kind, (member.offset_data, member.size))
 
 
-def _is_whole(parts: dict) -> bool:
-    return "picture" in parts and (".txt" in parts or ".json" in parts)
+def _put(parts: Parts, kind: str, place: tuple[int, int]) -> None:
+    parts["twice" if kind in parts and kind in ("picture", *CAPTIONS) else kind] = place
 
 
-def _row(file: ShardFile, key: str, parts: dict[str, tuple[int, int]], check: bool) -> tuple:
+def _examples(found: Mapping[str, Parts]) -> list[tuple[str, Parts]]:
+    """Key and parts of all examples, whole or not, from the parts of each name.
+
+    Picture and captions whose names differ in nothing but the ending are an example: IMG_1.v2.jpg and IMG_1.v2.txt.
+    Others come together by their names up to the first dot, as in webdataset: 7.input.jpg and 7.caption.txt. What is
+    neither picture nor captions is no example where it is a column of one (7.cls) or stands alone (README.md).
+    """
+    whole = {name: parts for name, parts in found.items() if _is_whole(parts)}
+    loose: dict[str, Parts] = {}
+    for name, parts in found.items():
+        folder, file = posixpath.split(name)
+        key = posixpath.join(folder, file.partition(".")[0])
+        if name in whole or (key in whole and not _is_read(parts)):
+            continue
+        together = loose.setdefault(name if key in whole else key, {})
+        for kind, place in parts.items():
+            _put(together, kind, place)
+    return [*whole.items(), *((key, parts) for key, parts in loose.items() if _is_read(parts) or len(parts) > 1)]
+
+
+def _is_read(parts: Parts) -> bool:
+    return any(kind in parts for kind in ("picture", *CAPTIONS))
+
+
+def _is_whole(parts: Parts) -> bool:
+    return "picture" in parts and any(kind in parts for kind in CAPTIONS)
+
+
+def _row(file: ShardFile, key: str, parts: Parts, check: bool) -> tuple:
     """FIELDS and key of an example. Raises UserError or ValueError when it cannot be used."""
     name = posixpath.normpath(key)
     picture_path(file.path, name)  # ids are names of files elsewhere
     if "twice" in parts:
         raise UserError("Two pictures or captions have this key.")
     if not _is_whole(parts):
-        raise UserError("The picture has no .txt or .json." if "picture" in parts else "There is no picture.")
-    is_json = ".txt" not in parts
-    text, picture = parts[".json" if is_json else ".txt"], parts["picture"]
-    if text[1] > MAX_TEXT:
-        raise ValueError(f"the captions have {text[1]:,} bytes; at most {MAX_TEXT:,} are read")
-    read_captions(file.read(*text), is_json)
+        wanted = "no .txt or .json" if "picture" in parts else "no picture"
+        there = ", ".join("a picture" if kind == "picture" else kind for kind in sorted(parts))
+        raise UserError(f"There is {wanted} of this name, only {shown(there)}.")
+    text, is_json = _captions(file, parts)
+    picture = parts["picture"]
     if picture[1] > MAX_BYTES:
         raise UserError(f"The picture has {picture[1]:,} bytes; at most {MAX_BYTES:,} are read.")
     if check:
         read_picture(name, CHECK_SIZE, file.read(*picture))
     return (*picture, *text, is_json, name.encode())
+
+
+def _captions(file: ShardFile, parts: Parts) -> tuple[tuple[int, int], bool]:
+    """Where the captions stand, and whether as JSON: that counts where .txt is missing or empty. Raises ValueError."""
+    for kind in (kind for kind in CAPTIONS if kind in parts):
+        place, is_json = parts[kind], kind == ".json"
+        if place[1] > MAX_TEXT:
+            raise ValueError(f"the captions have {place[1]:,} bytes; at most {MAX_TEXT:,} are read")
+        content = file.read(*place)
+        if is_json or ".json" not in parts or normalise_caption(_plain(content)):
+            break
+    read_captions(content, is_json)
+    return place, is_json
+
+
+def _plain(content: bytes) -> str:
+    """Text; bytes that are no UTF-8 become surrogates, which ``captions_of`` refuses."""
+    return content.decode("utf-8-sig", "surrogateescape")
 
 
 def read_captions(content: bytes, is_json: bool) -> tuple[str, ...]:
@@ -202,5 +262,5 @@ def read_captions(content: bytes, is_json: bool) -> tuple[str, ...]:
         several = isinstance(record, dict) and record.get("captions") is not None
         records = [{"caption": caption} for caption in items(record, "captions")] if several else [record]
     else:
-        records = [{"caption": content.decode("utf-8-sig", "surrogateescape")}]
+        records = [{"caption": _plain(content)}]
     return tuple(caption for caption in captions_of(records, "caption") if normalise_caption(caption))

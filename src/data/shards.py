@@ -1,7 +1,9 @@
 """data=shards: millions of pictures with captions in tar files of webdataset's layout, as img2dataset writes them.
 
 A shard holds ``<key>.jpg`` (or another ending that pictures have) with ``<key>.txt``, one caption, or ``<key>.json``,
-{"caption": ...} or {"captions": [...]}; where both are there the text counts. Other entries are passed over. Nothing is
+{"caption": ...} or {"captions": [...]}; where both are there the text counts, unless it is empty. Keys may have dots;
+where picture and caption have different ones (7.input.jpg, 7.caption.txt) the key ends at the first, as in webdataset.
+Further columns of an example are passed over; a picture or a caption that is left alone is a fault. Nothing is
 unpacked, and no list of all examples is in memory: what a shard holds and where is noted once, in an index on the disk,
 and a process keeps the indexes of the few shards that it reads from.
 
@@ -40,6 +42,7 @@ from src.data.shard_index import ShardFile, index_of, load_index, read_captions
 from src.errors import UserError
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # {00000..00099}, both ends included
+PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 MOST_NAMED = 1_000_000  # shards that a range may name: beyond it is a typing error
 
 
@@ -121,8 +124,11 @@ class Shards(PictureFiles):
 
     def _named(self, name: str) -> list[str]:
         if (self.root / name).is_dir():
-            name = posixpath.join(glob.escape(name), "*.tar")
+            name = posixpath.join(glob.escape(name), "*")
         found = sorted(glob.glob(name, root_dir=self.root))
+        for path in found:
+            if path.endswith(PACKED):
+                self.faults.add(str(self.root / path), "The shard is packed; unpack it to a plain .tar.")
         if found or glob.has_magic(name):
             return [posixpath.normpath(path) for path in found if path.endswith(".tar")]
         return [posixpath.normpath(name)] if name.endswith(".tar") else []

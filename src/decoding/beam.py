@@ -1,11 +1,16 @@
-"""Beam search over sums of log-probabilities, with an optional length penalty.
+"""Beam search over sums of log-probabilities, with an optional length penalty: the rules of transformers' ``generate``.
 
     score(y) = log p(y) / |y|^length_penalty         |y| counts the end token; 0 = plain log-probability
 
-The search of a picture ends exactly when no unfinished beam can still beat its best finished caption.
+Of the continuations of a picture's K beams, an end token among the K best ends a caption; the K best others are the new
+beams. What ``max_tokens`` cuts short competes as it stands. The search of a picture is over when no unfinished beam can
+still beat its best caption. With a length penalty it may be over before: when K captions have ended and the best beam
+would, at its present length, be no better than the worst of them.
 """
 
 from __future__ import annotations
+
+from heapq import heappush, heappushpop
 
 import torch
 from torch import Tensor
@@ -26,18 +31,19 @@ class BeamSearch:
         if length_penalty < 0:
             raise UserError(f"decode.length_penalty must be at least 0; got {length_penalty}.")
         self.max_tokens, self.beams, self.length_penalty = max_tokens, beams, length_penalty
+        self.rules = "transformers"  # goes into metrics.json: src.compare refuses captions by the rules of before
 
     def __call__(self, step: Step, memory: Memory, prompt: Text, eos: int, extra: int = 0) -> list[list[int]]:
         search = _Search(self, prompt, eos, extra)
         search.start(step(memory, prompt, search.cache))
         for length in range(2, self.max_tokens + 1):
             kept_I = search.drop_finished()
-            if not len(search.pictures_I):
+            if not search.pictures:
                 break
             if kept_I is not None:
                 memory = memory.select(kept_I)
             search.extend(step(memory, search.column(), search.cache), length)
-        return search.best()
+        return search.best_ids
 
 
 class _Search:
@@ -47,8 +53,9 @@ class _Search:
         self.K, self.alpha, self.max_tokens, self.eos = options.beams, options.length_penalty, options.max_tokens, eos
         rows = len(prompt.ids_BT)
         self.cache = Cache(rows, prompt.ids_BT.shape[1] + extra + options.max_tokens)
-        self.pictures_I = torch.arange(rows, device=prompt.ids_BT.device)  # which picture each remaining row group is
+        self.pictures = list(range(rows))  # which picture each remaining row group is
         self.phi_I = prompt.phi_BT[:, -1]
+        self.ended: list[list[float]] = [[] for _ in range(rows)]  # scores of the K best captions, the worst first
         self.best_score = [-float("inf")] * rows
         self.best_ids: list[list[int]] = [[] for _ in range(rows)]
 
@@ -72,9 +79,13 @@ class _Search:
         self._advance(score_IW, flat_IW // logp_BW.shape[1], token_IW, length)
 
     def _advance(self, score_IW: Tensor, beam_IW: Tensor, token_IW: Tensor, length: int) -> None:
-        """Note finished candidates, keep the K best unfinished ones as the new beams."""
+        """Note the candidates that are captions now, keep the K best unfinished ones as the new beams."""
+        self.length = length
         ended_IW = token_IW == self.eos
-        self._note_ended(score_IW, beam_IW, ended_IW, length)
+        if length == self.max_tokens:  # of equally long captions only the best can win
+            self._note(score_IW[:, :1], beam_IW, token_IW, torch.ones_like(ended_IW[:, :1]))
+            return
+        self._note(score_IW, beam_IW, token_IW, ended_IW[:, : self.K])
         live_IW = score_IW.masked_fill(ended_IW, -torch.inf)
         if live_IW.shape[1] < self.K:  # a vocabulary smaller than the beam
             pad = self.K - live_IW.shape[1]
@@ -84,44 +95,39 @@ class _Search:
         beam_IK, token_IK = beam_IW.gather(1, pick_IK), token_IW.gather(1, pick_IK)
         old_IKt = self.ids_IKt.gather(1, beam_IK[:, :, None].expand(-1, -1, self.ids_IKt.shape[2]))
         self.ids_IKt = torch.cat([old_IKt, token_IK[:, :, None]], dim=2)
-        self.length = length
-        if length == self.max_tokens:
-            self._note_unfinished()
         first_I1 = torch.arange(len(beam_IK), device=beam_IK.device)[:, None] * self.K
         self.cache.select((first_I1 + beam_IK).flatten())
 
-    def _note_ended(self, score_IW: Tensor, beam_IW: Tensor, ended_IW: Tensor, length: int) -> None:
-        for i, w in ended_IW.nonzero().tolist():
-            self._offer(int(self.pictures_I[i]), score_IW[i, w].item(), length, self.ids_IKt[i, beam_IW[i, w]])
-
-    def _note_unfinished(self) -> None:
-        """At the longest length, a beam that never ended counts as it stands, but only if none of the picture ended."""
-        for i, picture in enumerate(self.pictures_I.tolist()):
-            if self.best_score[picture] == -float("inf"):
-                self._offer(picture, self.score_IK[i, 0].item(), self.length, self.ids_IKt[i, 0])
-
-    def _offer(self, picture: int, logp: float, length: int, ids_t: Tensor) -> None:
-        score = logp / length**self.alpha
-        if score > self.best_score[picture]:
-            self.best_score[picture], self.best_ids[picture] = score, ids_t.tolist()
+    def _note(self, score_IW: Tensor, beam_IW: Tensor, token_IW: Tensor, counts_IX: Tensor) -> None:
+        """Captions end in the candidates that ``counts_IX`` marks among the first X."""
+        for i, w in counts_IX.nonzero().tolist():
+            picture, score = self.pictures[i], score_IW[i, w].item() / self.length**self.alpha
+            ended = self.ended[picture]
+            (heappush if len(ended) < self.K else heappushpop)(ended, score)
+            if score > self.best_score[picture]:
+                ids = [*self.ids_IKt[i, beam_IW[i, w]].tolist(), int(token_IW[i, w])]
+                self.best_score[picture], self.best_ids[picture] = score, ids[:-1] if ids[-1] == self.eos else ids
 
     def drop_finished(self) -> Tensor | None:
-        """Remove pictures whose best finished caption can't be beaten; returns the kept row groups if any left."""
-        # Log-probabilities only fall, and a longer caption divides by at most max_tokens^alpha.
-        reachable_I = self.score_IK[:, 0] / self.max_tokens**self.alpha
-        best_I = torch.tensor([self.best_score[p] for p in self.pictures_I.tolist()], device=reachable_I.device)
-        kept_I = (reachable_I > best_I).nonzero()[:, 0]
-        if len(kept_I) == len(self.pictures_I):
+        """Remove the pictures whose search is over; returns the kept row groups if others were removed."""
+        over_I = torch.tensor([self._over(picture) for picture in self.pictures], device=self.score_IK.device)
+        kept_I = (self.score_IK[:, 0] > over_I).nonzero()[:, 0]
+        if len(kept_I) == len(self.pictures):
             return None
-        self.pictures_I, self.phi_I = self.pictures_I[kept_I], self.phi_I[kept_I]
-        self.score_IK, self.ids_IKt = self.score_IK[kept_I], self.ids_IKt[kept_I]
+        self.pictures = [self.pictures[i] for i in kept_I.tolist()]
+        self.phi_I, self.score_IK, self.ids_IKt = self.phi_I[kept_I], self.score_IK[kept_I], self.ids_IKt[kept_I]
         rows_IK = kept_I[:, None] * self.K + torch.arange(self.K, device=kept_I.device)
         self.cache.select(rows_IK.flatten())
         return kept_I
 
+    def _over(self, picture: int) -> float:
+        """The log-probability of its best beam at which the search of a picture is over."""
+        # Log-probabilities only fall, and a longer caption divides by at most max_tokens^alpha.
+        unbeatable = self.best_score[picture] * self.max_tokens**self.alpha
+        if len(self.ended[picture]) < self.K:
+            return unbeatable
+        return max(unbeatable, self.ended[picture][0] * self.length**self.alpha)
+
     def column(self) -> Text:
         """The newest token of every beam, as the next input."""
         return next_column(self.ids_IKt[:, :, -1].flatten(), self.phi_I.repeat_interleave(self.K))
-
-    def best(self) -> list[list[int]]:
-        return self.best_ids

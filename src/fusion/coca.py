@@ -48,6 +48,7 @@ from src.contracts import Language, LanguageSpec, Memory, Text, UserError, Visio
 from src.fusion.base import Retriever, Terms, Writer, gpt2_init
 from src.layers.attention import CrossAttention, key_bias, note
 from src.layers.cache import Cache
+from src.layers.pooler import AttentionalPooler
 from src.layers.walk import Walk
 
 
@@ -91,7 +92,8 @@ class CoCa(Writer, Retriever):
         self.cross = nn.ModuleList(CrossAttention(D, D, heads) for _ in upper)
         source_width = D if self.cascade else vision.width
         self.contrast = Contrast(D, source_width, pooler_heads, embed_width, temperature_init)
-        gpt2_init(self)
+        for part in (self.cross, self.contrast.W_i, self.contrast.W_t):
+            gpt2_init(part)
         if xattn_out_init == "zero":
             for cross in self.cross:
                 nn.init.zeros_(cross.out.weight)
@@ -166,25 +168,6 @@ class CoCa(Writer, Retriever):
 
     def scalars(self) -> dict[str, float]:
         return {"temperature": self.contrast.log_temperature.exp().item()}
-
-
-class AttentionalPooler(nn.Module):
-    """pool(X; Q): (I, N, C) -> (I, n, D)."""
-
-    def __init__(self, width: int, source_width: int, heads: int, queries: int):
-        super().__init__()
-        self.query_nD = nn.Parameter(torch.randn(queries, width))
-        self.norm_q, self.norm_k = nn.LayerNorm(width), nn.LayerNorm(source_width)
-        self.attend = CrossAttention(width, source_width, heads)
-
-    def forward(self, X_INC: Tensor, bias: Tensor | None = None, aux: dict | None = None) -> Tensor:
-        """With ``aux``, the weights (I, n, N), mean over heads, are noted under "pooler"."""
-        q_InD = self.norm_q(self.query_nD).expand(len(X_INC), -1, -1)
-        read: dict | None = None if aux is None else {}
-        U_InD = self.attend(q_InD, *self.attend.keys_values(self.norm_k(X_INC)), bias, read)
-        if read is not None:
-            note(aux, "pooler", read["attention"][0].mean(1))
-        return U_InD
 
 
 class Contrast(nn.Module):

@@ -27,9 +27,13 @@ sides can be shut at once.
 
 The levels are the last K of the vision encoder where it hands them out (``level_source: vision``), LN(Linear C -> D)
 each; otherwise, as in the authors' code, those of a small trained encoder over its tokens (``encoder``):
-LN(drop(GELU(Linear C -> D))), then K post-norm layers. ``auto`` chooses. ``reference_defects: true``
-restores two defects of the authors' code for comparisons with it: the region mask tests whether normalised features sum
-to exactly 0 (so padding is not masked), and dropout falls on the whole residual stream instead of a branch.
+LN(drop(GELU(Linear C -> D))), GELU by tanh, then K post-norm layers without dropout on attention weights. ``auto``
+chooses. ``encoder_form: early`` is that of runs before there was a choice: GELU by erf, dropout on attention weights.
+
+``reference_defects: true`` computes what the authors' code does where it is wrong, for comparisons with it. Its mask of
+regions tests whether x = LN(drop(GELU(..))) sums to exactly 0, so padding is not masked, and a real region may be; this
+one mask serves the encoder's layers and all cross-attention. Its dropout in the language model falls on the whole
+stream (0.1) after self-attention and after the MLP, and nowhere else: the language model's own is switched off.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ from src.fusion.base import Writer, gpt2_init
 from src.layers.attention import CrossAttention, key_bias, note
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout, dropout
+from src.layers.level_encoder import LevelEncoder
 
 
 class SRAU(Writer):
@@ -63,20 +68,21 @@ class SRAU(Writer):
         gate_bias_init: float,
         cross_dropout: float,
         encoder_dropout: float,
+        encoder_form: str,
         reference_defects: bool,
     ):
         super().__init__(vision, language)
-        _check(gate, tau, levels, level_norm, level_source)
+        _check(gate, tau, levels, level_norm, level_source, encoder_form, reference_defects)
         self.gate, self.tau, self.share_ln, self.reference_defects = gate, tau, share_ln, reference_defects
         self.levels, self.level_scale = levels, levels**-0.5 if level_norm == "sqrt" else 1 / levels
         if level_source == "auto":
-            level_source = "vision" if vision.levels >= levels else "encoder"
+            level_source = "vision" if vision.levels >= levels and not reference_defects else "encoder"
         self.needs_levels = levels if level_source == "vision" else 0
         D = language.width
         self.encoder = (
             LevelProjector(vision.width, D, levels)
             if level_source == "vision"
-            else LevelEncoder(vision.width, D, language.heads, levels, encoder_dropout)
+            else LevelEncoder(vision.width, D, language.heads, levels, encoder_dropout, encoder_form)
         )
         self.cross = nn.ModuleList(
             CrossAttention(D, D, language.heads, dropout=cross_dropout) for _ in range(language.layers)
@@ -88,9 +94,15 @@ class SRAU(Writer):
         if gate == "concat":
             self.gates.extend(LearntGates(D, levels, gate_bias_init) for _ in range(language.layers))
 
+    def init_from(self, lm: Language) -> None:
+        if self.reference_defects:
+            for part in lm.modules():
+                if isinstance(part, Dropout):
+                    part.p = 0.0
+
     def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
-        E_IKND = self.encoder(visual)
-        memory = Memory(bias=self._region_bias(visual, E_IKND))
+        E_IKND, valid_IN = self._levels(visual)
+        memory = Memory(bias=self._region_bias(valid_IN, E_IKND.dtype))
         for l, block in enumerate(lm.blocks()):
             source_IKND = block.norm(E_IKND) if self.share_ln else E_IKND
             k_XHNd, v_XHNd = self.cross[l].keys_values(source_IKND.flatten(0, 1))  # X = I*K
@@ -126,21 +138,26 @@ class SRAU(Writer):
             visual_KBTD = torch.sigmoid(a_BTD).expand_as(c_KBTD)
         return F.threshold(visual_KBTD, self.tau, 0.0), F.threshold(1 - visual_KBTD, self.tau, 0.0)
 
-    def _region_bias(self, visual: Visual, E_IKND: Tensor) -> Tensor | None:
-        """Additive mask of padded regions, (I, K, 1, 1, N), or None when there is nothing to mask."""
-        if self.reference_defects:
-            valid_IKN = E_IKND.sum(-1) != 0  # the levels leave a LayerNorm, so this is nearly always true
-        elif visual.valid_IN is not None:
-            valid_IKN = visual.valid_IN[:, None].expand(-1, self.levels, -1)
-        else:
-            return None
-        return key_bias(valid_IKN.flatten(0, 1), E_IKND.dtype).unflatten(0, valid_IKN.shape[:2])
+    def _levels(self, visual: Visual) -> tuple[Tensor, Tensor | None]:
+        """The levels (I, K, N, D), and which regions are read, (I, N); None where all are."""
+        if not self.reference_defects:
+            return self.encoder(visual), visual.valid_IN
+        x_IND = self.encoder.enter(visual)
+        valid_IN = x_IND.sum(-1) != 0  # x leaves a LayerNorm, so this is nearly always true
+        return self.encoder.climb(x_IND, valid_IN), valid_IN
+
+    def _region_bias(self, valid_IN: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        """Additive mask for all levels, (I, K, 1, 1, N), or None when there is nothing to mask."""
+        bias_I11N = key_bias(valid_IN, dtype)
+        return None if bias_I11N is None else bias_I11N[:, None].expand(-1, self.levels, -1, -1, -1)
 
     def _stream_drop(self, h_BTD: Tensor) -> Tensor:
         return dropout(h_BTD, 0.1, self.training) if self.reference_defects else h_BTD
 
 
-def _check(gate: str, tau: float, levels: int, level_norm: str, level_source: str) -> None:
+def _check(
+    gate: str, tau: float, levels: int, level_norm: str, level_source: str, encoder_form: str, reference_defects: bool
+) -> None:
     if not 0 <= tau < 0.5:
         raise UserError(f"fusion.tau must be at least 0 and below 0.5, or both gates can be shut at once; got {tau}.")
     if gate not in ("hidden", "concat", "none"):
@@ -151,6 +168,12 @@ def _check(gate: str, tau: float, levels: int, level_norm: str, level_source: st
         raise UserError(f"fusion.level_norm must be sqrt or mean; got {level_norm!r}.")
     if level_source not in ("auto", "encoder", "vision"):
         raise UserError(f"fusion.level_source must be auto, encoder or vision; got {level_source!r}.")
+    if encoder_form not in ("authors", "early"):
+        raise UserError(f"fusion.encoder_form must be authors or early; got {encoder_form!r}.")
+    if reference_defects and level_source == "vision":
+        raise UserError(
+            "fusion.reference_defects=true needs fusion.level_source=encoder: the defects are an encoder's."
+        )
 
 
 def _xavier(module: nn.Module) -> None:
@@ -180,45 +203,6 @@ class LearntGates(nn.Module):
                 for W, c_BTD in zip(self.W, c_KBTD, strict=True)
             ]
         )
-
-
-class LevelEncoder(nn.Module):
-    """Post-norm transformer over visual tokens; hands out the output of every layer, (I, K, N, D)."""
-
-    def __init__(self, source_width: int, width: int, heads: int, levels: int, dropout: float):
-        super().__init__()
-        self.fc = nn.Linear(source_width, width)
-        self.drop = Dropout(dropout)
-        self.norm = nn.LayerNorm(width)
-        self.layers = nn.ModuleList(LevelLayer(width, heads, dropout) for _ in range(levels))
-        for parameter in self.parameters():
-            if parameter.ndim > 1:
-                nn.init.xavier_uniform_(parameter)
-
-    def forward(self, visual: Visual) -> Tensor:
-        x_IND = self.norm(self.drop(F.gelu(self.fc(visual.tokens_INC))))
-        bias = key_bias(visual.valid_IN, x_IND.dtype)
-        levels = []
-        for layer in self.layers:
-            x_IND = layer(x_IND, bias)
-            levels.append(x_IND)
-        return torch.stack(levels, dim=1)  # (I, K, N, D)
-
-
-class LevelLayer(nn.Module):
-    """x = LN(x + drop(SA x)); x = LN(x + drop(MLP x)), ReLU; FFN 2048 at width 768, that ratio at others."""
-
-    def __init__(self, width: int, heads: int, dropout: float):
-        super().__init__()
-        inner = -(-width * 8 // 3 // 64) * 64  # a multiple of 64, as matrix units like it
-        self.attend = CrossAttention(width, width, heads, dropout=dropout)
-        self.fc1, self.fc2 = nn.Linear(width, inner), nn.Linear(inner, width)
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.drop = Dropout(dropout)
-
-    def forward(self, x_IND: Tensor, bias: Tensor | None) -> Tensor:
-        x_IND = self.norm1(x_IND + self.drop(self.attend(x_IND, *self.attend.keys_values(x_IND), bias)))
-        return self.norm2(x_IND + self.drop(self.fc2(self.drop(F.relu(self.fc1(x_IND))))))
 
 
 class LevelProjector(nn.Module):

@@ -84,6 +84,12 @@ class LlamaBlock:
 
 
 def _context(config: PretrainedConfig) -> int:
-    """Positions that plain causal attention computes exactly: up to the sliding window, where there is one."""
+    """Positions that plain causal attention and a cache compute exactly.
+
+    Up to the sliding window, where there is one. LongRoPE (Ding et al. 2024, arXiv 2402.13753) turns all positions by
+    other angles once a text is longer than those of pretraining, where keys in the cache have been turned already.
+    """
     window = getattr(config, "sliding_window", None)  # None as well where Qwen switches its window off
-    return min(config.max_position_embeddings, window or config.max_position_embeddings)
+    rope = config.rope_parameters
+    original = rope["original_max_position_embeddings"] if rope["rope_type"] == "longrope" else None
+    return min(filter(None, (config.max_position_embeddings, window, original)))

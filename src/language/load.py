@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from huggingface_hub import get_hf_file_metadata, hf_hub_url
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PretrainedConfig
 from transformers import PreTrainedModel as LibraryModel
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.utils import logging
 
+from src import hub
 from src.contracts import Tokenizer, UserError
 from src.language.base import LanguageModel
 from src.language.gpt2 import GPT2
@@ -17,7 +20,9 @@ from src.language.llama import Llama
 
 FAMILIES = {"gpt2": GPT2, "llama": Llama, "mistral": Llama, "qwen2": Llama, "qwen3": Llama}
 
-UNREADABLE = (OSError, ValueError, SafetensorError)  # absent or unreachable, malformed configuration, broken weights
+ADAPTER = "adapter_config.json"  # what peft writes beside a LoRA's tensors
+CURE = "check the name, or download it where there is a network and give its folder as language.name"
+IN_A_BLOCK = re.compile(r"(^|\.)(h|layers)\.\d+\.")  # names of a block's tensors, in either family
 
 # The same function as "gelu_new" (equal up to rounding) in one kernel instead of eight: a quarter of the MLP's time,
 # and none of the intermediate results kept for the backward pass.
@@ -52,67 +57,108 @@ def pretrained(tokenizer: Tokenizer, name: str, init: str = "pretrained") -> Lan
     """A checkpoint of a supported family in float32; ``name`` is a folder or a name on the hub.
 
     ``init="random"`` takes the architecture only, with random weights; for "gpt2" that needs no network. Raises
-    UserError when the checkpoint cannot be had, is of another family, or does not belong to the tokenizer.
+    UserError when the checkpoint cannot be had, is of another family, does not belong to the tokenizer, or would be
+    opened as something else than what was trained: an adapter, quantised weights, a configuration of another model.
     """
     if init not in ("pretrained", "random"):
         raise UserError(f"language.init is 'pretrained' or 'random', not {init!r}.")
-    config = GPT2Config() if (name, init) == ("gpt2", "random") else _fetch(AutoConfig, name)
+    name = hub.expanded(name)
+    config = GPT2Config() if (name, init) == ("gpt2", "random") else _config(name)
     if config.model_type not in FAMILIES:
         raise UserError(
             f"{name} is a {config.model_type} model; language models of these types are supported: "
             f"{', '.join(FAMILIES)}."
         )
     _check_same_vocabulary(tokenizer, config, name)
+    _check_computable(config, name)
     if getattr(config, "activation_function", None) == "gelu_new":
         config.activation_function = FUSED_GELU
-    if init == "random":
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    else:
-        model = _weights(name, config)
+    drawn = init == "random"
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32) if drawn else _weights(name, config)
     lm = FAMILIES[config.model_type](model, tokenizer)
-    lm.pretrained = init == "pretrained"
+    lm.pretrained = not drawn
     return lm
 
 
+def _config(name: str) -> PretrainedConfig:
+    here = hub.find(name, "config.json")
+    if hub.find(name, ADAPTER) or (here is None and _hub_has_adapter(name)):
+        raise UserError(
+            f"{name} holds an adapter ({ADAPTER}), which would be left out; merge it into the weights of its model "
+            "(merge_and_unload of the package peft, then save_pretrained) and give that folder as language.name."
+        )
+    if here is None and Path(name).is_dir():
+        raise UserError(f"The folder {name} holds no readable language model: config.json is missing.")
+    return hub.fetch(lambda local: _read_config(name, local), name, "language model", CURE)
+
+
+def _read_config(name: str, local: bool) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+    except OSError:  # names the file, or says that there is none
+        raise
+    except Exception as error:  # one kind for every option of a configuration
+        raise ValueError(f"config.json: {hub.reason(error)}") from error
+
+
+def _hub_has_adapter(name: str) -> bool:
+    try:
+        return hub.offers(name, ADAPTER)
+    except Exception:  # a folder, say, or out of reach: told where the configuration is read
+        return False
+
+
 def _weights(name: str, config: PretrainedConfig) -> LibraryModel:
-    """The model with its weights; UserError when some are missing (the library would draw those at random)."""
-    model, report = _fetch(
-        AutoModelForCausalLM,
-        name,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True,  # pickled weights can run code
-        output_loading_info=True,
-    )
+    """The model with its weights; UserError unless exactly those of ``config`` are there.
+
+    The library would draw missing weights at random and leave out those of blocks that ``config`` does not have.
+    """
+    if (quantised := getattr(config, "quantization_config", None)) is not None:
+        method = dict(quantised).get("quant_method", "an unnamed method")
+        raise UserError(
+            f"The weights of {name} are quantised ({method}), and only full ones can be opened here; give the "
+            "checkpoint that they were made from."
+        )
+    with _quiet():
+        model, report = hub.fetch(
+            lambda local: AutoModelForCausalLM.from_pretrained(
+                name,
+                config=config,
+                local_files_only=local,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                use_safetensors=True,  # pickled weights can run code
+                ignore_mismatched_sizes=True,  # told below; the library's error does not name them
+                output_loading_info=True,
+            ),
+            name,
+            "language model",
+            CURE,
+        )
+    for key, stored, wanted in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"The weights of {name} do not fit its config.json: {key} is {list(stored)} among the weights and "
+            f"{list(wanted)} by the configuration; give both from one save."
+        )
     if report["missing_keys"]:
         raise UserError(f"The checkpoint {name} lacks weights, among them {sorted(report['missing_keys'])[0]}.")
+    if unread := sorted(filter(IN_A_BLOCK.search, report["unexpected_keys"])):
+        raise UserError(
+            f"The blocks of {name} hold weights that its config.json, of {config.num_hidden_layers} layers, leaves "
+            f"out: {unread[0]}, {len(unread)} in all; give both from one save."
+        )
     return model
 
 
-def _fetch(auto_class, name: str, **options):
-    """``auto_class.from_pretrained``, from the folder or the local cache if possible, else from the hub."""
+@contextmanager
+def _quiet():
+    """Without the library's table of keys, which a sentence follows."""
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        return auto_class.from_pretrained(name, local_files_only=True, trust_remote_code=False, **options)
-    except UNREADABLE as error:
-        if Path(name).is_dir():
-            raise UserError(f"The folder {name} holds no readable language model: {_first_line(error)}") from error
-    _check_reachable(name)
-    try:
-        return auto_class.from_pretrained(name, trust_remote_code=False, **options)
-    except UNREADABLE as error:
-        raise UserError(f"The language model {name} cannot be loaded: {_first_line(error)}") from error
-
-
-def _check_reachable(name: str) -> None:
-    """One request without retries: the library's own would retry for half a minute before it says the same."""
-    try:
-        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=5)
-    except Exception as error:  # bad names, missing or gated models, and network errors share no base class
-        raise UserError(
-            f"The language model {name!r} is neither a folder here nor in the local cache, and the Hugging Face hub "
-            f"does not give it ({_first_line(error)}); check the name, or download it where there is a network and "
-            "give its folder as language.name."
-        ) from error
+        yield
+    finally:
+        logging.set_verbosity(before)
 
 
 def _check_same_vocabulary(tokenizer: Tokenizer, config: PretrainedConfig, name: str) -> None:
@@ -124,5 +170,27 @@ def _check_same_vocabulary(tokenizer: Tokenizer, config: PretrainedConfig, name:
         )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _check_computable(config: PretrainedConfig, name: str) -> None:
+    """Refuse what no model can be made of, before weights are fetched and read."""
+    try:
+        _check_rotation(config)
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # one kind for every option of a configuration
+        raise UserError(f"The config.json of {name} describes no model: {hub.reason(error)}") from error
+
+
+def _check_rotation(config: PretrainedConfig) -> None:
+    """ValueError unless the rotations, made alike in all of the Llama family, are finite and turn whole heads."""
+    if getattr(config, "rope_parameters", None) is None:  # GPT-2
+        return
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    ends_12 = torch.tensor([[0, config.max_position_embeddings - 1]])
+    try:
+        cosine_12d, _ = LlamaRotaryEmbedding(config)(torch.zeros(1), ends_12)
+    except Exception as error:  # unknown kinds, missing numbers, lists of another length
+        raise ValueError(f"rope_parameters cannot be computed ({hub.reason(error)})") from error
+    if cosine_12d.shape[-1] != width:
+        raise ValueError(f"rope_parameters turn {cosine_12d.shape[-1]} of a head's {width} numbers")
+    if not cosine_12d.isfinite().all():
+        raise ValueError("rope_parameters give angles that are not finite")

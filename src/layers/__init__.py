@@ -1,1 +1,1 @@
-"""Bricks used by several rooms: attention, key/value cache."""
+"""Bricks that mechanisms are built of: attention, key/value cache, resampler, pooler, level encoder."""

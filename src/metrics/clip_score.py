@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from src import hub
 from src.errors import UserError
 from src.vision.open_clip_weights import (
     architecture,
-    brings_weights,
     checkpoint_file,
     download,
-    first_line,
     local_folder,
+    located,
     preprocessing_of,
 )
 
@@ -58,13 +58,15 @@ class ClipScorer:
 
     def __init__(self, model: str = "ViT-B-32", pretrained: str | None = "openai"):
         try:
-            checkpoint, tag = _weights(model, pretrained)
-            tokenizer = _tokenizer(model)
-            self.model = _build(model, checkpoint, tag)
+            here = located(model, pretrained)
+            architecture(here)  # names what is wrong with the model
+            checkpoint, known = checkpoint_file(here, pretrained)
+            tokenizer = _made_tokenizer(model, here)
+            self.model = _build(here, checkpoint, known)
             self.preprocessing = preprocessing_of(self.model.visual, model)
         except UserError as error:
             raise UserError(str(error).replace("vision.", "clip.")) from error  # what the option is called here
-        self.pretrained = checkpoint is not None or brings_weights(model)
+        self.pretrained = checkpoint is not None
         self.tokenizer = tokenizer
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model.to(self.device).eval()
@@ -97,42 +99,45 @@ class ClipScorer:
         return self.model.encode_text(self.tokenizer([PROMPT + text for text in texts]).to(self.device))
 
 
-def _weights(model: str, pretrained: str | None) -> tuple[str | None, dict]:
-    """The checkpoint file, fetched if need be, and what open_clip knows of the tag."""
-    architecture(model)  # names what is wrong with the model
-    return checkpoint_file(model, pretrained)
+def _made_tokenizer(model: str, here: str):
+    try:
+        return _tokenizer(model, here)
+    except UserError:
+        raise
+    except Exception as error:  # missing or bad files, and missing packages, share no base class
+        raise UserError(f"open_clip cannot make the tokenizer of {model}: {hub.reason(error)}") from error
 
 
-def _tokenizer(model: str):
+def _tokenizer(model: str, here: str):
     """The model's tokenizer; one that comes from the hub is looked for on this machine first.
 
     Left to itself the library asks the network for files that are here, and retries for most of a minute without one.
     """
     import open_clip
 
-    name = architecture(model).get("text_cfg", {}).get("hf_tokenizer_name")
+    name = architecture(here).get("text_cfg", {}).get("hf_tokenizer_name")
+    options = {"trust_remote_code": False}  # else a repository with code of its own is asked about on the terminal
     if not name or local_folder(model) is not None:
-        return open_clip.get_tokenizer(model)
+        return open_clip.get_tokenizer(here, **(options if name else {}))
     try:
-        return open_clip.get_tokenizer(model, local_files_only=True)
+        return open_clip.get_tokenizer(model, local_files_only=True, **options)
     except OSError:
         download(f"{name}/tokenizer_config.json", f"of {model}'s tokenizer")  # a sentence, at once, if it is not there
-        return open_clip.get_tokenizer(model)
+        return open_clip.get_tokenizer(model, **options)
 
 
-def _build(model: str, checkpoint: str | None, tag: dict) -> torch.nn.Module:
+def _build(model: str, checkpoint: str | None, known: dict) -> torch.nn.Module:
     import open_clip
 
-    quick_gelu = bool(architecture(model).get("quick_gelu") or tag.get("quick_gelu"))
     try:
         return open_clip.create_model(
             model,
-            pretrained=checkpoint,
-            force_preprocess_cfg=tag,
-            force_quick_gelu=quick_gelu,
+            pretrained=None if local_folder(model) else checkpoint,  # a folder's own is found again
+            force_preprocess_cfg=known,
+            force_quick_gelu=bool(architecture(model).get("quick_gelu") or known.get("quick_gelu")),
             pretrained_image=False,
             pretrained_text=False,  # the checkpoint has both towers; nothing else may be fetched
         )
     except Exception as error:  # bad files and missing extras share no base class
         source = Path(checkpoint).name if checkpoint else model
-        raise UserError(f"open_clip cannot build {model} from {source}: {first_line(error)}") from error
+        raise UserError(f"open_clip cannot build {model} from {source}: {hub.reason(error)}") from error

@@ -263,7 +263,7 @@ def foreign_weights(cfg: DictConfig, part: str) -> Iterator[str]:
     weights, init = options.get("weights"), options.get("init")
     if part == "vision" and options.get("pretrained"):
         yield f"{options.model}:{options.pretrained}"
-    elif part == "vision" and str(options.get("model", "")).startswith("local-dir:"):
+    elif part == "vision" and str(options.get("model", "")).startswith(("local-dir:", "hf-hub:")):
         yield options.model
     elif part == "vision" and weights and not Path(weights).is_dir():
         yield weights

@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from src import hub
 from src.errors import UserError
 from src.records.files import write_json, write_text
 from src.text.normalise import normalise_caption
@@ -40,7 +41,7 @@ class FastTokenizer:
         try:
             known = self.encode(["a photo of a dog"])[0]
         except Exception as error:  # the backend raises bare Exception, for a missing unknown token say
-            raise UserError(f"The tokenizer cannot encode 'a photo of a dog' ({_first_line(error)}).") from error
+            raise UserError(f"The tokenizer cannot encode 'a photo of a dog' ({hub.reason(error)}).") from error
         if not known:
             raise UserError("The tokenizer is empty: it encodes 'a photo of a dog' as nothing; check its files.")
         if not all(isinstance(id, int) and 0 <= id < len(self) for id in (bos, eos, pad)):
@@ -135,22 +136,28 @@ class GPT2Vocabulary(FastTokenizer):
 class HubTokenizer(FastTokenizer):
     """The tokenizer of a Hugging Face checkpoint: a local folder, or a name on the hub.
 
-    A model without start token starts at its end token, as GPT-2 does; padding is the end token where none is named.
-    ``length``: refuse a tokenizer that has another number of tokens. Raises UserError when it cannot be had, has no end
-    token, or has no fast version.
+    Its tokenizer.json as it is, where there is one: transformers would replace parts of it by those of the class that
+    tokenizer_config.json names, and is asked for the names of the special tokens only. Code of a checkpoint is never
+    run. A model without start token starts at its end token, as GPT-2 does; padding is the end token where none is
+    named. ``length``: refuse a tokenizer that has another number of tokens. Raises UserError when it cannot be had, has
+    no end token, or has no fast version.
     """
 
     def __init__(self, name: str, length: int | None = None):
-        library = _fetch(name)
-        backend = getattr(library, "backend_tokenizer", None)
+        name = hub.expanded(name)
+        cure = "check the name, or give the folder of a downloaded copy"
+        backend, named = hub.fetch(lambda local: _parts(name, local), name, "tokenizer", cure)
         if backend is None:
             raise UserError(f"The tokenizer of {name} has no fast version (tokenizer.json), which is needed here.")
-        eos = library.eos_token_id
+        # None where a token is not named, or by the library alone: the model knows the tokens of its file
+        bos, eos, pad = (
+            backend.token_to_id(token or "") for token in (named.bos_token, named.eos_token, named.pad_token)
+        )
         if eos is None:
-            raise UserError(f"The tokenizer of {name} names no end token (eos_token), so that no caption could end.")
-        bos = eos if library.bos_token_id is None else library.bos_token_id
-        pad = eos if library.pad_token_id is None else library.pad_token_id
-        super().__init__(backend, bos, eos, pad)
+            raise UserError(
+                f"The tokenizer of {name} names no end token (eos_token) that it has, so that no caption could end."
+            )
+        super().__init__(backend, eos if bos is None else bos, eos, eos if pad is None else pad)
         if length is not None:
             _check_length(self, length, name)
 
@@ -176,35 +183,34 @@ def _read(folder: Path) -> tuple[Backend, int, int, int]:
     except OSError as error:
         raise UserError(f"{folder} holds no tokenizer: {Path(error.filename).name} is missing.") from error
     except Exception as error:  # the backend raises bare Exception for content that it cannot read
-        raise UserError(f"The tokenizer in {folder} cannot be read ({str(error).splitlines()[0]}).") from error
+        raise UserError(f"The tokenizer in {folder} cannot be read ({hub.reason(error)}).") from error
 
 
-def _fetch(name: str):
-    """The library's tokenizer, from a folder or the local cache if possible, else from the hub."""
+def _parts(name: str, local: bool):
+    """The backend of a checkpoint, or None, and the library's tokenizer, which knows the special tokens.
+
+    ``local``: ask no network. Raises whatever the library does.
+    """
     # transformers takes seconds to import, and only this one kind of tokenizer needs it
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    path, backend = hub.obtain(name, "tokenizer.json", local), None
+    if path is not None:
+        try:
+            backend = Backend.from_file(str(path))
+        except Exception as error:  # bare Exception, which names no file
+            raise ValueError(f"tokenizer.json: {hub.reason(error)}") from error
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=True)
-    except Exception as error:  # OSError, ValueError, or what the backend raises for broken files
-        if Path(name).is_dir():
-            raise UserError(f"The folder {name} holds no readable tokenizer ({_first_line(error)}).") from error
-    try:
-        # One request without retries: the library's own would retry for half a minute before it says the same.
-        get_hf_file_metadata(hf_hub_url(name, "config.json"), timeout=5)
-        return AutoTokenizer.from_pretrained(name)
-    except Exception as error:  # bad names, missing or gated models, and network errors share no base class
-        raise UserError(
-            f"The tokenizer {name!r} is neither a folder here nor in the local cache, and the hub does not "
-            f"give it ({_first_line(error)}); check the name, or give the folder of a downloaded copy."
-        ) from error
+        named = AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+    except Exception:  # a class of its own, say; the general one only reads what the files say
+        if backend is None:
+            raise
+        named = PreTrainedTokenizerFast.from_pretrained(name, local_files_only=local)
+    if backend is None and len(named) <= len(named.all_special_tokens):  # made without a word of a config.json alone
+        raise FileNotFoundError("there is no tokenizer.json and no vocabulary")
+    return backend or getattr(named, "backend_tokenizer", None), named
 
 
 def _check_length(tokenizer: FastTokenizer, length: int, name: str) -> None:
     if len(tokenizer) != length:
         raise UserError(f"The tokenizer from {name} has {len(tokenizer)} tokens where {length} are expected.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

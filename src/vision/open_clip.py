@@ -8,42 +8,42 @@ is normalised to length 1.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from src import hub
 from src.contracts import UserError, VisionSpec
 from src.vision.base import Vision
-from src.vision.open_clip_weights import (
-    architecture,
-    brings_weights,
-    checkpoint_file,
-    first_line,
-    preprocessing_of,
-    sides,
-)
+from src.vision.open_clip_weights import architecture, checkpoint_file, located, preprocessing_of, sides
+
+# The text tower beside the image tower, which is dropped: the real one may need files of another repository.
+SMALLEST_TEXT = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
 
 
 class OpenClip(Vision):
-    """The image tower alone; the text tower is dropped after loading.
+    """The image tower alone; the text tower is neither built nor loaded.
 
     Tokens are the patches (or the grid of a convolutional tower) after the tower's final norm, without class tokens;
     CoCa's towers give what their attention pooler hands to the captioning decoder. Levels are the outputs of the last
     blocks, each after the final norm, for towers whose blocks all have the same shape; others have none.
 
-    ``model``: an architecture of open_clip.list_models(), or "local-dir:<folder>" with an open_clip_config.json (and
-    weights, if there are any) inside. ``pretrained``: one of its tags, a checkpoint file, or None for random weights. A
-    bare file says nothing of activation and normalisation: those of ``model`` are taken (OpenAI's weights want
-    ViT-B-32-quickgelu), while tags and folders bring their own. Raises UserError for unknown names, unreadable files,
-    weights that cannot be downloaded, and towers without a grid.
+    ``model``: an architecture of open_clip.list_models(), "hf-hub:<repository>" of the Hugging Face hub, or
+    "local-dir:<folder>" with an open_clip_config.json (and weights, if there are any) inside. ``pretrained``: a tag of
+    the architecture, a checkpoint file, or None for random weights. Tags, folders and repositories know activation and
+    normalisation; of a bare file, what all tags of ``model`` agree on is taken, and the rest told as assumed. Raises
+    UserError for unknown names, unreadable files, weights that cannot be downloaded, and towers without a grid.
     """
 
     def __init__(self, model: str = "ViT-B-32", pretrained: str | None = None):
-        config = architecture(model)
-        checkpoint, tag = checkpoint_file(model, pretrained)
+        here = located(model, pretrained)
+        config = architecture(here)
+        checkpoint, known = checkpoint_file(here, pretrained)
         # Some published weights want QuickGELU although the architecture of that name has GELU; the tag knows.
-        config["quick_gelu"] = bool(config.get("quick_gelu") or tag.get("quick_gelu"))
-        tower = _tower(model, checkpoint, tag, config["quick_gelu"])
+        config["quick_gelu"] = bool(config.get("quick_gelu") or known.get("quick_gelu"))
+        tower = _tower(model, config, checkpoint, known)
         tokens_XNC, pooled_XC, levels = _probe(tower, model)
         preprocessing = preprocessing_of(tower, model)
         spec = VisionSpec(tokens_XNC.shape[2], tokens_XNC.shape[1], pooled_XC.shape[1], preprocessing["size"], levels)
@@ -52,7 +52,7 @@ class OpenClip(Vision):
             spec,
             preprocessing,
             json.dumps(computation, sort_keys=True),
-            checkpoint is not None or brings_weights(model),
+            checkpoint is not None,
         )
         self.tower = tower
 
@@ -78,8 +78,10 @@ def _probe(tower: nn.Module, model: str) -> tuple[Tensor, Tensor, int]:
     training = tower.training
     try:
         tokens_XNC, pooled_XC, outputs = _run(tower.eval(), torch.zeros(1, 3, height, width), None)
-    except (AttributeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
-        raise UserError(f"The image tower of {model} gives no grid of tokens; choose another vision.model.") from error
+    except Exception as error:  # of a size that a library's network refuses, or without intermediate results
+        raise UserError(
+            f"The image tower of {model} gives no grid of tokens ({hub.reason(error)}); choose another vision.model."
+        ) from error
     tower.train(training)
     if pooled_XC.ndim != 2:
         raise UserError(f"The image tower of {model} gives no pooled vector; choose another vision.model.")
@@ -93,23 +95,52 @@ def _probe(tower: nn.Module, model: str) -> tuple[Tensor, Tensor, int]:
 # --------------------------------------------------------------------------------------------------------------------
 # loading
 # --------------------------------------------------------------------------------------------------------------------
-def _tower(model: str, checkpoint: str | None, tag: dict, quick_gelu: bool) -> nn.Module:
-    import open_clip
+def _tower(model: str, config: dict, checkpoint: str | None, known: dict) -> nn.Module:
+    """The image tower of an architecture, with ``checkpoint``'s weights if there are any."""
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
     try:
-        whole = open_clip.create_model(
-            model,
-            pretrained=checkpoint,
-            force_preprocess_cfg=tag,
-            force_quick_gelu=quick_gelu,
-            force_patch_dropout=0.0,  # else the number of tokens would change from training to evaluation
-            pretrained_image=False,
-            pretrained_text=False,  # the text tower is about to be dropped: no download for it
-        )
-    except Exception as error:  # bad files, failed downloads and missing extras share no base class
-        source = checkpoint or model
-        raise UserError(f"open_clip cannot build {model} from {source}: {first_line(error)}") from error
-    tower = whole.visual
+        tower = _build(config)
+        if checkpoint is not None:
+            tower = _load(tower, model, config, checkpoint)
+    except Exception as error:  # bad files, unknown options and missing extras share no base class
+        source = f" from {checkpoint}" if checkpoint else ""
+        raise UserError(f"open_clip cannot build {model}{source}: {hub.reason(error)}") from error
+    tower.preprocess_cfg = merge_preprocess_dict({**asdict(PreprocessCfg()), "size": tower.image_size}, known)
     if getattr(tower, "attn_pool", None) is not None:
         tower.output_tokens = True  # CoCa: hand out the pooler's tokens beside the pooled vector
+    return tower
+
+
+def _build(config: dict) -> nn.Module:
+    import open_clip
+
+    image = {
+        **config["vision_cfg"],
+        "patch_dropout": 0.0,  # else the number of tokens would change from training to evaluation
+        "timm_model_pretrained": False,  # no download of weights that are about to be replaced
+    }
+    return open_clip.CLIP(config["embed_dim"], image, SMALLEST_TEXT, config["quick_gelu"]).visual
+
+
+def _load(tower: nn.Module, model: str, config: dict, checkpoint: str) -> nn.Module:
+    """``tower`` with the image side of a checkpoint, in whatever form open_clip reads."""
+    import open_clip
+    from open_clip.convert import convert_state_dict
+    from open_clip.factory import load_state_dict
+    from open_clip.model import resize_pos_embed
+
+    if Path(checkpoint).suffix in (".npz", ".npy"):  # of big_vision, read into whole models only
+        whole = open_clip.create_model(
+            model, checkpoint, force_quick_gelu=config["quick_gelu"], force_patch_dropout=0.0, pretrained_text=False
+        )
+        return whole.visual
+    whole = nn.Module()  # what the library's functions look at
+    whole.visual = tower
+    state = convert_state_dict(whole, load_state_dict(checkpoint))
+    resize_pos_embed(state, whole)
+    state = {name.removeprefix("visual."): x for name, x in state.items() if name.startswith("visual.")}
+    if not state:
+        raise ValueError("it holds no tensor of open_clip's image towers (visual.*)")
+    tower.load_state_dict(state)
     return tower

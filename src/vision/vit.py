@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.contracts import UserError, VisionSpec
+from src.hub import reason
 from src.layers.attention import softmax
 from src.records.folder import checkpoint_path
 from src.records.weights import read_checkpoint
@@ -60,7 +61,7 @@ class ViT(Vision):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         if weights is not None:
-            self._load(trained_vision(Path(weights)), weights)
+            self._load(trained_vision(Path(weights).expanduser()), weights)
 
     def _load(self, state: dict[str, Tensor], run: str) -> None:
         try:
@@ -68,7 +69,7 @@ class ViT(Vision):
         except RuntimeError as error:
             raise UserError(
                 f"The vision encoder of {run} has other sizes than vision=vit here; give the vision options of its "
-                "config.yaml."
+                f"config.yaml ({reason(error)})."
             ) from error
 
     def encode(self, pixels_X3hw: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor | None]:

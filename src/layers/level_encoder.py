@@ -1,0 +1,62 @@
+"""A small transformer over visual tokens, all of whose layers are handed out: SRAU's levels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from src.layers.attention import CrossAttention, key_bias
+from src.layers.dropout import Dropout
+
+
+class LevelEncoder(nn.Module):
+    """Post-norm transformer over visual tokens; hands out the output of every layer, (I, K, N, D).
+
+    ``form``: authors, or early with GELU by erf and with dropout on attention weights.
+    """
+
+    def __init__(self, source_width: int, width: int, heads: int, levels: int, dropout: float, form: str):
+        super().__init__()
+        self.gelu = "tanh" if form == "authors" else "none"
+        self.fc = nn.Linear(source_width, width)
+        self.drop = Dropout(dropout)
+        self.norm = nn.LayerNorm(width)
+        on_weights = 0.0 if form == "authors" else dropout
+        self.layers = nn.ModuleList(LevelLayer(width, heads, dropout, on_weights) for _ in range(levels))
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(self, visual) -> Tensor:
+        """``visual``: a Visual of contracts.py."""
+        return self.climb(self.enter(visual), visual.valid_IN)
+
+    def enter(self, visual) -> Tensor:
+        """What the first layer reads, (I, N, D)."""
+        return self.norm(self.drop(F.gelu(self.fc(visual.tokens_INC), approximate=self.gelu)))
+
+    def climb(self, x_IND: Tensor, valid_IN: Tensor | None) -> Tensor:
+        """The levels (I, K, N, D) of what ``enter`` made; ``valid_IN``: the tokens that are read, None for all."""
+        bias = key_bias(valid_IN, x_IND.dtype)
+        levels = []
+        for layer in self.layers:
+            x_IND = layer(x_IND, bias)
+            levels.append(x_IND)
+        return torch.stack(levels, dim=1)
+
+
+class LevelLayer(nn.Module):
+    """x = LN(x + drop(SA x)); x = LN(x + drop(MLP x)), ReLU; FFN 2048 at width 768, that ratio at others."""
+
+    def __init__(self, width: int, heads: int, dropout: float, weights_dropout: float = 0.0):
+        super().__init__()
+        inner = -(-width * 8 // 3 // 64) * 64  # a multiple of 64, as matrix units like it
+        self.attend = CrossAttention(width, width, heads, dropout=weights_dropout)
+        self.fc1, self.fc2 = nn.Linear(width, inner), nn.Linear(inner, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.drop = Dropout(dropout)
+
+    def forward(self, x_IND: Tensor, bias: Tensor | None) -> Tensor:
+        x_IND = self.norm1(x_IND + self.drop(self.attend(x_IND, *self.attend.keys_values(x_IND), bias)))
+        return self.norm2(x_IND + self.drop(self.fc2(self.drop(F.relu(self.fc1(x_IND))))))
