@@ -17,6 +17,7 @@ from src.config import checks, command_line, table
 from src.config.classes import trait
 from src.config.make import _rehearse_fusion
 from src.errors import UserError
+from src.fusion.base import Retriever
 from src.metrics.extra import METRICS
 
 # Command line -> what the sentence must say.
@@ -337,7 +338,7 @@ def test_what_only_a_constructor_knows_is_refused_with_the_sizes_of_this_run():
     line = ["fusion=coca", "language=hub", "language.name=some/large-model"]
     for right in ("fusion.n_uni=30", "fusion.pooler_heads=25"):
         cfg = command_line.compose("train", [*line, right], command_line.parse([*line, right]))
-        assert _rehearse_fusion(cfg).retrieves
+        assert isinstance(_rehearse_fusion(cfg), Retriever)
     cfg = command_line.compose("train", ["fusion=coca", "fusion.n_uni=4"], [])
     with pytest.raises(UserError, match=r"fusion\.n_uni must be from 1 to 3"):
         _rehearse_fusion(cfg)
@@ -365,8 +366,8 @@ def test_options_that_only_conf_knows_have_the_type_of_their_default(monkeypatch
 def test_a_mechanism_of_ones_own_is_typed_by_its_annotations(tmp_path, monkeypatch):
     (tmp_path / "src" / "fusion").mkdir(parents=True)
     (tmp_path / "src" / "fusion" / "mine.py").write_text(
-        "from src.fusion.base import Fusion\n"
-        "class Base(Fusion):\n    def __init__(self, vision, language, depth: int, tau: float, mode: str | None): ...\n"
+        "from src.fusion.base import Writer\n"
+        "class Base(Writer):\n    def __init__(self, vision, language, depth: int, tau: float, mode: str | None): ...\n"
         "class Mine(Base):\n    pass\n"
     )
     monkeypatch.setattr("src.config.classes.HOME", tmp_path)
