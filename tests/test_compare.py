@@ -18,12 +18,13 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from src.comparison import figure
+from src.comparison import figure, measures
 from src.comparison.arms import compare
 from src.comparison.runs import find_runs, group
 from src.comparison.tables import csv_text, escaped, latex, markdown, plain, text
 from src.errors import UserError
 from src.metrics.captions import CaptionScorer
+from src.metrics.meteor import Unavailable, meteor
 from src.metrics.truth import truth_scores
 from src.records.files import write_json, write_jsonl
 from src.scenes.world import Scene, Thing
@@ -115,7 +116,7 @@ def test_cells_are_the_scores_of_metrics_json(runs):
             assert cell.per_seed == pytest.approx(own, abs=1e-12) and cell.mean == pytest.approx(np.mean(own))
             assert cell.std == (pytest.approx(np.std(own, ddof=1)) if len(own) > 1 else None)
             assert cell.low < cell.mean < cell.high
-    assert not any("corpus score" in note for note in comparison.notes)
+    assert not any("by its predictions.jsonl" in note for note in comparison.notes)
 
 
 def test_all_pairs_are_compared_and_the_baseline_is_what_others_are_held_against(runs):
@@ -154,17 +155,83 @@ def test_scores_missing_from_an_arm_leave_a_gap(runs):
         if folder.name != "blind":
             edit(
                 folder / "predictions.jsonl",
-                lambda rows: [row.update(METEOR=0.1 + 0.001 * i) for i, row in enumerate(rows)],
+                lambda rows: [row.update(SPICE=0.1 + 0.001 * i) for i, row in enumerate(rows)],
             )
-            edit(folder / "metrics.json", lambda metrics: metrics["scores"].update(METEOR=0.3))
+            edit(folder / "metrics.json", lambda metrics: metrics["scores"].update(SPICE=0.3))
     comparison = compared(runs)
-    assert comparison.scores == ("BLEU-4", "ROUGE-L", "CIDEr-D", "METEOR")
-    assert comparison.cells["blind", "METEOR"] is None and comparison.cells["srau", "METEOR"].mean > 0.1
-    assert [(d.arm, d.other) for d in comparison.differences if d.score == "METEOR"] == [("clipcap", "srau")]
+    assert comparison.scores == ("BLEU-4", "ROUGE-L", "CIDEr-D", "SPICE")
+    assert comparison.cells["blind", "SPICE"] is None and comparison.cells["srau", "SPICE"].mean > 0.1
+    assert [(d.arm, d.other) for d in comparison.differences if d.score == "SPICE"] == [("clipcap", "srau")]
     assert comparison.differences[-1].p_holm == 1
-    assert "Not defined for blind: METEOR." in comparison.notes
-    (note,) = [note for note in comparison.notes if "corpus score" in note]
-    assert note.startswith("METEOR is taken here as the mean over images") and "(0.1395 against 0.3000 in" in note
+    assert "Not defined for blind: SPICE." in comparison.notes
+    (note,) = [note for note in comparison.notes if "by its predictions.jsonl" in note]
+    assert note.startswith("SPICE of ") and "is 0.3000 in its metrics.json and 0.1395 by its" in note
+
+
+def meteor_counts(right: bool) -> list[int]:
+    """Of a caption of eight words that says seven words of nine, or one of four, in two chunks."""
+    length, other, hits = (8, 9, 7) if right else (8, 4, 1)
+    return [length, other, 0, 0, hits, hits, *(0 for _ in range(14)), 2 if right else 1, hits, hits]
+
+
+def with_meteor(folder: Path, counted: bool = True) -> None:
+    """Give a run METEOR as src.evaluate writes it, or as it once was, without counts."""
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    counts = [meteor_counts(row["caption"] in row["references"]) for row in rows]
+    for row, own in zip(rows, counts, strict=True):
+        row |= {"METEOR": float(meteor(own)), **({"METEOR counts": own} if counted else {})}
+    write_jsonl(folder / "predictions.jsonl", rows)
+    corpus = float(meteor(np.sum(counts, axis=0)))
+    assert abs(corpus - np.mean([row["METEOR"] for row in rows])) > 0.002  # the mean is another number
+    edit(folder / "metrics.json", lambda metrics: metrics["scores"].update(METEOR=corpus))
+
+
+def test_meteor_is_the_score_of_the_corpus(runs):
+    """In cells and differences, with intervals of resampled corpora."""
+    for folder in runs.iterdir():
+        with_meteor(folder)
+    comparison = compared(runs)
+    for arm in comparison.arms:
+        cell = comparison.cells[arm.label, "METEOR"]
+        assert cell.per_seed == pytest.approx([run.scores["METEOR"] for run in arm.runs], abs=1e-12)
+        assert cell.low < cell.mean < cell.high
+    assert comparison.against_baseline("srau", "METEOR").low > 0
+    assert not any("METEOR" in note for note in comparison.notes)
+    rows = [json.loads(line) for line in (runs / "blind" / "predictions.jsonl").read_text().splitlines()]
+    counts = np.array([row["METEOR counts"] for row in rows])
+    chance = np.random.default_rng(1)
+    drawn = [meteor(counts[chance.integers(len(counts), size=len(counts))].sum(0)) for _ in range(500)]
+    cell = comparison.cells["blind", "METEOR"]
+    assert (cell.low, cell.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), rel=0.05)
+
+
+def test_meteor_without_counts_is_counted_again_or_left_out_and_never_the_mean(runs, monkeypatch):
+    for folder in runs.iterdir():
+        with_meteor(folder, counted=folder.name == "blind")
+
+    def again(captions, references):
+        return np.array([meteor_counts(said in own) for said, own in zip(captions, references, strict=True)])
+
+    monkeypatch.setattr(measures, "meteor_statistics", again)
+    comparison = compared(runs)
+    for arm in comparison.arms:
+        expected = [run.scores["METEOR"] for run in arm.runs]
+        assert comparison.cells[arm.label, "METEOR"].per_seed == pytest.approx(expected, abs=1e-12)
+    assert not any("METEOR" in note for note in comparison.notes)
+
+    def without(captions, references):
+        raise Unavailable("METEOR needs Java.")
+
+    monkeypatch.setattr(measures, "meteor_statistics", without)
+    comparison = compared(runs)
+    assert comparison.cells["srau", "METEOR"] is None and comparison.cells["clipcap", "METEOR"] is None
+    assert comparison.cells["blind", "METEOR"].mean == pytest.approx(comparison.arms[0].runs[0].scores["METEOR"])
+    (note,) = [note for note in comparison.notes if "counted again" in note]
+    assert "METEOR needs Java." in note and "metrics=[meteor] of src.evaluate" in note
+    assert "Not defined for clipcap, srau: METEOR." in comparison.notes
+    assert "| METEOR |" in markdown(comparison) and "METEOR" in latex(comparison)
+    called = compared(runs, scores=["CIDEr-D"])  # Java is not asked for what nobody wants
+    assert not any("METEOR" in note for note in called.notes)
 
 
 def test_truth_of_a_kind_is_true_statements_over_statements(tmp_path):
@@ -190,7 +257,7 @@ def test_truth_of_a_kind_is_true_statements_over_statements(tmp_path):
     assert any(
         note.startswith("Resting on fewer than 50 images") and "truth/colour" in note for note in comparison.notes
     )
-    assert not any("corpus score" in note for note in comparison.notes)
+    assert not any("by its predictions.jsonl" in note for note in comparison.notes)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -323,6 +390,10 @@ def test_options_that_mean_nothing_are_refused(runs, options, message):
         (lambda rows: rows[3].update({"truth/colour": 1.0}), "truth/colour of 3.jpg does not fit its caption"),
         (lambda rows: rows[3].update(id="new.jpg"), "describe different pictures"),
         (lambda rows: rows[3].update({"CIDEr-D": "?"}), "CIDEr-D of 3.jpg is not a number"),
+        (
+            lambda rows: rows[3].update({"METEOR": 0.1, "METEOR counts": [1]}),
+            "METEOR counts of 0.jpg are not 23 numbers",
+        ),
     ],
 )
 def test_damaged_rows_are_named(runs, change, message):

@@ -1,11 +1,11 @@
 """Arms held against one another: every score with its interval, every pair of arms with its difference and test.
 
 What an interval is about. The images are drawn again, the trained models are what they are: an image's value for an arm
-is the mean over the arm's seeds, and corpus scores (BLEU) are taken of each seed and then averaged. Seeds are NOT drawn
-again, although there are two-way bootstraps that would (Owen 2007, "The pigeonhole bootstrap"): with the two to five
-seeds that trainings allow, drawing seeds with replacement gives intervals that claim 95 % and cannot hold it. The
-variance of S drawn seeds is too small by (S - 1) / S on average, and it is estimated from S values; where the scatter
-of seeds dominates, 1.96 such standard errors cover a normal score's mean with probability
+is the mean over the arm's seeds, and corpus scores (BLEU, METEOR) are taken of each seed and then averaged. Seeds are
+NOT drawn again, although there are two-way bootstraps that would (Owen 2007, "The pigeonhole bootstrap"): with the two
+to five seeds that trainings allow, drawing seeds with replacement gives intervals that claim 95 % and cannot hold it.
+The variance of S drawn seeds is too small by (S - 1) / S on average, and it is estimated from S values; where the
+scatter of seeds dominates, 1.96 such standard errors cover a normal score's mean with probability
 P(|t| < 1.96 sqrt((S - 1) / S)), t with S - 1 degrees of freedom: .60 for two seeds, .75 for three, .85 for five, and
 percentile intervals cover less still. So the seeds are reported as what they are, a few numbers with a standard
 deviation, next to an interval that keeps what it promises; Bouthillier et al. 2021, "Accounting for variance in machine
@@ -25,7 +25,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.comparison.measures import Measure, make_measures, read_table, score_names, shared_images
+from src.comparison.measures import (
+    AGAIN,
+    METEOR,
+    Measure,
+    make_measures,
+    read_table,
+    score_names,
+    shared_images,
+    with_meteor_counts,
+)
 from src.comparison.resampling import at_least, draws, exchanged, holm, interval, p_value, signs
 from src.comparison.runs import Arm, Run
 from src.errors import UserError
@@ -109,12 +118,14 @@ def compare(
     tables = [read_table(run) for run in runs]
     ids = shared_images(runs, tables, differ="references" in allow)
     names = score_names(tables, scores)
+    tables, unavailable = with_meteor_counts(tables) if METEOR in names else (tables, [])
     measures = make_measures(names, arms, tables, ids)
     cells, differences = estimate(measures, labels, baseline, resamples, seed)
     whole = all(len(table) == len(ids) for table in tables)
     notes = [
         *_notes_on_design(arms, differing),
         *([] if whole else [_note_on_images(len(ids))]),
+        *unavailable,
         *_notes_on_scores(arms, measures, cells, whole),
         *_notes_on_reading(cells, differences, resamples),
     ]
@@ -322,7 +333,7 @@ def _notes_on_design(arms: Sequence[Arm], differing: Mapping[str, str]) -> list[
 
 
 def _notes_on_scores(arms: Sequence[Arm], measures: Sequence[Measure], cells: Cells, whole: bool) -> list[str]:
-    """Scores that are not there, that rest on few images, and that metrics.json defines otherwise.
+    """Scores that are not there, that rest on few images, and that are not those of metrics.json.
 
     The last can be told only where the ``whole`` of the images of each run is compared.
     """
@@ -343,8 +354,8 @@ def _notes_on_scores(arms: Sequence[Arm], measures: Sequence[Measure], cells: Ce
         odd = [i for i, corpus in enumerate(theirs) if corpus is not None and abs(corpus - ours[i]) > 1e-6]
         if whole and odd:
             otherwise.append(
-                f"{name} is taken here as the mean over images, which is not the corpus score of metrics.json "
-                f"({ours[odd[0]]:.4f} against {theirs[odd[0]]:.4f} in {runs[odd[0]].folder})."
+                f"{name} of {runs[odd[0]].folder} is {theirs[odd[0]]:.4f} in its metrics.json and "
+                f"{ours[odd[0]]:.4f} by its predictions.jsonl; {AGAIN}"
             )
     notes = [f"Not defined for {labels}: {', '.join(names)}." for labels, names in absent.items()]
     if scarce:
