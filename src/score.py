@@ -6,6 +6,7 @@ python -m src.score predictions=results.json references=captions_val2014.json mi
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Collection
@@ -21,6 +22,7 @@ from src.metrics.captions import CaptionScorer
 from src.metrics.extra import ExtraScores, check_names, extra_scores
 from src.metrics.files import read_predictions, read_references
 from src.metrics.ids import Matched, match
+from src.metrics.tokens import note_on_tokens
 from src.records.files import verify, write_json
 
 FEW = 50  # below this many pictures an n-gram's document frequency, and with it CIDEr-D, says little
@@ -33,7 +35,7 @@ def main(cfg: DictConfig) -> None:
     """Print the scores and write them as metrics.json."""
     if OmegaConf.is_missing(cfg, "predictions"):
         raise UserError("predictions=<file> is missing; see the first line of conf/score.yaml.")
-    names = check_names(cfg.metrics)
+    names = check_names(cfg.metrics, cfg.tokens)
     path = Path(str(cfg.predictions))
     output = output_path(cfg.output, path)
     verify(path.parent, path.name)  # where they are a run's
@@ -41,15 +43,21 @@ def main(cfg: DictConfig) -> None:
     pairs, unpredicted = _settled(pairs, cfg.missing)
     predictions, references = pairs.predictions, pairs.references
     files = find_images(Path(str(cfg.images)), references) if cfg.images is not None else None
-    scores = CaptionScorer(references).score(predictions).corpus
+    scores = CaptionScorer(references, cfg.tokens).score(predictions).corpus
     clip = OmegaConf.to_container(cfg.clip)
     extra = extra_scores(names, predictions, references, files and (lambda id, how: _pixels(files[id], how)), clip)
     scores = {**scores, **extra.corpus}
-    remarks = {key: value for key, value in (("missing", extra.reasons), ("notes", extra.notes)) if value}
+    notes = note_on_tokens(cfg.tokens, predictions.values(), itertools.chain.from_iterable(references.values()))
+    remarks = {key: value for key, value in (("missing", extra.reasons), ("notes", {**notes, **extra.notes})) if value}
     content = {"split": cfg.split and str(cfg.split), "pictures": len(references), "ids": pairs.kind, **unpredicted}
+    content["tokens"] = cfg.tokens
     write_json(output, {**content, "scores": scores, "cost": {}, **remarks})
     print(table(scores, extra))
     print(f"ids: {pairs.kind or 'as they are, since the predictions bring their references'}")
+    if cfg.tokens != "words":
+        print(f"tokens: {cfg.tokens}, so that these scores compare with others by {cfg.tokens} only")
+    for note in notes.values():
+        print(f"note: {note}.")
     for count in unpredicted.values():
         print(f"note: {count['count']} of {count['of']} pictures have no prediction ({MISSING[cfg.missing]}).")
     if len(references) < FEW:

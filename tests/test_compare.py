@@ -186,6 +186,23 @@ def with_meteor(folder: Path, counted: bool = True) -> None:
     edit(folder / "metrics.json", lambda metrics: metrics["scores"].update(METEOR=corpus))
 
 
+def test_scores_by_characters_are_recomputed_by_characters_and_named(runs):
+    scorer = CaptionScorer(REFERENCES, "characters")
+    for folder in runs.iterdir():
+        rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        scores = scorer.score({row["id"]: row["caption"] for row in rows})
+        write_jsonl(folder / "predictions.jsonl", [row | scores.per_image[row["id"]] for row in rows])
+        edit(folder / "metrics.json", lambda m, s=scores: m.update(scores=s.corpus, tokens="characters"))
+    comparison = compared(runs)
+    for arm in comparison.arms:
+        own = [run.scores["BLEU-4"] for run in arm.runs]
+        assert comparison.cells[arm.label, "BLEU-4"].per_seed == pytest.approx(own, abs=1e-12)
+    assert (
+        "BLEU, ROUGE-L and CIDEr-D count characters here, so they compare with no scores by words." in comparison.notes
+    )
+    assert not any("by its predictions.jsonl" in note for note in comparison.notes)
+
+
 def test_meteor_is_the_score_of_the_corpus(runs):
     """In cells and differences, with intervals of resampled corpora."""
     for folder in runs.iterdir():
@@ -311,6 +328,10 @@ def other_decoding(runs):
     edit(runs / "srau1" / "metrics.json", lambda metrics: metrics["decoding"].update(beams=1))
 
 
+def other_tokens(runs):
+    edit(runs / "srau1" / "metrics.json", lambda metrics: metrics.update(tokens="characters"))
+
+
 def no_decoding(runs):
     edit(runs / "srau1" / "metrics.json", lambda metrics: metrics.pop("decoding"))
 
@@ -324,6 +345,7 @@ def other_data(runs):
     [
         (other_split, "split", "blind", "test against val"),
         (other_references, "references", "blind", "sha256 rrrrrrrrrrrr against qqqqqqqqqqqq"),
+        (other_tokens, "tokens", "blind", "words against characters"),
         (other_decoding, "decoding", "blind", "beams 5 against 1"),
         (no_decoding, "decoding", "blind", "{runs}/srau1 does not name its own"),
         (other_data, "data", "clipcap1", "other training batches with seed 1"),
@@ -339,7 +361,7 @@ def test_runs_that_differ_are_refused_unless_allowed(runs, change, aspect, first
         f"allow=[{aspect}] compares them all the same."
     )
     with pytest.raises(UserError):
-        compared(runs, allow=[one for one in ("split", "references", "decoding", "data") if one != aspect])
+        compared(runs, allow=[one for one in ("split", "references", "tokens", "decoding", "data") if one != aspect])
     assert f"Allowed, but not like with like: {aspect} ({how})." in compared(runs, allow=[aspect]).notes
 
 
@@ -368,7 +390,7 @@ def test_allowed_references_pair_shared_images_only(runs):
     [
         ({"baseline": "nobody"}, "baseline=nobody is none of the arms; they are: blind; clipcap; srau."),
         ({"scores": ["SPICE"]}, "scores=SPICE has no value per image in these runs; there are BLEU-4, ROUGE-L,"),
-        ({"allow": ["seed"]}, "allow=seed means nothing here; it can be split, references, decoding, data."),
+        ({"allow": ["seed"]}, "allow=seed means nothing here; it can be split, references, tokens, decoding, data."),
         ({"resamples": 99}, "resamples=99 are too few for a 95 % interval; 100 is the least, 10000 is good."),
     ],
 )

@@ -15,6 +15,7 @@ from PIL import Image
 
 from src.errors import UserError
 from src.metrics.ptb import tokenize
+from src.metrics.tokens import unspaced
 from src.score import find_images
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +93,48 @@ def test_the_kind_of_id_is_told_and_a_runs_own_is_taken(files):
         metrics, shown = scored(files, *arguments, "references=k.json")
         assert metrics["ids"] == "file_stem" and "ids: file_stem" in shown
         assert metrics["scores"]["CIDEr-D"] == pytest.approx(GOLDEN["corpus"]["CIDEr-D"], abs=1e-6)
+
+
+CHINESE = {
+    "1": ("一只棕色的狗在草地上奔跑。", "一条狗在草地上奔跑"),
+    "2": ("两个男孩在海边踢足球。", "两名男孩在海边踢足球"),
+    "3": ("一个女人骑着红色的自行车。", "一名女人骑着红色自行车"),
+}
+
+
+def test_captions_without_spaces_are_told_and_scored_by_characters(files):
+    """As if every character were a word that stands between spaces."""
+    (files / "p.json").write_text(json.dumps({id: said for id, (_, said) in CHINESE.items()}))
+    (files / "r.json").write_text(json.dumps({id: [known] for id, (known, _) in CHINESE.items()}))
+    (files / "ps.json").write_text(json.dumps({id: " ".join(said) for id, (_, said) in CHINESE.items()}))
+    (files / "rs.json").write_text(json.dumps({id: [" ".join(known)] for id, (known, _) in CHINESE.items()}))
+    words, shown = scored(files, "predictions=p.json", "references=r.json")
+    assert words["scores"]["CIDEr-D"] == 0 and words["tokens"] == "words"
+    assert "no spaces between words" in words["notes"]["tokens"] and "note: these captions have no spaces" in shown
+    spaced, shown = scored(files, "predictions=ps.json", "references=rs.json")
+    assert spaced["scores"]["CIDEr-D"] > 1 and "notes" not in spaced and "tokens" not in shown
+    characters, shown = scored(files, "predictions=p.json", "references=r.json", "tokens=characters")
+    assert characters["scores"] == spaced["scores"] and characters["tokens"] == "characters"
+    assert "notes" not in characters and "tokens: characters, so that these scores compare" in shown
+    answer = score(files, "predictions=p.json", "references=r.json", "tokens=characters", "metrics=[meteor]")
+    assert answer.returncode == 2 and "METEOR reads English words, so it does not go with tokens=" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("captions", "told"),
+    [
+        (["一只棕色的狗", "两个男孩在海边"], True),
+        (["一 只 棕色 的 狗"], False),
+        (["オレンジ色の猫が寝ている"], True),
+        (["สุนัขวิ่งบนหญ้า"], True),
+        (["สุนัข วิ่ง บน หญ้า"], False),
+        (["a dog", "ein Hund läuft", "собака бежит", "Rindfleischetikettierung"], False),
+        (["a sign that says 一只棕色的狗在草地", "a dog on the grass beside it"], False),
+        (["", "   "], False),
+    ],
+)
+def test_which_captions_have_no_spaces(captions, told):
+    assert unspaced(captions) is told
 
 
 def test_references_inside_the_predictions(files):

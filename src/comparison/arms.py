@@ -33,6 +33,7 @@ from src.comparison.measures import (
     read_table,
     score_names,
     shared_images,
+    tokens_of,
     with_meteor_counts,
 )
 from src.comparison.resampling import at_least, draws, exchanged, holm, interval, p_value, signs
@@ -40,7 +41,7 @@ from src.comparison.runs import Arm, Run
 from src.errors import UserError
 
 BASELINE = "blind"
-ALLOWED = ("split", "references", "decoding", "data")
+ALLOWED = ("split", "references", "tokens", "decoding", "data")
 FEW = 50  # images; below, percentile intervals are noticeably too narrow
 LEAST = 100  # resamples below which there is no 2.5th percentile to speak of
 SIGNIFICANT = 0.05
@@ -286,6 +287,9 @@ def _mismatch(aspect: str, run: Run, runs: Sequence[Run]) -> tuple[Run, str]:
     if aspect == "references":
         ours, theirs = (str(r.metrics.get("references_sha256")) for r in (run, other))
         return other, f"sha256 {theirs[:12]} against {ours[:12]}" if ours != theirs else ""
+    if aspect == "tokens":
+        ours, theirs = tokens_of(run), tokens_of(other)
+        return other, f"{theirs} against {ours}" if ours != theirs else ""
     if aspect == "decoding":
         ours, theirs = (r.metrics.get("decoding") for r in (run, other))
         if ours is None or theirs is None:
@@ -328,6 +332,9 @@ def _notes_on_design(arms: Sequence[Arm], differing: Mapping[str, str]) -> list[
     if changed:
         more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
         notes.append(f"The arms differ in more than the fusion: {', '.join(changed[:NAMED])}{more}.")
+    counted = {tokens_of(run) for arm in arms for run in arm.runs}
+    if counted == {"characters"}:
+        notes.append("BLEU, ROUGE-L and CIDEr-D count characters here, so they compare with no scores by words.")
     notes += [f"Allowed, but not like with like: {aspect} ({how})." for aspect, how in differing.items()]
     return notes
 

@@ -19,7 +19,7 @@ from src.metrics.bleu import bleu, bleu_statistics
 from src.metrics.extra import METEOR_COUNTS
 from src.metrics.meteor import COUNTS, Unavailable, meteor, meteor_statistics
 from src.metrics.ngrams import ReferenceNgrams
-from src.metrics.ptb import tokenize
+from src.metrics.tokens import TOKENS
 from src.scenes.reader import KINDS, parse
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
@@ -133,27 +133,32 @@ def with_meteor_counts(tables: Sequence[Table]) -> tuple[list[Table], list[str]]
     return again, []
 
 
+def tokens_of(run: Run) -> str:
+    """What its BLEU, ROUGE-L and CIDEr-D count, of ``TOKENS``; runs did not always say it."""
+    return run.metrics.get("tokens", "words")
+
+
 class _BleuCounts:
     """N-gram counts of a run's captions; references that several runs share are tokenised once, captions likewise."""
 
     def __init__(self) -> None:
-        self._references: list[tuple[list[list[str]], ReferenceNgrams]] = []
+        self._references: list[tuple[str, list[list[str]], ReferenceNgrams]] = []
         self._counts: dict[int, np.ndarray] = {}  # by the identity of a run, which outlives this
 
     def of(self, run: Run, rows: Sequence[dict]) -> np.ndarray:
         """(images, 10), as ``src.metrics.bleu`` has them."""
         if id(run) not in self._counts:
-            ngrams = self._ngrams([row["references"] for row in rows])
-            captions = ngrams.look_up([tokenize(row["caption"]) for row in rows])
+            ngrams = self._ngrams(tokens_of(run), [row["references"] for row in rows])
+            captions = ngrams.look_up([TOKENS[tokens_of(run)](row["caption"]) for row in rows])
             self._counts[id(run)] = bleu_statistics(ngrams, captions).astype(float)
         return self._counts[id(run)]
 
-    def _ngrams(self, references: list[list[str]]) -> ReferenceNgrams:
-        for known, ngrams in self._references:
-            if known == references:
+    def _ngrams(self, tokens: str, references: list[list[str]]) -> ReferenceNgrams:
+        for counted, known, ngrams in self._references:
+            if (counted, known) == (tokens, references):
                 return ngrams
-        ngrams = ReferenceNgrams([[tokenize(text) for text in own] for own in references])
-        self._references.append((references, ngrams))
+        ngrams = ReferenceNgrams([[TOKENS[tokens](text) for text in own] for own in references])
+        self._references.append((tokens, references, ngrams))
         return ngrams
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # What the configuration calls a metric -> the names of its scores.
 METRICS = {"meteor": ("METEOR",), "spice": ("SPICE",), "clipscore": ("CLIPScore", "RefCLIPScore")}
+WORDS = ("meteor", "spice")
 METEOR_COUNTS = "METEOR counts"  # a picture's row of meteor.meteor_statistics
 CLIP = {"model": "ViT-B-32", "pretrained": "openai"}  # what CLIPScore's authors publish numbers of
 CLIP_REPOSITORY = "timm/vit_base_patch32_clip_224.openai"  # where open_clip takes these weights from
@@ -36,12 +37,19 @@ class ExtraScores:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-def check_names(names: str | Iterable[str]) -> list[str]:
-    """The names as a list. Raises UserError for one that is no metric; cheap, so to be called before any work."""
+def check_names(names: str | Iterable[str], tokens: str = "words") -> list[str]:
+    """The names as a list. Raises UserError for one that is no metric; cheap, so to be called before any work.
+
+    ``tokens``: of ``tokens.TOKENS``; METEOR and SPICE know English words only, and refuse to stand beside characters.
+    """
     names = [names] if isinstance(names, str) else list(names)
     for name in names:
         if name not in METRICS:
             raise UserError(f"There is no extra metric {name!r}; metrics=[...] knows {', '.join(METRICS)}.")
+        if tokens != "words" and name in WORDS:
+            raise UserError(
+                f"{METRICS[name][0]} reads English words, so it does not go with tokens={tokens}; leave it out."
+            )
     return names
 
 
