@@ -285,7 +285,8 @@ def test_notes_say_what_the_numbers_are_about(runs):
     assert notes[0].endswith("they say nothing about other seeds (seeds: blind 1, clipcap 2, srau 2).")
     assert notes[1].startswith("An arm with one seed has no standard deviation")
     assert notes[2] == "The arms do not have the same seeds."
-    assert len(notes) == 3
+    assert notes[3].startswith("Resting on fewer than 50 images") and notes[3].endswith("BLEU-4 of blind, clipcap.")
+    assert len(notes) == 4
 
 
 def test_settings_beside_the_fusion_are_noted(runs):
@@ -294,6 +295,25 @@ def test_settings_beside_the_fusion_are_noted(runs):
     )
     note = "The arms differ in more than the fusion: data.batch_size, optim.warmup."
     assert note in compared(runs).notes
+
+
+def test_bleu_without_four_words_right_is_noted(runs):
+    """Few of its 4-grams are in few images, which its fourth root hides; none is an interval of no width."""
+    few = {id: "a zebra" if int(id.removesuffix(".jpg")) > 5 else own[0] for id, own in REFERENCES.items()}
+    for name, captions in {"blind": dict.fromkeys(REFERENCES, "the zebra a walks"), "srau0": few}.items():
+        scores = SCORER.score(captions)
+        rows = [
+            {"id": id, "caption": said, "references": REFERENCES[id], **scores.per_image[id]}
+            for id, said in captions.items()
+        ]
+        write_jsonl(runs / name / "predictions.jsonl", rows)
+        edit(runs / name / "metrics.json", lambda metrics, own=scores.corpus: metrics.update(scores=own))
+    comparison = compared(runs, scores=["BLEU-4", "BLEU-1"])
+    cell = comparison.cells["blind", "BLEU-4"]
+    assert cell.flat and 0 < cell.high < 1e-4 and not comparison.cells["srau", "BLEU-4"].flat
+    assert any(note.startswith("An interval of no width") for note in comparison.notes)
+    (note,) = [note for note in comparison.notes if note.startswith("Resting on fewer than 50 images")]
+    assert "BLEU-4 of blind, clipcap, srau" in note and "BLEU-1" not in note
 
 
 def test_too_few_resamples_for_the_pairs_are_noted(runs):
@@ -501,6 +521,16 @@ def test_the_figure_shows_mean_interval_and_seeds_of_every_arm(runs, monkeypatch
         cell = comparison.cells[arm.label, "CIDEr-D"]
         assert ((cell.low, cell.high), (row, row)) in drawn and ((cell.mean,), (row,)) in drawn
         assert (cell.per_seed, (row,) * len(cell.per_seed)) in drawn
+
+
+def test_nine_curves_look_different(runs, monkeypatch):
+    for number in range(9):
+        for share in (0.1, 0.5):
+            write_run(runs / f"m{number}{share}", f"m{number}", config={"data": {"train_fraction": share}})
+    comparison = compare(group(find_runs(str(runs / "m*"))), scores=["CIDEr-D"], resamples=100)
+    (axis,) = axes_of(monkeypatch, comparison, "data.train_fraction")
+    handles, _ = axis.get_legend_handles_labels()
+    assert len({(handle.get_color(), handle.get_marker()) for handle in handles}) == 9
 
 
 def test_curves_join_arms_that_differ_in_one_number(runs, monkeypatch):

@@ -27,6 +27,7 @@ import numpy as np
 
 from src.comparison.measures import (
     AGAIN,
+    BLEU,
     METEOR,
     Measure,
     make_measures,
@@ -57,6 +58,11 @@ class Cell:
     low: float
     high: float
     per_seed: tuple[float, ...]
+
+    @property
+    def flat(self) -> bool:
+        """Whether all resamples agree, but for COCO's guard, which makes BLEU without a match 1e-5 instead of 0."""
+        return self.high - self.low < 1e-4
 
 
 @dataclass(frozen=True)
@@ -352,7 +358,7 @@ def _notes_on_scores(arms: Sequence[Arm], measures: Sequence[Measure], cells: Ce
         without = [arm.label for arm in arms if cells[arm.label, name] is None]
         if without:
             absent.setdefault(", ".join(without), []).append(name)
-        few = [arm.label for arm in there if _fewest_images(measure.statistics[arm.label]) < FEW]
+        few = [arm.label for arm in there if _fewest_images(measure, arm.label) < FEW]
         if few:
             scarce.append(f"{name} of {', '.join(few)}")
         runs = [run for arm in there for run in arm.runs]
@@ -370,15 +376,22 @@ def _notes_on_scores(arms: Sequence[Arm], measures: Sequence[Measure], cells: Ce
     return notes + otherwise
 
 
-def _fewest_images(statistics: np.ndarray) -> int:
-    """On how many images an arm's score rests, for the seed with the fewest; ``statistics``: (seeds, images, k)."""
+def _fewest_images(measure: Measure, label: str) -> int:
+    """On how many images an arm's score rests, for the seed with the fewest.
+
+    BLEU-4 rests on those that have four words in a row right: if those are few, its fourth root hides how much one of
+    them counts.
+    """
+    statistics = measure.statistics[label]  # (seeds, images, k)
+    if measure.name in BLEU:
+        statistics = statistics[..., [BLEU.index(measure.name)]]
     return int((statistics != 0).any(-1).sum(-1).min())
 
 
 def _notes_on_reading(cells: Cells, differences: Sequence[Difference], resamples: int) -> list[str]:
     """Where the numbers are weaker than they look."""
     notes = []
-    if any(cell is not None and cell.low == cell.high for cell in cells.values()):
+    if any(cell is not None and cell.flat for cell in cells.values()):
         notes.append(
             "An interval of no width says that all images agree; what would happen less than about three times in as "
             "many images is not excluded."
