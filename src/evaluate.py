@@ -22,7 +22,7 @@ from src.records.folder import checkpoint_path
 @verb
 def main(cfg: DictConfig) -> float:
     """Results go to their own folder: what the run itself wrote stays."""
-    run, metrics = Path(cfg.run), check_names(cfg.metrics)
+    run, metrics = Path(cfg.run), check_names(cfg.metrics, cfg.tokens)
     checkpoint_path(run)
     from src.build import parameter_counts, restore
     from src.tasks.evaluation import evaluate, evaluate_few_shot, report
@@ -35,12 +35,13 @@ def main(cfg: DictConfig) -> float:
     if cfg.split not in parts.source.splits():
         raise UserError(f"split={cfg.split} does not exist; this data has {', '.join(parts.source.splits())}.")
     shots = None if cfg.shots is None else f"{cfg.shots}-shot"
-    name = "-".join(filter(None, [cfg.data_set, cfg.split, shots, HydraConfig.get().runtime.choices.get("decode")]))
+    decode, counted = HydraConfig.get().runtime.choices.get("decode"), None if cfg.tokens == "words" else cfg.tokens
+    name = "-".join(filter(None, [cfg.data_set, cfg.split, shots, decode, counted]))
     folder = Path(cfg.output) if cfg.output else run / "evaluate" / name
     if cfg.shots is None:
-        result = evaluate(parts, cfg.split, metrics)
+        result = evaluate(parts, cfg.split, metrics, cfg.tokens)
     else:
-        result = evaluate_few_shot(parts, cfg.split, cfg.shots, metrics)
+        result = evaluate_few_shot(parts, cfg.split, cfg.shots, metrics, cfg.tokens)
     report(parts, result, folder, {"parameters": parameter_counts(parts.captioner)}, cfg.samples)
     return result.scores.get("CIDEr-D", result.scores.get("loss"))
 

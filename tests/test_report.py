@@ -302,6 +302,21 @@ def test_leaders_and_ties(comparison):
     assert leaders(loss, "length") == (None, [], False)
 
 
+def test_what_cannot_be_told_is_no_tie(comparison):
+    """A score of 0 in every picture has an interval of no width: it was called within noise of a clear lead."""
+    flat = Cell(0.0, None, 0.0, 0.0, (0.0,))
+    cells = comparison.cells | {("clipcap", "CIDEr-D"): flat}
+    assert leaders(replace(comparison, cells=cells), "CIDEr-D") == ("flamingo", [], False)
+    shown = tuple(replace(d, p_holm=0.01) for d in comparison.differences)
+    assert leaders(replace(comparison, cells=cells, differences=shown), "CIDEr-D") == ("flamingo", [], True)
+    # three pairs and 50 resamples: the least p is 3 / 51, so that nothing could be shown
+    assert leaders(replace(comparison, resamples=50), "CIDEr-D") == ("flamingo", [], False)
+
+
+def test_nine_arms_look_different():
+    assert len({plots.swatch(arm) for arm in range(9)}) == 9
+
+
 def test_front_of_the_pareto_plot():
     points = [plots.Point(i, str(i), x, y, y, y) for i, (x, y) in enumerate([(1, 1), (2, 3), (3, 2), (4, 3), (5, 4)])]
     assert [p.index for p in plots.front(points, 1)] == [0, 1, 4]
@@ -437,6 +452,27 @@ def test_page_opens_and_shows_every_caption(runs, tmp_path):
     for name in ("t", "f"):  # one <mark> per marked word, beside the three of the legend
         wanted = sum(run[1::2].count("tf".index(name) + 1) for of_arm in data["marks"] for run in of_arm)
         assert document.count(f'<mark class="{name}"') == wanted + 1
+
+
+@browser
+def test_marks_fit_into_the_table_and_bars_stand_in_line(comparison, tmp_path):
+    """The last column's star was cut off, and bars shifted where the number beside them was bold."""
+    probe = """<script>
+        const wide = document.querySelector("#scores .wide"), mark = document.querySelector("td.best .mark");
+        const left = (element) => element.getBoundingClientRect().left;
+        document.title = JSON.stringify({
+            over: wide.scrollWidth - wide.clientWidth,
+            spare: wide.getBoundingClientRect().right - mark.getBoundingClientRect().right,
+            lefts: [...new Set([...document.querySelectorAll(".card .bar")].map(left))],
+            bold: document.querySelectorAll(".card tr.top .bar").length,
+        });
+    </script>"""
+    content = page(comparison, *gallery(comparison.arms))
+    open_to_all = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", content)
+    (tmp_path / "page.html").write_text(open_to_all.replace("</body>", f"{probe}</body>"), encoding="utf-8")
+    document = browse(tmp_path / "page.html")
+    found = json.loads(html.unescape(re.search("<title>(.*?)</title>", document)[1]))
+    assert found["over"] == 0 and found["spare"] >= 0 and len(found["lefts"]) == 1 and found["bold"] > 0
 
 
 @browser

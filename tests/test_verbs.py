@@ -62,6 +62,9 @@ def test_evaluate_repeats_the_scores_and_keeps_the_run(trained):
     assert (trained / "metrics.json").read_bytes() == before
     run("src.evaluate", f"run={trained}", "split=compositional", "decode=greedy")
     assert (trained / "evaluate" / "compositional-greedy" / "predictions.jsonl").is_file()
+    run("src.evaluate", f"run={trained}", "tokens=characters")
+    counted = json.loads((trained / "evaluate" / "test-characters" / "metrics.json").read_text())
+    assert (again["tokens"], counted["tokens"]) == ("words", "characters")
 
 
 def test_caption_own_pictures_and_name_the_unreadable(trained, tmp_path):

@@ -93,6 +93,8 @@ STRATEGY = Rule(
 ENDLESS = Rule("-1 (no limit)", lambda value: _is_whole(value) and value == -1)
 METRICS = word("meteor", "spice", "clipscore")  # those of src.metrics.extra
 METRICS = METRICS | several(METRICS)
+IDS = ("cocoid", "image_id", "id", "imgid", "file_name", "file_stem", "file_number")  # those of src.metrics.ids
+TOKENS = word("words", "characters")  # those of src.metrics.tokens
 SEED = whole(0, 2**32 - 1)  # what numpy takes
 COUNT, SIZE, RATE, SHARE = whole(0), whole(1), number("[0, inf)"), number("[0, 1]")
 
@@ -177,6 +179,7 @@ COMMANDS = {
         "split": TEXT,
         "data_set": TEXT | NOTHING,
         "metrics": METRICS,
+        "tokens": TOKENS,
         "shots": COUNT | NOTHING,
         "samples": SIZE,
         "output": TEXT | NOTHING,
@@ -185,9 +188,12 @@ COMMANDS = {
     "explain": {"run": TEXT, "images": TEXTS | NOTHING, "samples": SIZE, "output": TEXT | NOTHING},
     "score": {
         "predictions": TEXT,
-        "references": TEXT,
+        "references": TEXT | NOTHING,
         "split": TEXT | NOTHING,
+        "ids": word(*IDS) | NOTHING,
+        "missing": word("refuse", "score_predicted", "empty"),
         "metrics": METRICS,
+        "tokens": TOKENS,
         "images": TEXT | NOTHING,
         "clip.model": TEXT,
         "clip.pretrained": TEXT | NOTHING,

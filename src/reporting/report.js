@@ -122,7 +122,7 @@
       fill.style.width = `${Math.max(0, Math.min(1, value / top(state.metric))) * 100}%`;
       shown.append(make("span", { className: `bar arm arm-${arm % 8}` }, fill));
     }
-    shown.append(number(value));
+    shown.append(make("span", { className: "number", textContent: number(value) }));
     const name = make("th", { scope: "row", title: data.arms[arm] }, swatch(arm), data.arms[arm]);
     return make("tr", { className: best ? "top" : "" }, name, said, shown);
   };

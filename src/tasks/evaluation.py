@@ -23,6 +23,7 @@ from src.metrics.answers import Asked, answer_scores, judge, shares
 from src.metrics.captions import CaptionScorer
 from src.metrics.extra import extra_scores
 from src.metrics.retrieval import recall_at_k
+from src.metrics.tokens import note_on_tokens
 from src.metrics.truth import truth_scores
 from src.records.files import seal, write_json, write_jsonl
 from src.records.sheet import write_sheet
@@ -37,6 +38,7 @@ class Evaluation:
     """``rows``: one dict per picture, for predictions.jsonl.
 
     ``remarks``: "missing" says why a score is None, "notes" what one has to know of one that is there; by score.
+    ``tokens``: what BLEU, ROUGE-L and CIDEr-D counted, of ``metrics.tokens.TOKENS``.
     """
 
     split: str
@@ -44,17 +46,18 @@ class Evaluation:
     rows: list[dict]
     captions_per_second: float | None
     remarks: dict[str, dict[str, str]] = field(default_factory=dict)
+    tokens: str = "words"
 
 
-def evaluate(parts: Parts, split: str, metrics: Sequence[str] = ()) -> Evaluation:
+def evaluate(parts: Parts, split: str, metrics: Sequence[str] = (), tokens: str = "words") -> Evaluation:
     """Everything that the data and the mechanism allow; documents get answers to their questions, if they have any.
 
-    ``metrics``: beside BLEU, ROUGE-L and CIDEr-D, of ``metrics.extra``.
+    ``metrics``: beside BLEU, ROUGE-L and CIDEr-D, of ``metrics.extra``; ``tokens``: what those count.
     """
     if parts.source.interleaved:
         return evaluate_documents(parts, split)
     predictions, speed = _captions(parts, parts.data.pictures(split), split)
-    result = score_captions(parts, split, predictions, speed, metrics)
+    result = score_captions(parts, split, predictions, speed, metrics, tokens)
     loss = split_loss(parts, split)
     result.scores = {"loss": loss, "perplexity": math.exp(loss), **result.scores}
     if parts.captioner.fusion.retrieves:
@@ -62,7 +65,9 @@ def evaluate(parts: Parts, split: str, metrics: Sequence[str] = ()) -> Evaluatio
     return result
 
 
-def evaluate_few_shot(parts: Parts, split: str, shots: int, metrics: Sequence[str] = ()) -> Evaluation:
+def evaluate_few_shot(
+    parts: Parts, split: str, shots: int, metrics: Sequence[str] = (), tokens: str = "words"
+) -> Evaluation:
     """Captions with ``shots`` training pictures and their captions standing before each picture.
 
     Which ones depends on the run's seed and the picture's id alone. Raises UserError where there is no such thing.
@@ -80,7 +85,7 @@ def evaluate_few_shot(parts: Parts, split: str, shots: int, metrics: Sequence[st
 
     documents = [prompt(example) for example in parts.data.examples(split)]
     predictions, speed = _captions(parts, _prompts(parts, documents), split, prompted=True)
-    return score_captions(parts, split, predictions, speed, metrics)
+    return score_captions(parts, split, predictions, speed, metrics, tokens)
 
 
 def evaluate_documents(parts: Parts, split: str) -> Evaluation:
@@ -150,7 +155,12 @@ def _captions(
 
 
 def score_captions(
-    parts: Parts, split: str, predictions: dict[str, str], speed: float | None, metrics: Sequence[str] = ()
+    parts: Parts,
+    split: str,
+    predictions: dict[str, str],
+    speed: float | None,
+    metrics: Sequence[str] = (),
+    tokens: str = "words",
 ) -> Evaluation:
     """Standard scores against the references; on scenes also whether captions are true.
 
@@ -158,7 +168,7 @@ def score_captions(
     """
     references = parts.data.references(split)
     examples = {example.id: example for example in parts.data.examples(split)}
-    scorer = CaptionScorer(references)
+    scorer = CaptionScorer(references, tokens)
     scenes = {id: Scene.from_dict(e.extra["scene"]) for id, e in examples.items() if "scene" in e.extra}
     corpus, per_image = _scores(scorer, scenes, predictions)
     shuffled, _ = _scores(scorer, scenes, exchange(predictions, parts.data.seed))
@@ -168,7 +178,9 @@ def score_captions(
         {"id": id, "caption": caption, "references": list(references[id]), **per_image[id], **extra.per_image[id]}
         for id, caption in predictions.items()
     ]
-    return Evaluation(split, {**corpus, **extra.corpus}, rows, speed, {"missing": extra.reasons, "notes": extra.notes})
+    notes = note_on_tokens(tokens, predictions.values(), itertools.chain.from_iterable(references.values()))
+    remarks = {"missing": extra.reasons, "notes": {**notes, **extra.notes}}
+    return Evaluation(split, {**corpus, **extra.corpus}, rows, speed, remarks, tokens)
 
 
 def _pixels(parts: Parts, example: Example, preprocessing: Mapping) -> torch.Tensor:
@@ -233,6 +245,7 @@ def report(parts: Parts, result: Evaluation, folder: Path, cost: dict, samples: 
         "pictures": len(result.rows),
         "references_sha256": parts.data.fingerprint(result.split),
         "decoding": {"method": type(parts.captioner.decoder).__name__, **vars(parts.captioner.decoder)},
+        "tokens": result.tokens,
         "scores": result.scores,
         "cost": {**cost, "captions_per_second": result.captions_per_second},
         **{kind: remarks for kind, remarks in result.remarks.items() if remarks},
