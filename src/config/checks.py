@@ -96,8 +96,7 @@ def _written(command: str) -> dict[str, table.Rule]:
     For those that src.options says nothing about. Options of classes are not among them: other classes have others.
     """
     files = {HOME / "conf" / f"{command}.yaml": ""}
-    if command == "train":
-        files |= {path: f"{group}." for group in groups() for path in (HOME / "conf" / group).glob("*.yaml")}
+    files |= {path: f"{group}." for group in groups(command) for path in (HOME / "conf" / group).glob("*.yaml")}
     found = {}
     for path, prefix in files.items():
         text = path.read_text(encoding="utf-8")

@@ -97,19 +97,21 @@ SEED = whole(0, 2**32 - 1)  # what numpy takes
 COUNT, SIZE, RATE, SHARE = whole(0), whole(1), number("[0, inf)"), number("[0, 1]")
 
 DATA = {
-    "root": TEXT,
-    "batch_size": SIZE,
-    "captions_per_image": SIZE,
-    "train_fraction": number("(0, 1]"),
-    "max_tokens": whole(3),  # start, one token, end
-    "max_images": SIZE,
-    "p_next": SHARE,
-    "workers": COUNT,
-    "cache_dir": TEXT,
-    "image_tag": FLAG,
-    "by_length": FLAG,
-    "on_error": word("raise", "skip"),
-    "max_skipped": SHARE,
+    "data.root": TEXT,
+    "data.batch_size": SIZE,
+    "data.captions_per_image": SIZE,
+    "data.train_fraction": number("(0, 1]"),
+    "data.max_tokens": whole(3),  # start, one token, end
+    "data.max_images": SIZE,
+    "data.p_next": SHARE,
+    "data.workers": COUNT,
+    "data.cache_dir": TEXT,
+    "data.image_tag": FLAG,
+    "data.by_length": FLAG,
+    "data.on_error": word("raise", "skip"),
+    "data.max_skipped": SHARE,
+    "data.schedule": word("accumulate", "round_robin"),
+    "data.weights.*": RATE,
 }
 # What else lightning.Trainer knows may be added (+trainer.deterministic=true); the types are then Lightning's own.
 TRAINER = {
@@ -143,9 +145,7 @@ TRAIN = {
     "val_captions": COUNT,
     "compile": FLAG,
     "sweep": TEXT,
-    **{f"data.{name}": rule for name, rule in DATA.items()},
-    "data.schedule": word("accumulate", "round_robin"),
-    "data.weights.*": RATE,
+    **DATA,
     "language.name": TEXT,
     "language.init": word("pretrained", "random"),
     "language.weights": TEXT | NOTHING,
@@ -176,6 +176,8 @@ COMMANDS = {
         "run": TEXT,
         "split": TEXT,
         "data_set": TEXT | NOTHING,
+        **DATA,
+        "data.root": TEXT | NOTHING,
         "metrics": METRICS,
         "shots": COUNT | NOTHING,
         "samples": SIZE,
