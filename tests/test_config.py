@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from copy import deepcopy
 import pytest
 from conftest import FUSIONS, ROOT
 from omegaconf import OmegaConf
+from test_verbs import run
 
 from src.config import checks, command_line, table
+from src.config.checks import groups
 from src.config.classes import trait
+from src.config.help import help_text
 from src.config.make import _rehearse_fusion
 from src.errors import UserError
 from src.metrics.extra import METRICS
@@ -174,6 +178,10 @@ WRONG = {
     "evaluate run=a decode=gredy": "did you mean decode=greedy?",
     "evaluate run=a shots=-1": "shots must be a whole number of at least 0 or null; got -1.",
     "evaluate run=a decode=beam decode.beams=none": "decode.beams must be of type int; got 'none'.",
+    "evaluate run=a data=cocoo": "did you mean data=coco?",
+    "evaluate run=a data=coco data.wrokers=0": "did you mean data.workers?",
+    "evaluate run=a data=coco data.batch_size=0": "data.batch_size must be a whole number of at least 1; got 0.",
+    "evaluate run=a data.wrokers=0": "did you mean data.workers?",
     "caption run=a images=b batch_size=0": "batch_size must be",
     "caption fusion=srau": "fusion=srau is no option of src.caption; it knows run, images, output, batch_size, decode.",
     "explain run=a samples=few": "samples must be",
@@ -221,6 +229,9 @@ RIGHT = [
     "train --cfg job nonsense=1",  # Hydra's own business
     "evaluate",  # the command says itself what is missing
     "evaluate run=a decode=sample decode.top_k=5 shots=2 data_set=x",
+    "evaluate run=a data=coco data.root=elsewhere data.source.images=pictures",
+    "evaluate run=a data.root=elsewhere +data.workers=0",
+    "evaluate run=a data=mixture data_set=pairs",
     "caption run=2024 images=[a,b]",
     "explain run=a images=x.jpg",
     "score predictions=a references=b metrics=[meteor] images=c",
@@ -341,6 +352,26 @@ def test_what_only_a_constructor_knows_is_refused_with_the_sizes_of_this_run():
     cfg = command_line.compose("train", ["fusion=coca", "fusion.n_uni=4"], [])
     with pytest.raises(UserError, match=r"fusion\.n_uni must be from 1 to 3"):
         _rehearse_fusion(cfg)
+
+
+@pytest.mark.parametrize("command", table.COMMANDS)
+def test_help_is_about_the_verb_alone(command):
+    """Its options with the comments of its yaml, its choices, and neither other verbs' nor Hydra's."""
+    text = help_text(command, f"The docstring of {command}.")
+    assert text.startswith(f"The docstring of {command}.")
+    options = {line.strip().partition(":")[0] for line in text.partition("Options:\n")[2].splitlines()}
+    top = {key.partition(".")[0] for key in table.COMMANDS[command]}
+    missing = top - options - {group.partition("/")[0] for group in groups(command)}
+    assert not missing
+    assert "\n  hydra:" not in text and ("fusion=" in text.partition("Choices")[2]) == (command == "train")
+
+
+def test_help_of_evaluate():
+    answer = run("src.evaluate", "--help")
+    assert "python -m src.evaluate run=runs/... shots=4" in answer.stdout
+    assert re.search(r"^  decode= +\(none\) \| beam \| greedy \| sample$", answer.stdout, re.M)
+    assert re.search(r"^  samples: 16 +# pictures on the sheet$", answer.stdout, re.M)
+    assert "powered by Hydra" not in answer.stdout
 
 
 def test_what_classes_say_of_themselves():
