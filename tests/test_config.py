@@ -168,6 +168,16 @@ WRONG = {
     "train resume=/nowhere": "/nowhere is not a run folder",
     "train hydra.run.dir=/dev/null/x": "/dev/null is no folder; choose another place with hydra.run.dir=<folder>.",
     "train -m hydra.sweep.dir=/dev/null/x seed=0,1": "/dev/null/x cannot be made: /dev/null is no folder",
+    "train fusion._target_=src.fusion.srau.SRUA": "src/fusion/srau.py has SRAU, and no SRUA.",
+    "train fusion._target_=src.fusion.sruu.SRAU": "cannot be found: there is no src/fusion/sruu.py.",
+    "train logger._target_=src.tracking.Wnadb": "src/tracking.py has Wandb, and no Wnadb.",
+    "train fusion._partial_=false": "fusion needs the line _partial_: true below its _target_",
+    "train language.model._partial_=false": "language.model needs the line _partial_: true",
+    "train +vision._partial_=true": "vision is made of its options alone; leave out the line _partial_: true.",
+    "train +data.source._partial_=true": "data.source is made of its options alone",
+    "train logger=wandb logger.project=team/ours": r"without / \ # ? % : (a team is named with logger.entity=); got",
+    f"train logger=wandb logger.project={'x' * 129}": "logger.project must be at most 128 characters",
+    "dashboard project=team/ours": "(a team is named with entity=); got 'team/ours'.",
     # sweeps
     "train -m fusion=srau,clipcapp": "did you mean fusion=clipcap?",
     "train -m fusion=srau,clipcap seed=0,x": "got 'x'.",
@@ -239,7 +249,7 @@ RIGHT = [
     "report runs=a gallery=0 pictures=false",
     "export run=a to=b frozen=include",
     "benchmark sizes=[big] +size.big={layers:1,width:8,heads:1,vocabulary:5,context:9,visual_tokens:3,visual_width:8}",
-    "dashboard project=x",
+    f"dashboard project={'x' * 128}",
     "doctor",
 ]
 
@@ -397,14 +407,21 @@ def test_a_mechanism_of_ones_own_is_typed_by_its_annotations(tmp_path, monkeypat
     (tmp_path / "src" / "fusion").mkdir(parents=True)
     (tmp_path / "src" / "fusion" / "mine.py").write_text(
         "from src.fusion.base import Fusion\n"
-        "class Base(Fusion):\n    def __init__(self, vision, language, depth: int, tau: float, mode: str | None): ...\n"
+        "class Base(Fusion):\n    def __init__(self, vision, language, depth: int, tau: float, mode: str | None,"
+        " layers: int | None = None): ...\n"
         "class Mine(Base):\n    pass\n"
+        "class Sample(Fusion):\n    def __init__(self, vision, language, temperature: float, seed: str): ...\n"
     )
     monkeypatch.setattr("src.config.classes.HOME", tmp_path)
     node = {"_target_": "src.fusion.mine.Mine", "_partial_": True, "depth": 2, "tau": 7, "mode": None}
     checks._check_class("fusion", node)  # names that other mechanisms use mean here what they mean here
     with pytest.raises(UserError, match=r"fusion.depth must be of type int; got 'x'\."):
         checks._check_class("fusion", {**node, "depth": "x"})
+    checks._check_class("fusion", {**node, "layers": None})
+    with pytest.raises(UserError, match=r"fusion.layers must be a whole number of at least 1 or null; got 0\."):
+        checks._check_class("fusion", {**node, "layers": 0})
+    alike = {"_target_": "src.fusion.mine.Sample", "_partial_": True, "temperature": -1.0, "seed": "none"}
+    checks._check_class("fusion", alike)  # nor has it the rules of another class of its name
     with pytest.raises(UserError, match=r"fusion has no option 'dept'; did you mean fusion.depth\?"):
         checks._check_class("fusion", {**node, "dept": 3})
 

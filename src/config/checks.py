@@ -179,7 +179,10 @@ def _check_class(key: str, node: dict) -> None:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {key}.{near[0]}?" if near else f"; it knows {', '.join(known)}."
             raise UserError(f"{key} has no option {name!r}{hint}")
-        for rule in (table.typed(known[name]), table.rule_for(target, name)):
+        kind, within = table.typed(known[name]), table.rule_for(target, name)
+        if kind and within and kind.fits(None):
+            within |= table.NOTHING
+        for rule in (kind, within):
             if rule is not None and value != "???" and not rule.fits(value):
                 raise UserError(f"{key}.{name} must be {rule.says}; got {_shown(value)}.")
 
