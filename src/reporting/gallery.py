@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from src.contracts import Example
 
-SIDE = 160  # pixels of a picture's longer side
-QUALITY = 60  # of WebP; a photograph then takes 4 to 6 kB, a drawn scene 1 to 2
+SIDE = 256  # pixels of a picture's longer side, which is shown at 160 and, at a click, at 640
+QUALITY = 60  # of WebP; a photograph then takes 8 to 12 kB, a drawn scene 1 to 3
 FIGURE_WIDTH = 900  # pixels; as wide as the page shows them
 FIGURES = ("attention", "occlusion")  # by src.explain; the first that a run has
 DIGITS = 4  # of a per-image score
