@@ -17,6 +17,8 @@ from PIL import Image
 
 from src.comparison.arms import compare
 from src.comparison.runs import find_runs, group
+from src.diagnostics import figures
+from src.diagnostics.reading import Reading
 from src.errors import UserError
 from src.reporting.gallery import gallery
 
@@ -348,3 +350,13 @@ def test_a_root_that_nothing_reads_is_refused(trained, photographs):
     for words in ((), ("data=scenes",)):
         answer = run("src.evaluate", f"run={trained}", f"data.root={photographs}", *words, ok=False)
         assert "means nothing to these data" in answer.stderr
+
+
+def test_labels_of_a_figure_lie_on_no_panel():
+    gates = [torch.rand(1, 2, 3, 4) for _ in range(12)]
+    reading = Reading(["a", "red", "circle"], [[0], [1], [2]], None, torch.zeros(3, 8, 8), {"visual_gate": gates})
+    figure = figures.gate_openness([reading], "visual_gate")
+    figure.canvas.draw()
+    left, right = (axis.get_window_extent() for axis in figure.axes)
+    labels = [label.get_window_extent() for label in figure.axes[1].get_yticklabels()]
+    assert len(labels) == 12 and not any(label.overlaps(left) or label.overlaps(right) for label in labels)
