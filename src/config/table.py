@@ -234,6 +234,7 @@ COMMANDS = {
     },
     "dashboard": {"project": project("entity"), "entity": TEXT | NOTHING, "output": TEXT},
     "doctor": {"runs": TEXT},
+    "sync": {"run": TEXT},
 }
 # Ranges of constructor options: by names that mean the same everywhere, and what single classes mean by theirs. Classes
 # refuse these values themselves too; here it does not take the seconds that importing them takes.
