@@ -238,9 +238,13 @@ def retrieval_scores(parts: Parts, split: str) -> dict[str, float]:
     return recall_at_k(similarity_IB.cpu(), picture_B)
 
 
-def report(parts: Parts, result: Evaluation, folder: Path, cost: dict, samples: int) -> None:
-    """Write metrics.json, predictions.jsonl and samples.png into ``folder``; print the table and some captions."""
+def report(parts: Parts, result: Evaluation, folder: Path, cost: dict, samples: int, data: dict | None = None) -> None:
+    """Write metrics.json, predictions.jsonl and samples.png into ``folder``; print the table and some captions.
+
+    ``data``: "name" and options of the "source" that was scored; None where the run's configuration has them.
+    """
     metrics = {
+        **({"data": data} if data else {}),
         "split": result.split,
         "pictures": len(result.rows),
         "references_sha256": parts.data.fingerprint(result.split),
@@ -254,7 +258,8 @@ def report(parts: Parts, result: Evaluation, folder: Path, cost: dict, samples: 
     if result.rows:
         write_jsonl(folder / "predictions.jsonl", result.rows)
     seal(folder, "metrics.json", "predictions.jsonl")
-    print(table(f"{result.split}, {len(result.rows)} pictures", result.scores))
+    where = f"{data['name']}/{result.split}" if data else result.split
+    print(table(f"{where}, {len(result.rows)} pictures", result.scores))
     for remarks in result.remarks.values():
         for score, remark in remarks.items():
             print(f"  {score}: {remark}")
