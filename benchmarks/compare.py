@@ -20,7 +20,7 @@ from src.comparison.arms import compare
 from src.comparison.runs import Arm, Run
 
 IMAGES, ARMS, SEEDS, RESAMPLES, REFERENCES = 5_000, 7, 3, 10_000, 5
-SCORES = ("METEOR", "ROUGE-L", "CIDEr-D")
+SCORES = ("SPICE", "ROUGE-L", "CIDEr-D")
 WORDS = ["".join(letters) for letters in product("bdgklmnprstv", "aeiou", "bdgklmnprstv", ("", "a", "er"))]
 
 

@@ -38,6 +38,7 @@ FLOORS = (
         "export",
         "report",
         "score",
+        "sync",
         "train",
     ),
 )

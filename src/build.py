@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,8 @@ def build(cfg: DictConfig, sources: dict[str, Source], tokenizer_folder: Path | 
     vision = build_vision(cfg) if any(source.has_images for source in sources.values()) else None
     captioner = build_captioner(cfg, vision, language, tokenizer)
     data = {name: build_data(options, cfg.seed, sources[name], captioner) for name, options in data_sets(cfg).items()}
+    for name, options in data_sets(cfg).items():
+        use_features(data[name], options, captioner, sources[name].splits())
     if "members" in cfg.data:
         return Parts(captioner, Mixture(data, cfg.data.weights, cfg.data.schedule))
     return Parts(captioner, data[""])
@@ -149,10 +152,7 @@ def build_objectives(cfg: DictConfig, fusion: Fusion) -> dict[str, Objective]:
 
 
 def build_data(options: DictConfig, seed: int, source: Source, captioner: Captioner) -> CaptionData:
-    """The data module; with a frozen encoder it reads features that are computed once and kept on disk.
-
-    Not of streamed data: they would take more room than the pictures.
-    """
+    """The data module, which reads pictures, if any, until ``use_features``."""
     faults = getattr(source, "faults", None)
     if options.get("on_error", "raise") == "skip" and (faults is None or faults.on_error != "skip"):
         raise UserError(
@@ -180,8 +180,18 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
     if source.interleaved:
         return DocumentData(source, captioner.tokenizer, options.max_images, options.p_next, **shared)
     shared |= {name: options[name] for name in ("captions_per_image", "image_tag", "by_length") if name in options}
-    data = CaptionData(source, captioner.tokenizer, **shared)
-    if vision is not None and not captioner.trains("vision") and not isinstance(data.examples("train"), Streamed):
+    return CaptionData(source, captioner.tokenizer, **shared)
+
+
+def use_features(data: CaptionData, options: DictConfig, captioner: Captioner, splits: Sequence[str]) -> None:
+    """With a frozen encoder, read features of ``splits`` that are computed once and kept on disk.
+
+    Not of documents, and not of streamed data: they would take more room than the pictures.
+    """
+    vision, source = captioner.vision, data.source
+    if vision is None or captioner.trains("vision") or source.interleaved:
+        return
+    if not isinstance(data.examples(splits[0]), Streamed):
         from src.loading.features import FeatureCache
 
         data.features = {
@@ -193,9 +203,8 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
                 captioner.needs_levels,
                 tokens=captioner.needs_tokens,
             )
-            for split in source.splits()
+            for split in splits
         }
-    return data
 
 
 def restore(run: Path, decode: DictConfig | None = None) -> Parts:
@@ -206,6 +215,20 @@ def restore(run: Path, decode: DictConfig | None = None) -> Parts:
     load_weights(parts.captioner, checkpoint_path(run))
     place(parts.captioner, cfg)
     return parts
+
+
+def restore_on(run: Path, options: DictConfig, split: str, decode: DictConfig | None = None) -> Parts:
+    """A run's captioner with its trained weights, and one data set of which ``split`` is to be read; no features yet.
+
+    ``options``: as in conf/data, of the run's own data or of others. Raises UserError where they do not go together.
+    """
+    source = make(options.source)
+    if split not in source.splits():
+        raise UserError(f"split={split} does not exist; this data has {', '.join(source.splits())}.")
+    captioner = restore_captioner(run, decode)
+    if captioner.fusion.sees and not source.has_images:
+        raise UserError(f"{run} reads pictures, and data={source.name} has none.")
+    return Parts(captioner, build_data(options, run_config(run).seed, source, captioner))
 
 
 def restore_captioner(run: Path, decode: DictConfig | None = None) -> Captioner:

@@ -1,48 +1,95 @@
-"""Score a trained run again: another split, another decoding.
+"""Score a trained run again: another split, another decoding, other data.
 
 python -m src.evaluate run=runs/... split=val decode=greedy
 python -m src.evaluate run=runs/... shots=4
+python -m src.evaluate run=runs/... data=coco data.root=<folder>   other pictures than the run's
+python -m src.evaluate run=runs/... data.root=<folder>             the run's own, which lie there now
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.config.command_line import verb
+from src.config.make import data_sets
 from src.errors import UserError
 from src.metrics.extra import check_names
-from src.records.folder import checkpoint_path
+from src.records.folder import checkpoint_path, run_config
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="evaluate")
 @verb
 def main(cfg: DictConfig) -> float:
     """Results go to their own folder: what the run itself wrote stays."""
-    run, metrics = Path(cfg.run), check_names(cfg.metrics)
+    run, metrics = Path(cfg.run), check_names(cfg.metrics, cfg.tokens)
     checkpoint_path(run)
-    from src.build import parameter_counts, restore
+    chosen = HydraConfig.get().runtime.choices
+    name, options = data_set(cfg, run)
+    from src.build import parameter_counts, restore_on, use_features
     from src.tasks.evaluation import evaluate, evaluate_few_shot, report
 
-    sets = restore(run, cfg.get("decode")).data_sets()
-    if cfg.data_set not in sets and cfg.data_set:
-        known = ", ".join(filter(None, sets)) or "a single one, without a name; leave data_set out"
-        raise UserError(f"data_set={cfg.data_set} does not exist; this run has {known}.")
-    parts = sets[cfg.data_set or next(iter(sets))]
-    if cfg.split not in parts.source.splits():
-        raise UserError(f"split={cfg.split} does not exist; this data has {', '.join(parts.source.splits())}.")
+    parts = restore_on(run, options, cfg.split, cfg.get("decode"))
+    if chosen.get("data"):
+        parts.data.image_tag = parts.captioner.tagged  # captions begin as those that it has learnt
     shots = None if cfg.shots is None else f"{cfg.shots}-shot"
-    name = "-".join(filter(None, [cfg.data_set, cfg.split, shots, HydraConfig.get().runtime.choices.get("decode")]))
-    folder = Path(cfg.output) if cfg.output else run / "evaluate" / name
+    counted = None if cfg.tokens == "words" else cfg.tokens
+    words = [chosen.get("data"), cfg.data_set, cfg.split, shots, chosen.get("decode"), counted]
+    folder = Path(cfg.output) if cfg.output else run / "evaluate" / "-".join(filter(None, words))
+    check_same(folder, cfg.split, parts.data.fingerprint(cfg.split), f"output={run}/evaluate/<name> keeps both")
+    if not (chosen.get("data") or cfg.output):
+        trained_on = run / name if (run / name / "metrics.json").is_file() else run
+        more = "for other data than the run's say data=<name> data.root=<folder>"
+        check_same(trained_on, cfg.split, parts.data.fingerprint(cfg.split), more)
+    use_features(parts.data, options, parts.captioner, [cfg.split])
     if cfg.shots is None:
-        result = evaluate(parts, cfg.split, metrics)
+        result = evaluate(parts, cfg.split, metrics, cfg.tokens)
     else:
-        result = evaluate_few_shot(parts, cfg.split, cfg.shots, metrics)
-    report(parts, result, folder, {"parameters": parameter_counts(parts.captioner)}, cfg.samples)
+        result = evaluate_few_shot(parts, cfg.split, cfg.shots, metrics, cfg.tokens)
+    about = {"name": parts.source.name, "source": OmegaConf.to_container(options.source, resolve=True)}
+    report(parts, result, folder, {"parameters": parameter_counts(parts.captioner)}, cfg.samples, about)
     return result.scores.get("CIDEr-D", result.scores.get("loss"))
+
+
+def data_set(cfg: DictConfig, run: Path) -> tuple[str, DictConfig]:
+    """Name and options of the data set to score: of ``data=<name>``, or of the run, with what ``cfg`` changes of it."""
+    sets = data_sets(cfg if "source" in cfg.data or "members" in cfg.data else run_config(run))
+    if cfg.data_set and cfg.data_set not in sets:
+        known = ", ".join(filter(None, sets)) or "a single one, without a name; leave data_set out"
+        raise UserError(f"data_set={cfg.data_set} does not exist; there is {known}.")
+    name = cfg.data_set or next(iter(sets))
+    return name, changed(sets[name], cfg.data)
+
+
+def changed(options: DictConfig, data: DictConfig) -> DictConfig:
+    """The options of a data set with those of ``data`` that are not null; root and the like reach the source, too."""
+    plain, given = (OmegaConf.to_container(node, resolve=True) for node in (options, data))
+    for name, value in given.items():
+        if value is None or name in ("members", "schedule", "weights", "source"):
+            continue
+        if name not in plain or (name == "root" and name not in plain["source"]):
+            known = ", ".join(f"data.{one}" for one in plain if one != name)
+            raise UserError(f"data.{name}={value} means nothing to these data; they know {known}.")
+        plain[name] = value
+        if name in plain["source"] and "source" not in given:
+            plain["source"][name] = value
+    return OmegaConf.create(plain)
+
+
+def check_same(results: Path, split: str, fingerprint: str, otherwise: str) -> None:
+    """Refuse to put scores on some pictures and captions beside, or in place of, scores on others. Raises UserError."""
+    path = results / "metrics.json"
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        known = earlier["references_sha256"] if earlier["split"] == split else fingerprint
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no scores, or none that can be read
+    if known != fingerprint:
+        raise UserError(f"{path} is about other pictures or captions of split={split} than these; {otherwise}.")
 
 
 if __name__ == "__main__":

@@ -221,6 +221,7 @@ class Wandb(Tracker):
             wandb.teardown()  # its service keeps this run's folders, which another run in this process must not get
             _exchange(self.environment)
         if self.mode == "offline":
+            print("W&B: from another place than this, python -m src.sync run=<folder> uploads it", flush=True)
             print(f"W&B: upload with: {sync_command(Path(self.run.dir).parent)}", flush=True)
         elif not complete:
             print(f"W&B: upload with: {shlex.join(['wandb', 'sync', str(Path(self.run.dir).parent)])}", flush=True)
@@ -305,10 +306,15 @@ def sweep_name() -> str | None:
 
 
 def sync_command(own: Path) -> str:
-    """``own``: <run>/wandb/offline-run-<time>-<id>. Earlier attempts at this run go first: its curve begins there."""
+    """What uploads ``own``, <run>/wandb/offline-run-<time>-<id>, and earlier attempts at this run."""
+    return shlex.join(["wandb", "sync", *map(str, attempts(own))])
+
+
+def attempts(own: Path) -> list[Path]:
+    """``own`` and earlier attempts at its run. These go first: its curve begins there."""
     run, id = own.parents[1], own.name.rsplit("-", 1)[-1]
-    attempts = [*run.parent.glob(f"{run.name}~*/wandb/offline-run-*-{id}"), *own.parent.glob(f"offline-run-*-{id}")]
-    return shlex.join(["wandb", "sync", *(str(path) for path in sorted(attempts, key=lambda path: path.name))])
+    found = [*run.parent.glob(f"{run.name}~*/wandb/offline-run-*-{id}"), *own.parent.glob(f"offline-run-*-{id}")]
+    return sorted(found, key=lambda path: path.name)
 
 
 def exit_status(error: BaseException) -> int:

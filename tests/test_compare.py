@@ -18,13 +18,14 @@ import yaml
 from conftest import ROOT
 from PIL import Image
 
-from src.comparison import figure
+from src.comparison import figure, measures
 from src.comparison.arms import compare
 from src.comparison.runs import find_runs, group
 from src.comparison.tables import csv_text, escaped, latex, markdown, plain, text
 from src.decoding.beam import BeamSearch
 from src.errors import UserError
 from src.metrics.captions import CaptionScorer
+from src.metrics.meteor import Unavailable, meteor
 from src.metrics.truth import truth_scores
 from src.records.files import write_json, write_jsonl
 from src.scenes.world import Scene, Thing
@@ -116,7 +117,7 @@ def test_cells_are_the_scores_of_metrics_json(runs):
             assert cell.per_seed == pytest.approx(own, abs=1e-12) and cell.mean == pytest.approx(np.mean(own))
             assert cell.std == (pytest.approx(np.std(own, ddof=1)) if len(own) > 1 else None)
             assert cell.low < cell.mean < cell.high
-    assert not any("corpus score" in note for note in comparison.notes)
+    assert not any("by its predictions.jsonl" in note for note in comparison.notes)
 
 
 def test_all_pairs_are_compared_and_the_baseline_is_what_others_are_held_against(runs):
@@ -155,17 +156,100 @@ def test_scores_missing_from_an_arm_leave_a_gap(runs):
         if folder.name != "blind":
             edit(
                 folder / "predictions.jsonl",
-                lambda rows: [row.update(METEOR=0.1 + 0.001 * i) for i, row in enumerate(rows)],
+                lambda rows: [row.update(SPICE=0.1 + 0.001 * i) for i, row in enumerate(rows)],
             )
-            edit(folder / "metrics.json", lambda metrics: metrics["scores"].update(METEOR=0.3))
+            edit(folder / "metrics.json", lambda metrics: metrics["scores"].update(SPICE=0.3))
     comparison = compared(runs)
-    assert comparison.scores == ("BLEU-4", "ROUGE-L", "CIDEr-D", "METEOR")
-    assert comparison.cells["blind", "METEOR"] is None and comparison.cells["srau", "METEOR"].mean > 0.1
-    assert [(d.arm, d.other) for d in comparison.differences if d.score == "METEOR"] == [("clipcap", "srau")]
+    assert comparison.scores == ("BLEU-4", "ROUGE-L", "CIDEr-D", "SPICE")
+    assert comparison.cells["blind", "SPICE"] is None and comparison.cells["srau", "SPICE"].mean > 0.1
+    assert [(d.arm, d.other) for d in comparison.differences if d.score == "SPICE"] == [("clipcap", "srau")]
     assert comparison.differences[-1].p_holm == 1
-    assert "Not defined for blind: METEOR." in comparison.notes
-    (note,) = [note for note in comparison.notes if "corpus score" in note]
-    assert note.startswith("METEOR is taken here as the mean over images") and "(0.1395 against 0.3000 in" in note
+    assert "Not defined for blind: SPICE." in comparison.notes
+    (note,) = [note for note in comparison.notes if "by its predictions.jsonl" in note]
+    assert note.startswith("SPICE of ") and "is 0.3000 in its metrics.json and 0.1395 by its" in note
+
+
+def meteor_counts(right: bool) -> list[int]:
+    """Of a caption of eight words that says seven words of nine, or one of four, in two chunks."""
+    length, other, hits = (8, 9, 7) if right else (8, 4, 1)
+    return [length, other, 0, 0, hits, hits, *(0 for _ in range(14)), 2 if right else 1, hits, hits]
+
+
+def with_meteor(folder: Path, counted: bool = True) -> None:
+    """Give a run METEOR as src.evaluate writes it, or as it once was, without counts."""
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    counts = [meteor_counts(row["caption"] in row["references"]) for row in rows]
+    for row, own in zip(rows, counts, strict=True):
+        row |= {"METEOR": float(meteor(own)), **({"METEOR counts": own} if counted else {})}
+    write_jsonl(folder / "predictions.jsonl", rows)
+    corpus = float(meteor(np.sum(counts, axis=0)))
+    assert abs(corpus - np.mean([row["METEOR"] for row in rows])) > 0.002  # the mean is another number
+    edit(folder / "metrics.json", lambda metrics: metrics["scores"].update(METEOR=corpus))
+
+
+def test_scores_by_characters_are_recomputed_by_characters_and_named(runs):
+    scorer = CaptionScorer(REFERENCES, "characters")
+    for folder in runs.iterdir():
+        rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+        scores = scorer.score({row["id"]: row["caption"] for row in rows})
+        write_jsonl(folder / "predictions.jsonl", [row | scores.per_image[row["id"]] for row in rows])
+        edit(folder / "metrics.json", lambda m, s=scores: m.update(scores=s.corpus, tokens="characters"))
+    comparison = compared(runs)
+    for arm in comparison.arms:
+        own = [run.scores["BLEU-4"] for run in arm.runs]
+        assert comparison.cells[arm.label, "BLEU-4"].per_seed == pytest.approx(own, abs=1e-12)
+    assert (
+        "BLEU, ROUGE-L and CIDEr-D count characters here, so they compare with no scores by words." in comparison.notes
+    )
+    assert not any("by its predictions.jsonl" in note for note in comparison.notes)
+
+
+def test_meteor_is_the_score_of_the_corpus(runs):
+    """In cells and differences, with intervals of resampled corpora."""
+    for folder in runs.iterdir():
+        with_meteor(folder)
+    comparison = compared(runs)
+    for arm in comparison.arms:
+        cell = comparison.cells[arm.label, "METEOR"]
+        assert cell.per_seed == pytest.approx([run.scores["METEOR"] for run in arm.runs], abs=1e-12)
+        assert cell.low < cell.mean < cell.high
+    assert comparison.against_baseline("srau", "METEOR").low > 0
+    assert not any("METEOR" in note for note in comparison.notes)
+    rows = [json.loads(line) for line in (runs / "blind" / "predictions.jsonl").read_text().splitlines()]
+    counts = np.array([row["METEOR counts"] for row in rows])
+    chance = np.random.default_rng(1)
+    drawn = [meteor(counts[chance.integers(len(counts), size=len(counts))].sum(0)) for _ in range(500)]
+    cell = comparison.cells["blind", "METEOR"]
+    assert (cell.low, cell.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), rel=0.05)
+
+
+def test_meteor_without_counts_is_counted_again_or_left_out_and_never_the_mean(runs, monkeypatch):
+    for folder in runs.iterdir():
+        with_meteor(folder, counted=folder.name == "blind")
+
+    def again(captions, references):
+        return np.array([meteor_counts(said in own) for said, own in zip(captions, references, strict=True)])
+
+    monkeypatch.setattr(measures, "meteor_statistics", again)
+    comparison = compared(runs)
+    for arm in comparison.arms:
+        expected = [run.scores["METEOR"] for run in arm.runs]
+        assert comparison.cells[arm.label, "METEOR"].per_seed == pytest.approx(expected, abs=1e-12)
+    assert not any("METEOR" in note for note in comparison.notes)
+
+    def without(captions, references):
+        raise Unavailable("METEOR needs Java.")
+
+    monkeypatch.setattr(measures, "meteor_statistics", without)
+    comparison = compared(runs)
+    assert comparison.cells["srau", "METEOR"] is None and comparison.cells["clipcap", "METEOR"] is None
+    assert comparison.cells["blind", "METEOR"].mean == pytest.approx(comparison.arms[0].runs[0].scores["METEOR"])
+    (note,) = [note for note in comparison.notes if "counted again" in note]
+    assert "METEOR needs Java." in note and "metrics=[meteor] of src.evaluate" in note
+    assert "Not defined for clipcap, srau: METEOR." in comparison.notes
+    assert "| METEOR |" in markdown(comparison) and "METEOR" in latex(comparison)
+    called = compared(runs, scores=["CIDEr-D"])  # Java is not asked for what nobody wants
+    assert not any("METEOR" in note for note in called.notes)
 
 
 def test_truth_of_a_kind_is_true_statements_over_statements(tmp_path):
@@ -191,7 +275,7 @@ def test_truth_of_a_kind_is_true_statements_over_statements(tmp_path):
     assert any(
         note.startswith("Resting on fewer than 50 images") and "truth/colour" in note for note in comparison.notes
     )
-    assert not any("corpus score" in note for note in comparison.notes)
+    assert not any("by its predictions.jsonl" in note for note in comparison.notes)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -202,7 +286,8 @@ def test_notes_say_what_the_numbers_are_about(runs):
     assert notes[0].endswith("they say nothing about other seeds (seeds: blind 1, clipcap 2, srau 2).")
     assert notes[1].startswith("An arm with one seed has no standard deviation")
     assert notes[2] == "The arms do not have the same seeds."
-    assert len(notes) == 3
+    assert notes[3].startswith("Resting on fewer than 50 images") and notes[3].endswith("BLEU-4 of blind, clipcap.")
+    assert len(notes) == 4
 
 
 def test_settings_beside_the_fusion_are_noted(runs):
@@ -211,6 +296,25 @@ def test_settings_beside_the_fusion_are_noted(runs):
     )
     note = "The arms differ in more than the fusion: data.batch_size, optim.warmup."
     assert note in compared(runs).notes
+
+
+def test_bleu_without_four_words_right_is_noted(runs):
+    """Few of its 4-grams are in few images, which its fourth root hides; none is an interval of no width."""
+    few = {id: "a zebra" if int(id.removesuffix(".jpg")) > 5 else own[0] for id, own in REFERENCES.items()}
+    for name, captions in {"blind": dict.fromkeys(REFERENCES, "the zebra a walks"), "srau0": few}.items():
+        scores = SCORER.score(captions)
+        rows = [
+            {"id": id, "caption": said, "references": REFERENCES[id], **scores.per_image[id]}
+            for id, said in captions.items()
+        ]
+        write_jsonl(runs / name / "predictions.jsonl", rows)
+        edit(runs / name / "metrics.json", lambda metrics, own=scores.corpus: metrics.update(scores=own))
+    comparison = compared(runs, scores=["BLEU-4", "BLEU-1"])
+    cell = comparison.cells["blind", "BLEU-4"]
+    assert cell.flat and 0 < cell.high < 1e-4 and not comparison.cells["srau", "BLEU-4"].flat
+    assert any(note.startswith("An interval of no width") for note in comparison.notes)
+    (note,) = [note for note in comparison.notes if note.startswith("Resting on fewer than 50 images")]
+    assert "BLEU-4 of blind, clipcap, srau" in note and "BLEU-1" not in note
 
 
 def test_too_few_resamples_for_the_pairs_are_noted(runs):
@@ -252,6 +356,10 @@ def earlier_search(runs):
     edit(runs / "srau1" / "metrics.json", lambda metrics: metrics["decoding"].pop("rules"))
 
 
+def other_tokens(runs):
+    edit(runs / "srau1" / "metrics.json", lambda metrics: metrics.update(tokens="characters"))
+
+
 def no_decoding(runs):
     edit(runs / "srau1" / "metrics.json", lambda metrics: metrics.pop("decoding"))
 
@@ -265,6 +373,7 @@ def other_data(runs):
     [
         (other_split, "split", "blind", "test against val"),
         (other_references, "references", "blind", "sha256 rrrrrrrrrrrr against qqqqqqqqqqqq"),
+        (other_tokens, "tokens", "blind", "words against characters"),
         (other_decoding, "decoding", "blind", "beams 5 against 1"),
         (earlier_search, "decoding", "blind", "rules transformers against None"),
         (no_decoding, "decoding", "blind", "{runs}/srau1 does not name its own"),
@@ -281,7 +390,7 @@ def test_runs_that_differ_are_refused_unless_allowed(runs, change, aspect, first
         f"allow=[{aspect}] compares them all the same."
     )
     with pytest.raises(UserError):
-        compared(runs, allow=[one for one in ("split", "references", "decoding", "data") if one != aspect])
+        compared(runs, allow=[one for one in ("split", "references", "tokens", "decoding", "data") if one != aspect])
     assert f"Allowed, but not like with like: {aspect} ({how})." in compared(runs, allow=[aspect]).notes
 
 
@@ -310,7 +419,7 @@ def test_allowed_references_pair_shared_images_only(runs):
     [
         ({"baseline": "nobody"}, "baseline=nobody is none of the arms; they are: blind; clipcap; srau."),
         ({"scores": ["SPICE"]}, "scores=SPICE has no value per image in these runs; there are BLEU-4, ROUGE-L,"),
-        ({"allow": ["seed"]}, "allow=seed means nothing here; it can be split, references, decoding, data."),
+        ({"allow": ["seed"]}, "allow=seed means nothing here; it can be split, references, tokens, decoding, data."),
         ({"resamples": 99}, "resamples=99 are too few for a 95 % interval; 100 is the least, 10000 is good."),
     ],
 )
@@ -332,6 +441,10 @@ def test_options_that_mean_nothing_are_refused(runs, options, message):
         (lambda rows: rows[3].update({"truth/colour": 1.0}), "truth/colour of 3.jpg does not fit its caption"),
         (lambda rows: rows[3].update(id="new.jpg"), "describe different pictures"),
         (lambda rows: rows[3].update({"CIDEr-D": "?"}), "CIDEr-D of 3.jpg is not a number"),
+        (
+            lambda rows: rows[3].update({"METEOR": 0.1, "METEOR counts": [1]}),
+            "METEOR counts of 0.jpg are not 23 numbers",
+        ),
     ],
 )
 def test_damaged_rows_are_named(runs, change, message):
@@ -417,6 +530,16 @@ def test_the_figure_shows_mean_interval_and_seeds_of_every_arm(runs, monkeypatch
         cell = comparison.cells[arm.label, "CIDEr-D"]
         assert ((cell.low, cell.high), (row, row)) in drawn and ((cell.mean,), (row,)) in drawn
         assert (cell.per_seed, (row,) * len(cell.per_seed)) in drawn
+
+
+def test_nine_curves_look_different(runs, monkeypatch):
+    for number in range(9):
+        for share in (0.1, 0.5):
+            write_run(runs / f"m{number}{share}", f"m{number}", config={"data": {"train_fraction": share}})
+    comparison = compare(group(find_runs(str(runs / "m*"))), scores=["CIDEr-D"], resamples=100)
+    (axis,) = axes_of(monkeypatch, comparison, "data.train_fraction")
+    handles, _ = axis.get_legend_handles_labels()
+    assert len({(handle.get_color(), handle.get_marker()) for handle in handles}) == 9
 
 
 def test_curves_join_arms_that_differ_in_one_number(runs, monkeypatch):

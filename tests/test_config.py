@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from copy import deepcopy
 import pytest
 from conftest import FUSIONS, ROOT
 from omegaconf import OmegaConf
+from test_verbs import run
 
 from src.config import checks, command_line, table
+from src.config.checks import groups
 from src.config.classes import trait
+from src.config.help import help_text
 from src.config.make import _rehearse_fusion
 from src.errors import UserError
 from src.fusion.base import Retriever
@@ -165,6 +169,16 @@ WRONG = {
     "train resume=/nowhere": "/nowhere is not a run folder",
     "train hydra.run.dir=/dev/null/x": "/dev/null is no folder; choose another place with hydra.run.dir=<folder>.",
     "train -m hydra.sweep.dir=/dev/null/x seed=0,1": "/dev/null/x cannot be made: /dev/null is no folder",
+    "train fusion._target_=src.fusion.srau.SRUA": "src/fusion/srau.py has SRAU, and no SRUA.",
+    "train fusion._target_=src.fusion.sruu.SRAU": "cannot be found: there is no src/fusion/sruu.py.",
+    "train logger._target_=src.tracking.Wnadb": "src/tracking.py has Wandb, and no Wnadb.",
+    "train fusion._partial_=false": "fusion needs the line _partial_: true below its _target_",
+    "train language.model._partial_=false": "language.model needs the line _partial_: true",
+    "train +vision._partial_=true": "vision is made of its options alone; leave out the line _partial_: true.",
+    "train +data.source._partial_=true": "data.source is made of its options alone",
+    "train logger=wandb logger.project=team/ours": r"without / \ # ? % : (a team is named with logger.entity=); got",
+    f"train logger=wandb logger.project={'x' * 129}": "logger.project must be at most 128 characters",
+    "dashboard project=team/ours": "(a team is named with entity=); got 'team/ours'.",
     # sweeps
     "train -m fusion=srau,clipcapp": "did you mean fusion=clipcap?",
     "train -m fusion=srau,clipcap seed=0,x": "got 'x'.",
@@ -175,6 +189,10 @@ WRONG = {
     "evaluate run=a decode=gredy": "did you mean decode=greedy?",
     "evaluate run=a shots=-1": "shots must be a whole number of at least 0 or null; got -1.",
     "evaluate run=a decode=beam decode.beams=none": "decode.beams must be of type int; got 'none'.",
+    "evaluate run=a data=cocoo": "did you mean data=coco?",
+    "evaluate run=a data=coco data.wrokers=0": "did you mean data.workers?",
+    "evaluate run=a data=coco data.batch_size=0": "data.batch_size must be a whole number of at least 1; got 0.",
+    "evaluate run=a data.wrokers=0": "did you mean data.workers?",
     "caption run=a images=b batch_size=0": "batch_size must be",
     "caption fusion=srau": "fusion=srau is no option of src.caption; it knows run, images, output, batch_size, decode.",
     "explain run=a samples=few": "samples must be",
@@ -222,6 +240,9 @@ RIGHT = [
     "train --cfg job nonsense=1",  # Hydra's own business
     "evaluate",  # the command says itself what is missing
     "evaluate run=a decode=sample decode.top_k=5 shots=2 data_set=x",
+    "evaluate run=a data=coco data.root=elsewhere data.source.images=pictures",
+    "evaluate run=a data.root=elsewhere +data.workers=0",
+    "evaluate run=a data=mixture data_set=pairs",
     "caption run=2024 images=[a,b]",
     "explain run=a images=x.jpg",
     "score predictions=a references=b metrics=[meteor] images=c",
@@ -229,7 +250,7 @@ RIGHT = [
     "report runs=a gallery=0 pictures=false",
     "export run=a to=b frozen=include",
     "benchmark sizes=[big] +size.big={layers:1,width:8,heads:1,vocabulary:5,context:9,visual_tokens:3,visual_width:8}",
-    "dashboard project=x",
+    f"dashboard project={'x' * 128}",
     "doctor",
 ]
 
@@ -344,6 +365,26 @@ def test_what_only_a_constructor_knows_is_refused_with_the_sizes_of_this_run():
         _rehearse_fusion(cfg)
 
 
+@pytest.mark.parametrize("command", table.COMMANDS)
+def test_help_is_about_the_verb_alone(command):
+    """Its options with the comments of its yaml, its choices, and neither other verbs' nor Hydra's."""
+    text = help_text(command, f"The docstring of {command}.")
+    assert text.startswith(f"The docstring of {command}.")
+    options = {line.strip().partition(":")[0] for line in text.partition("Options:\n")[2].splitlines()}
+    top = {key.partition(".")[0] for key in table.COMMANDS[command]}
+    missing = top - options - {group.partition("/")[0] for group in groups(command)}
+    assert not missing
+    assert "\n  hydra:" not in text and ("fusion=" in text.partition("Choices")[2]) == (command == "train")
+
+
+def test_help_of_evaluate():
+    answer = run("src.evaluate", "--help")
+    assert "python -m src.evaluate run=runs/... shots=4" in answer.stdout
+    assert re.search(r"^  decode= +\(none\) \| beam \| greedy \| sample$", answer.stdout, re.M)
+    assert re.search(r"^  samples: 16 +# pictures on the sheet$", answer.stdout, re.M)
+    assert "powered by Hydra" not in answer.stdout
+
+
 def test_what_classes_say_of_themselves():
     sees = {name: trait(f"src.fusion.{name}", "sees") for name in ("blind.Blind", "clipcap.ClipCap", "base.Fusion")}
     assert sees == {"blind.Blind": False, "clipcap.ClipCap": True, "base.Fusion": True}  # of a base, too
@@ -367,14 +408,21 @@ def test_a_mechanism_of_ones_own_is_typed_by_its_annotations(tmp_path, monkeypat
     (tmp_path / "src" / "fusion").mkdir(parents=True)
     (tmp_path / "src" / "fusion" / "mine.py").write_text(
         "from src.fusion.base import Writer\n"
-        "class Base(Writer):\n    def __init__(self, vision, language, depth: int, tau: float, mode: str | None): ...\n"
+        "class Base(Writer):\n    def __init__(self, vision, language, depth: int, tau: float, mode: str | None,"
+        " layers: int | None = None): ...\n"
         "class Mine(Base):\n    pass\n"
+        "class Sample(Writer):\n    def __init__(self, vision, language, temperature: float, seed: str): ...\n"
     )
     monkeypatch.setattr("src.config.classes.HOME", tmp_path)
     node = {"_target_": "src.fusion.mine.Mine", "_partial_": True, "depth": 2, "tau": 7, "mode": None}
     checks._check_class("fusion", node)  # names that other mechanisms use mean here what they mean here
     with pytest.raises(UserError, match=r"fusion.depth must be of type int; got 'x'\."):
         checks._check_class("fusion", {**node, "depth": "x"})
+    checks._check_class("fusion", {**node, "layers": None})
+    with pytest.raises(UserError, match=r"fusion.layers must be a whole number of at least 1 or null; got 0\."):
+        checks._check_class("fusion", {**node, "layers": 0})
+    alike = {"_target_": "src.fusion.mine.Sample", "_partial_": True, "temperature": -1.0, "seed": "none"}
+    checks._check_class("fusion", alike)  # nor has it the rules of another class of its name
     with pytest.raises(UserError, match=r"fusion has no option 'dept'; did you mean fusion.depth\?"):
         checks._check_class("fusion", {**node, "dept": 3})
 

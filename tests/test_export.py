@@ -277,6 +277,12 @@ FILES = ("captioner.yaml", "environment.json", "metrics.json", "model.safetensor
          "tokenizer/tokenizer.json", "evaluate/val-greedy/metrics.json")  # fmt: skip
 
 
+def test_the_umask_says_who_may_read_the_files(exported):
+    modes = {path.name: path.stat().st_mode for path in exported.rglob("*") if path.is_file()}
+    (exported.parent / "made_here").touch()
+    assert set(modes.values()) == {(exported.parent / "made_here").stat().st_mode}, modes
+
+
 def test_every_file_but_the_card_is_in_the_manifest(exported):
     listed = set(json.loads((exported / "manifest.json").read_text())["files"])
     there = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}

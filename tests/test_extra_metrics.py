@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -61,7 +62,7 @@ def test_an_unexpected_error_is_a_reason_and_the_others_go_on(monkeypatch):
     def broken(*arguments):
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr(extra, "meteor", broken)
+    monkeypatch.setattr(extra, "meteor_statistics", broken)
     monkeypatch.setattr(extra, "spice", lambda said, known: [0.25, 0.75])
     scores = extra_scores(["meteor", "spice"], PREDICTIONS, REFERENCES)
     assert scores.corpus == {"METEOR": None, "SPICE": 0.5}
@@ -71,10 +72,17 @@ def test_an_unexpected_error_is_a_reason_and_the_others_go_on(monkeypatch):
 
 def test_captions_meet_their_references_and_meteor_is_no_mean(monkeypatch):
     seen = []
-    monkeypatch.setattr(extra, "meteor", lambda said, known: seen.append((said, known)) or [0.1, 0.2, 0.9])
+    counts = np.zeros((2, 23), dtype=int)
+    counts[0, [0, 1, 4, 5, 21, 22]] = 1  # one word, matched
+    counts[1, [0, 1]] = 3  # three words, none matched
+    monkeypatch.setattr(extra, "meteor_statistics", lambda said, known: seen.append((said, known)) or counts)
     scores = extra_scores(["meteor"], PREDICTIONS, REFERENCES)
     assert seen == [(["dog", "cat"], [["a dog", "one dog"], ["a cat"]])]
-    assert scores.corpus == {"METEOR": 0.9} and scores.per_image == {"b": {"METEOR": 0.1}, "a": {"METEOR": 0.2}}
+    assert scores.per_image == {
+        "b": {"METEOR": 1.0, "METEOR counts": counts[0].tolist()},
+        "a": {"METEOR": 0.0, "METEOR counts": counts[1].tolist()},
+    }
+    assert scores.corpus == {"METEOR": pytest.approx(0.25)}  # a quarter of the words
 
 
 def test_random_weights_are_called_meaningless(random_clip):

@@ -211,7 +211,7 @@ def test_photographs_keep_their_proportions_and_a_damaged_one_is_named(tmp_path)
     write_run(tmp_path / "runs" / "a", "clipcap", folder_rows(source), source=source)
     data, notes = gallery(arms_of(tmp_path / "runs"))
     sizes = dict(zip(data["ids"], map(size_of, data["pictures"]), strict=True))
-    assert sorted(map(str, sizes.values())) == sorted(["(160, 80)", "(80, 160)", "None"])
+    assert sorted(map(str, sizes.values())) == sorted(["(256, 128)", "(128, 256)", "None"])
     assert len(notes) == 1 and "broken.jpg" in notes[0] and data["marks"] is None
 
 
@@ -300,6 +300,21 @@ def test_leaders_and_ties(comparison):
     loss = replace(comparison, cells={(a, "loss"): c for (a, _), c in comparison.cells.items()}, differences=())
     assert leaders(loss, "loss") == ("blind", [], False)  # less is better, and nothing was tested
     assert leaders(loss, "length") == (None, [], False)
+
+
+def test_what_cannot_be_told_is_no_tie(comparison):
+    """A score of 0 in every picture has an interval of no width: it was called within noise of a clear lead."""
+    flat = Cell(0.0, None, 0.0, 0.0, (0.0,))
+    cells = comparison.cells | {("clipcap", "CIDEr-D"): flat}
+    assert leaders(replace(comparison, cells=cells), "CIDEr-D") == ("flamingo", [], False)
+    shown = tuple(replace(d, p_holm=0.01) for d in comparison.differences)
+    assert leaders(replace(comparison, cells=cells, differences=shown), "CIDEr-D") == ("flamingo", [], True)
+    # three pairs and 50 resamples: the least p is 3 / 51, so that nothing could be shown
+    assert leaders(replace(comparison, resamples=50), "CIDEr-D") == ("flamingo", [], False)
+
+
+def test_nine_arms_look_different():
+    assert len({plots.swatch(arm) for arm in range(9)}) == 9
 
 
 def test_front_of_the_pareto_plot():
@@ -440,6 +455,27 @@ def test_page_opens_and_shows_every_caption(runs, tmp_path):
 
 
 @browser
+def test_marks_fit_into_the_table_and_bars_stand_in_line(comparison, tmp_path):
+    """The last column's star was cut off, and bars shifted where the number beside them was bold."""
+    probe = """<script>
+        const wide = document.querySelector("#scores .wide"), mark = document.querySelector("td.best .mark");
+        const left = (element) => element.getBoundingClientRect().left;
+        document.title = JSON.stringify({
+            over: wide.scrollWidth - wide.clientWidth,
+            spare: wide.getBoundingClientRect().right - mark.getBoundingClientRect().right,
+            lefts: [...new Set([...document.querySelectorAll(".card .bar")].map(left))],
+            bold: document.querySelectorAll(".card tr.top .bar").length,
+        });
+    </script>"""
+    content = page(comparison, *gallery(comparison.arms))
+    open_to_all = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", content)
+    (tmp_path / "page.html").write_text(open_to_all.replace("</body>", f"{probe}</body>"), encoding="utf-8")
+    document = browse(tmp_path / "page.html")
+    found = json.loads(html.unescape(re.search("<title>(.*?)</title>", document)[1]))
+    assert found["over"] == 0 and found["spare"] >= 0 and len(found["lefts"]) == 1 and found["bold"] > 0
+
+
+@browser
 def test_orders(runs, tmp_path):
     path = build(runs, tmp_path / "out")
     data = data_of(path.read_text(encoding="utf-8"))
@@ -495,6 +531,64 @@ def test_switches_of_the_plots(runs, tmp_path):
     assert visible("") == ["truth", "truth"] and visible("score=CIDEr-D") == ["CIDEr-D", "CIDEr-D"]
     document = browse(path, "score=CIDEr-D&cost=step_ms")
     assert re.findall(r'<div data-score="([^"]*)" data-cost="([^"]*)">', document) == [("CIDEr-D", "step_ms")]
+
+
+@browser
+def test_tables_are_sorted_by_a_click_on_a_column(runs, tmp_path):
+    path = build(runs, tmp_path / "out")
+    page_text = path.read_text(encoding="utf-8")
+    column = data_of(page_text)["first"]
+    means = {arm.label: sum(row[column] for run in arm.runs for row in run.rows) for arm in arms_of(runs)}
+    down = sorted(means, key=lambda label: -means[label])
+    for clicks, wanted in ((0, list(means)), (1, down), (2, down[::-1])):
+        document = clicked(path, f"#scores thead th:nth-child({2 + scores_of(page_text).index(column)}) button", clicks)
+        rows = re.search(r"<tbody>(.*?)</tbody>", document, re.DOTALL)[1]
+        assert re.findall(r'<span class="label">(.*?)</span>', rows) == wanted
+    assert 'aria-sort="ascending"' in document
+
+
+def scores_of(text: str) -> list[str]:
+    """The scores in the order of the first table's columns."""
+    return re.findall(r"<option[^>]*>([^<]*)</option>", re.search(r'<select name="score">(.*?)</select>', text)[1])
+
+
+def clicked(path: Path, selector: str, times: int = 1) -> str:
+    """The document after clicks on what ``selector`` names, made by a script of this test's."""
+    script = f"for (let i = 0; i < {times}; i++) document.querySelector({json.dumps(selector)}).click();"
+    text = path.read_text(encoding="utf-8").replace("</body>", f"<script>{script}</script></body>")
+    clicks = path.with_name("clicked.html")
+    clicks.write_text(re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text), encoding="utf-8")
+    return browse(clicks)
+
+
+@browser
+def test_a_click_on_a_picture_shows_it_larger(runs, tmp_path):
+    path = build(runs, tmp_path / "out")
+    dialog = r'<dialog class="larger"[^>]*?( open="")?>(.*?)</dialog>'
+    before = re.search(dialog, browse(path), re.DOTALL)
+    after = re.search(dialog, clicked(path, ".card:nth-child(2) .enlarge"), re.DOTALL)
+    pictures = data_of(path.read_text(encoding="utf-8"))["pictures"]
+    assert before[2] == "" and after[1] and pictures[1] in after[2]
+
+
+@browser
+def test_a_page_without_pictures_has_no_dead_controls(runs, tmp_path):
+    document = browse(build(runs, tmp_path / "out", limit=0))
+    assert "None of the 12 pictures is on this page (gallery=0)." in document
+    assert 'data-controls="gallery"' not in document and "pager" not in document.partition("<body>")[2]
+
+
+@browser
+def test_captions_while_validating_are_curves(runs, tmp_path):
+    for log in runs.glob("*/log/metrics.csv"):
+        lines = log.read_text().splitlines()
+        more = [f"{line},{number / 10},{number / 20}" for number, line in enumerate(lines[1:])]
+        log.write_text("\n".join([f"{lines[0]},val/CIDEr-D,val/BLEU-4", *more]) + "\n")
+    path = build(runs, tmp_path / "out")
+    for fragment, wanted in (("", "CIDEr-D"), ("online=BLEU-4", "BLEU-4"), ("online=nothing", "CIDEr-D")):
+        document = browse(path, fragment)
+        assert re.findall(r'<div data-online="([^"]*)">', document) == [wanted]
+        assert f'aria-label="val/{wanted} over step"' in document
 
 
 @browser

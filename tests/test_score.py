@@ -15,6 +15,7 @@ from PIL import Image
 
 from src.errors import UserError
 from src.metrics.ptb import tokenize
+from src.metrics.tokens import unspaced
 from src.score import find_images
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,6 +54,102 @@ def test_table_and_metrics_beside_the_predictions(files):
     assert sorted(path.name for path in files.iterdir()) == ["p.json", "p.metrics.json", "r.json"]
 
 
+def scored(folder: Path, *arguments: str) -> tuple[dict, str]:
+    """metrics.json, and what is printed."""
+    answer = score(folder, *arguments, "output=o.json")
+    assert answer.returncode == 0, answer.stderr
+    return json.loads((folder / "o.json").read_text()), answer.stdout
+
+
+def test_scores_over_a_part_are_counted(files):
+    """Left out: as if the others were all there are, their document frequencies too. Empty: a caption of no words."""
+    whole, shown = scored(files, "predictions=p.json", "references=r.json", "split=test")
+    assert "unpredicted" not in whole and "no prediction" not in shown
+    part, shown = scored(files, "predictions=p.json", "references=r.json", "missing=score_predicted")
+    count = {"count": 1, "of": 9, "missing": "score_predicted"}
+    assert part["scores"] == whole["scores"] and part["pictures"] == 8 and part["unpredicted"] == count
+    assert "note: 1 of 9 pictures have no prediction (left out, of the document frequencies too)." in shown
+    empty, shown = scored(files, "predictions=p.json", "references=r.json", "missing=empty")
+    assert empty["pictures"] == 9 and empty["unpredicted"] == {**count, "missing": "empty"}
+    assert empty["scores"]["ROUGE-L"] == pytest.approx(whole["scores"]["ROUGE-L"] * 8 / 9)
+    assert "note: 1 of 9 pictures have no prediction (scored as empty captions)." in shown
+
+
+def test_the_kind_of_id_is_told_and_a_runs_own_is_taken(files):
+    """Pictures named by numbers whose imgid is another number: guessing either would score captions of others."""
+    rows = [{"image_id": number, "caption": caption} for number, caption in enumerate(GOLDEN["predictions"].values())]
+    texts = list(GOLDEN["references"].values())
+    images = [
+        {"filename": f"{n}.jpg", "imgid": (n + 1) % len(texts), "sentences": [{"raw": text} for text in texts[n]]}
+        for n in range(len(texts))
+    ]
+    run = [{"id": str(row["image_id"]), "caption": row["caption"], "references": ["x"]} for row in rows]
+    (files / "n.json").write_text(json.dumps(rows))
+    (files / "k.json").write_text(json.dumps({"images": images}))
+    (files / "predictions.jsonl").write_text("\n".join(map(json.dumps, run)))
+    answer = score(files, "predictions=n.json", "references=k.json")
+    assert answer.returncode == 2 and "ids=file_stem or ids=imgid says which is right." in answer.stderr
+    for arguments in (["predictions=n.json", "ids=file_stem"], ["predictions=predictions.jsonl"]):
+        metrics, shown = scored(files, *arguments, "references=k.json")
+        assert metrics["ids"] == "file_stem" and "ids: file_stem" in shown
+        assert metrics["scores"]["CIDEr-D"] == pytest.approx(GOLDEN["corpus"]["CIDEr-D"], abs=1e-6)
+
+
+CHINESE = {
+    "1": ("一只棕色的狗在草地上奔跑。", "一条狗在草地上奔跑"),
+    "2": ("两个男孩在海边踢足球。", "两名男孩在海边踢足球"),
+    "3": ("一个女人骑着红色的自行车。", "一名女人骑着红色自行车"),
+}
+
+
+def test_captions_without_spaces_are_told_and_scored_by_characters(files):
+    """As if every character were a word that stands between spaces."""
+    (files / "p.json").write_text(json.dumps({id: said for id, (_, said) in CHINESE.items()}))
+    (files / "r.json").write_text(json.dumps({id: [known] for id, (known, _) in CHINESE.items()}))
+    (files / "ps.json").write_text(json.dumps({id: " ".join(said) for id, (_, said) in CHINESE.items()}))
+    (files / "rs.json").write_text(json.dumps({id: [" ".join(known)] for id, (known, _) in CHINESE.items()}))
+    words, shown = scored(files, "predictions=p.json", "references=r.json")
+    assert words["scores"]["CIDEr-D"] == 0 and words["tokens"] == "words"
+    assert "no spaces between words" in words["notes"]["tokens"] and "note: these captions have no spaces" in shown
+    spaced, shown = scored(files, "predictions=ps.json", "references=rs.json")
+    assert spaced["scores"]["CIDEr-D"] > 1 and "notes" not in spaced and "tokens" not in shown
+    characters, shown = scored(files, "predictions=p.json", "references=r.json", "tokens=characters")
+    assert characters["scores"] == spaced["scores"] and characters["tokens"] == "characters"
+    assert "notes" not in characters and "tokens: characters, so that these scores compare" in shown
+    answer = score(files, "predictions=p.json", "references=r.json", "tokens=characters", "metrics=[meteor]")
+    assert answer.returncode == 2 and "METEOR reads English words, so it does not go with tokens=" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("captions", "told"),
+    [
+        (["一只棕色的狗", "两个男孩在海边"], True),
+        (["一 只 棕色 的 狗"], False),
+        (["オレンジ色の猫が寝ている"], True),
+        (["สุนัขวิ่งบนหญ้า"], True),
+        (["สุนัข วิ่ง บน หญ้า"], False),
+        (["a dog", "ein Hund läuft", "собака бежит", "Rindfleischetikettierung"], False),
+        (["a sign that says 一只棕色的狗在草地", "a dog on the grass beside it"], False),
+        (["", "   "], False),
+    ],
+)
+def test_which_captions_have_no_spaces(captions, told):
+    assert unspaced(captions) is told
+
+
+def test_references_inside_the_predictions(files):
+    entries = [
+        {"image_name": f"{id}.jpg", "captions": GOLDEN["references"][id], "prediction": caption}
+        for id, caption in GOLDEN["predictions"].items()
+    ]
+    (files / "magic.json").write_text(json.dumps(entries))
+    metrics, shown = scored(files, "predictions=magic.json")
+    assert metrics["ids"] is None and "the predictions bring their references" in shown
+    assert metrics["scores"]["CIDEr-D"] == pytest.approx(GOLDEN["corpus"]["CIDEr-D"], abs=1e-6)
+    answer = score(files, "predictions=magic.json", "split=test")
+    assert answer.returncode == 2 and "split=test is about references=<file>, and there is none." in answer.stderr
+
+
 @pytest.mark.parametrize(("output", "written"), [("new/folder", "new/folder/metrics.json"), ("own.json", "own.json")])
 def test_output_may_be_a_folder_or_a_file(files, output, written):
     assert score(files, "predictions=p.json", "references=r.json", "split=test", f"output={output}").returncode == 0
@@ -65,7 +162,13 @@ def test_output_may_be_a_folder_or_a_file(files, output, written):
         ([], "predictions=<file> is missing"),
         (["predictions=p.json"], "references=<file> is missing"),
         (["predictions=nowhere.json", "references=r.json"], "nowhere.json can't be read: No such file or directory."),
-        (["predictions=p.json", "references=r.json"], "1 of 9 pictures have no prediction, for example other;"),
+        (
+            ["predictions=p.json", "references=r.json"],
+            "1 of 9 pictures have no prediction, for example other; missing=score_predicted leaves them out",
+        ),
+        (["predictions=p.json", "references=r.json", "missing=ignore"], "missing must be refuse, score_predicted or"),
+        (["predictions=p.json", "references=r.json", "ids=number"], "ids must be cocoid, image_id, id, imgid, file_"),
+        (["predictions=p.json", "references=r.json", "ids=cocoid"], "ids=cocoid is no name that all pictures of r."),
         (
             ["predictions=p.json", "references=r.json", "split=val"],
             "has no split val; it has test (8), train (1).",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from conftest import ROOT
 from test_verbs import SMOKE, run
 
 from src.config.checks import LEASED
+from src.launch.hydra_plugins.process_pool import Job, ProcessPool, _folder
 from src.records.folder import run_config
 
 pytestmark = pytest.mark.slow
@@ -76,17 +78,50 @@ def test_a_sweep_survives_a_failing_job_and_a_kill(pretrained, tmp_path):
 
 
 def test_a_job_that_was_cut_off_continues_and_its_first_attempt_is_kept(tmp_path):
-    arguments = [*SWEEP, "fusion=blind", "seed=0", f"hydra.sweep.dir='{tmp_path}'"]
-    run("src.train", *arguments)
-    (folder,) = tmp_path.glob("*/result.json")
+    """Also in a folder whose name has the characters that quote values."""
+    here = tmp_path / "it's \\'100 %'\\"
+    here.mkdir()
+    arguments = [*SWEEP, "fusion=blind", "seed=0"]
+    run("src.train", *arguments, cwd=here)
+    (folder,) = here.glob("runs/sweep/*/result.json")
     folder = folder.parent
     before = json.loads((folder / "metrics.json").read_text())["scores"]
     (folder / "result.json").unlink()  # as if it had been killed after its last checkpoint
-    run("src.train", *arguments)
+    run("src.train", *arguments, cwd=here)
     aside = folder.with_name(f"{folder.name}~1")
     assert (aside / "checkpoints" / "last.ckpt").is_file()
     assert run_config(folder).resume == str(aside)
     assert json.loads((folder / "metrics.json").read_text())["scores"] == pytest.approx(before)
+
+
+def test_folders_say_what_tells_jobs_of_one_name_apart(tmp_path):
+    """A job that has a folder keeps it, whatever else the sweep has this time."""
+
+    def folders(*overrides: tuple[str, ...]) -> list[str]:
+        jobs = [Job(own, None, tmp_path / f"a-s0-{i:08x}") for i, own in enumerate(overrides)]
+        return [_folder(job, jobs).name for job in jobs]
+
+    both = folders(("fusion=srau", "vision=vit"), ("fusion=srau", "vision=efficientnet_lite0"))
+    assert both == ["a-s0-vision=vit-00000000", "a-s0-vision=efficientnet_lite0-00000001"]
+    assert folders(("fusion=srau",)) == ["a-s0-00000000"]
+    weights = folders(("language.weights='/home/me/my lm'",), ("+language.weights=null",))
+    assert weights == ["a-s0-language.weights=my_lm_-00000000", "a-s0-language.weights=null-00000001"]
+    (tmp_path / "a-s0-00000001").mkdir()
+    assert folders(("x=1",), ("x=2",)) == ["a-s0-x=1-00000000", "a-s0-00000001"]
+
+
+def test_a_sweep_that_is_interrupted_does_not_look_finished(tmp_path, capsys, monkeypatch):
+    pool = ProcessPool(None, 1)
+    jobs = [Job((f"seed={i}",), None, tmp_path / f"{i}") for i in range(3)]
+
+    def interrupted(job, lease):
+        pool.stopping.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pool, "_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool._run_all(jobs)
+    assert re.findall(r"(\d)/3", capsys.readouterr().err)[-1] == "0"
 
 
 def test_a_typo_is_found_before_any_job_starts(tmp_path):
@@ -135,7 +170,9 @@ def test_one_lease_per_gpu(monkeypatch):
 
 # ------------------------------------------------------------------------------------------------- search and clusters
 def test_a_search_keeps_its_trials_and_goes_on(tmp_path):
+    """Its database is in a folder whose name means something in a URL."""
     pytest.importorskip("optuna")
+    tmp_path = tmp_path / "which?a=%41#{x}"
     arguments = ["-m", *SMOKE, "trainer.max_steps=2", "test_split=val", "hydra/sweeper=search", "hydra.sweeper.batch=1"]
     arguments += ["fusion=clipcap", "regime.lr_fusion=tag(log,interval(1e-4,1e-2))", "optim.floor=choice(0.0,0.1)"]
     arguments += [f"hydra.sweep.dir='{tmp_path}'"]
@@ -144,6 +181,7 @@ def test_a_search_keeps_its_trials_and_goes_on(tmp_path):
     answer = run("src.train", *arguments, "hydra.sweeper.trials=2")
     second = results(tmp_path)
     assert len(first) == 1 and len(second) == 2 and first.items() <= second.items()
+    assert (tmp_path / "search.db").is_file()
     rates = [run_config(tmp_path / name).regime.lr_fusion for name in second]
     assert len(set(rates)) == 2 and all(1e-4 <= rate <= 1e-2 for rate in rates)
     best = max(json.loads((tmp_path / name / "result.json").read_text())["value"] for name in second)

@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from random import Random
 
 import pytest
 from conftest import ROOT
@@ -24,6 +26,7 @@ from test_verbs import SMOKE, run
 from src import tracking
 from src.config.make import make
 from src.errors import UserError
+from src.records.wandb_file import _framed, _messages, settle
 
 KEY = "0123456789abcdef" * 3  # looks like an API key
 EVERY_STEP = "trainer.log_every_n_steps=1"
@@ -146,6 +149,40 @@ def test_captions_come_with_pictures_references_and_scores(tracked):
         assert told["id"] == row["id"] and told["caption"] == row["caption"]
         assert told["references"] == "\n".join(row["references"]) and told["CIDEr-D"] == row["CIDEr-D"]
         assert contents[told["picture"]["path"]].read_bytes()[1:4] == b"PNG"
+
+
+def test_an_offline_run_that_has_moved_is_synced_whole(tracked, alone, tmp_path):
+    """Every file that its upload reads lies in the moved folder, and no record has changed otherwise."""
+    folder, answer = tracked
+    assert "python -m src.sync run=<folder>" in answer.stdout
+    moved = tmp_path / "another place" / "run"
+    shutil.copytree(folder, moved, symlinks=True)
+    (before,), (file,) = wandb_files(folder), wandb_files(moved)
+    answer = run("src.sync", f"run='{moved}'", ok=False)  # there is no login here
+    assert "5 files of tables are named where they are now" in answer.stdout  # four pictures, one table
+    contents = [entry for artifact in Logged(file).artifacts for entry in artifact.manifest.contents]
+    assert len(contents) == 5
+    for entry in contents:
+        assert moved in Path(entry.local_path).parents and Path(entry.local_path).stat().st_size == entry.size
+    assert settle(file, moved) == 0
+    assert settle(file, folder) == 5 and list(records(file)) == list(records(before))
+    next((moved / "wandb" / "data").rglob("tmp*")).unlink()
+    with pytest.raises(UserError, match="is missing; move the run folder with all that is in its wandb/"):
+        settle(file, moved)
+
+
+def test_records_of_any_length_are_framed_as_they_are_read(tmp_path):
+    chance = Random(0)
+    messages = [chance.randbytes(n) for n in (1, 32754, 32754 - 7, 1, 100_000, 0, 70_000, 32754 - 14, 5)]
+    content = b":W&B\xe1\xbe\x00" + _framed(messages)
+    assert list(_messages(content, tmp_path)) == messages
+    assert list(_messages(content[:-2], tmp_path)) == messages[:-1]  # a kill left the last one unfinished
+    with pytest.raises(UserError, match="is damaged at byte 7;"):
+        list(_messages(content[:14] + b"x" + content[15:], tmp_path))
+
+
+def test_nothing_to_sync_is_one_sentence(tmp_path):
+    assert "holds nothing that was logged offline" in run("src.sync", f"run={tmp_path}", ok=False).stderr
 
 
 def test_gates_and_attention_are_figures_in_the_run_folder(tracked):

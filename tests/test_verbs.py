@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import FUSIONS, ROOT
 from PIL import Image, ImageColor
+
+from src.comparison.arms import compare
+from src.comparison.runs import find_runs, group
+from src.diagnostics import figures
+from src.diagnostics.reading import Reading
+from src.errors import UserError
+from src.reporting.gallery import gallery
 
 SMOKE = ("debug=smoke", "language.model.width=32", "vision.width=32", "vision.layers=3", "language.model.layers=2")
 
@@ -62,6 +71,9 @@ def test_evaluate_repeats_the_scores_and_keeps_the_run(trained):
     assert (trained / "metrics.json").read_bytes() == before
     run("src.evaluate", f"run={trained}", "split=compositional", "decode=greedy")
     assert (trained / "evaluate" / "compositional-greedy" / "predictions.jsonl").is_file()
+    run("src.evaluate", f"run={trained}", "tokens=characters")
+    counted = json.loads((trained / "evaluate" / "test-characters" / "metrics.json").read_text())
+    assert (again["tokens"], counted["tokens"]) == ("words", "characters")
 
 
 def test_caption_own_pictures_and_name_the_unreadable(trained, tmp_path):
@@ -283,3 +295,81 @@ def test_two_processes_train_together(tmp_path):
     run("src.train", "data=mixture", "fusion=flamingo", *small, *sizes, *quick, *both, *SMOKE[1:], folder)
     assert len((tmp_path / "ddp" / "predictions.jsonl").read_text().splitlines()) == 8
     assert json.loads((tmp_path / "ddp" / "stories" / "metrics.json").read_text())["pictures"] >= 16
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    """A folder of eight pictures with captions, all in the split "test"."""
+    folder = tmp_path_factory.mktemp("photographs")
+    lines = ["image,caption,split"]
+    for i in range(8):
+        Image.effect_noise((40 + 20 * i, 60), 80).convert("RGB").save(folder / f"{i}.jpg")
+        lines.append(f"{i}.jpg,a picture of number {i},{'val' if i == 7 else 'test'}")
+    (folder / "captions.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_evaluate_on_other_data_than_the_runs(trained, photographs, tmp_path):
+    """Under a name of its own; the results say what they were scored on, and the report shows those pictures."""
+    before = (trained / "metrics.json").read_bytes()
+    answer = run("src.evaluate", f"run={trained}", "data=folder", f"data.root={photographs}", "data.workers=0")
+    assert "folder/test, 7 pictures" in answer.stdout
+    scored = trained / "evaluate" / "folder-test"
+    metrics = json.loads((scored / "metrics.json").read_text())
+    assert metrics["data"]["name"] == "folder" and metrics["data"]["source"]["root"] == str(photographs)
+    rows = [json.loads(line) for line in (scored / "predictions.jsonl").read_text().splitlines()]
+    assert [row["references"] for row in rows] == [[f"a picture of number {i}"] for i in range(7)]
+    assert (trained / "metrics.json").read_bytes() == before
+    arms = group(find_runs(str(trained), "folder-test"))
+    shown, notes = gallery(arms)
+    assert len(shown["pictures"]) == 7 and None not in shown["pictures"] and not notes
+
+    fewer = tmp_path / "fewer"
+    shutil.copytree(photographs, fewer)
+    (fewer / "captions.csv").write_text("image,caption,split\n0.jpg,another caption,test\n")
+    again = ("src.evaluate", f"run={trained}", "data=folder", f"data.root={fewer}", "data.workers=0")
+    assert "is about other pictures or captions of split=test than these" in run(*again, ok=False).stderr
+    run(*again, f"output={trained}/evaluate/fewer")
+    with pytest.raises(UserError, match="differ in their references"):
+        compare(group([*find_runs(str(trained), "folder-test"), _renamed(find_runs(str(trained), "fewer")[0])]))
+
+
+def _renamed(one):
+    """A run as if of another arm."""
+    return replace(one, config={**one.config, "regime.lr_fusion": 9.0})
+
+
+def test_evaluate_where_the_data_have_moved(photographs, tmp_path):
+    was, now = tmp_path / "was", tmp_path / "now"
+    shutil.copytree(photographs, was)
+    text = (was / "captions.csv").read_text().replace("0.jpg,a picture of number 0,test", "0.jpg,number nought,train")
+    (was / "captions.csv").write_text(text)
+    small = [word for word in SMOKE if not word.startswith("debug")]
+    quick = ("trainer.max_steps=1", "trainer.val_check_interval=1", "decode.max_tokens=8", "data.workers=0")
+    source = ("data=folder", f"data.root={was}", "language.tokenizer.vocabulary=262")
+    run("src.train", *small, *quick, *source, f"hydra.run.dir='{tmp_path}/run'")
+    was.rename(now)
+    answer = run("src.evaluate", f"run={tmp_path}/run", ok=False)
+    assert f"{was}" in answer.stderr and "data.root=<folder>" in answer.stderr
+    run("src.evaluate", f"run={tmp_path}/run", f"data.root={now}")
+    again = json.loads((tmp_path / "run" / "evaluate" / "test" / "metrics.json").read_text())
+    assert again["scores"] == json.loads((tmp_path / "run" / "metrics.json").read_text())["scores"]
+    assert again["data"]["source"]["root"] == str(now)
+    answer = run("src.evaluate", f"run={tmp_path}/run", f"data.root={photographs}", ok=False)
+    assert "is about other pictures or captions" in answer.stderr  # six of the seven are the same
+
+
+def test_a_root_that_nothing_reads_is_refused(trained, photographs):
+    for words in ((), ("data=scenes",)):
+        answer = run("src.evaluate", f"run={trained}", f"data.root={photographs}", *words, ok=False)
+        assert "means nothing to these data" in answer.stderr
+
+
+def test_labels_of_a_figure_lie_on_no_panel():
+    gates = [torch.rand(1, 2, 3, 4) for _ in range(12)]
+    reading = Reading(["a", "red", "circle"], [[0], [1], [2]], None, torch.zeros(3, 8, 8), {"visual_gate": gates})
+    figure = figures.gate_openness([reading], "visual_gate")
+    figure.canvas.draw()
+    left, right = (axis.get_window_extent() for axis in figure.axes)
+    labels = [label.get_window_extent() for label in figure.axes[1].get_yticklabels()]
+    assert len(labels) == 12 and not any(label.overlaps(left) or label.overlaps(right) for label in labels)

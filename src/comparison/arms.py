@@ -1,11 +1,11 @@
 """Arms held against one another: every score with its interval, every pair of arms with its difference and test.
 
 What an interval is about. The images are drawn again, the trained models are what they are: an image's value for an arm
-is the mean over the arm's seeds, and corpus scores (BLEU) are taken of each seed and then averaged. Seeds are NOT drawn
-again, although there are two-way bootstraps that would (Owen 2007, "The pigeonhole bootstrap"): with the two to five
-seeds that trainings allow, drawing seeds with replacement gives intervals that claim 95 % and cannot hold it. The
-variance of S drawn seeds is too small by (S - 1) / S on average, and it is estimated from S values; where the scatter
-of seeds dominates, 1.96 such standard errors cover a normal score's mean with probability
+is the mean over the arm's seeds, and corpus scores (BLEU, METEOR) are taken of each seed and then averaged. Seeds are
+NOT drawn again, although there are two-way bootstraps that would (Owen 2007, "The pigeonhole bootstrap"): with the two
+to five seeds that trainings allow, drawing seeds with replacement gives intervals that claim 95 % and cannot hold it.
+The variance of S drawn seeds is too small by (S - 1) / S on average, and it is estimated from S values; where the
+scatter of seeds dominates, 1.96 such standard errors cover a normal score's mean with probability
 P(|t| < 1.96 sqrt((S - 1) / S)), t with S - 1 degrees of freedom: .60 for two seeds, .75 for three, .85 for five, and
 percentile intervals cover less still. So the seeds are reported as what they are, a few numbers with a standard
 deviation, next to an interval that keeps what it promises; Bouthillier et al. 2021, "Accounting for variance in machine
@@ -25,13 +25,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.comparison.measures import Measure, make_measures, read_table, score_names, shared_images
+from src.comparison.measures import (
+    AGAIN,
+    BLEU,
+    METEOR,
+    Measure,
+    make_measures,
+    read_table,
+    score_names,
+    shared_images,
+    tokens_of,
+    with_meteor_counts,
+)
 from src.comparison.resampling import at_least, draws, exchanged, holm, interval, p_value, signs
 from src.comparison.runs import Arm, Run
 from src.errors import UserError
 
 BASELINE = "blind"
-ALLOWED = ("split", "references", "decoding", "data")
+ALLOWED = ("split", "references", "tokens", "decoding", "data")
 FEW = 50  # images; below, percentile intervals are noticeably too narrow
 LEAST = 100  # resamples below which there is no 2.5th percentile to speak of
 SIGNIFICANT = 0.05
@@ -47,6 +58,11 @@ class Cell:
     low: float
     high: float
     per_seed: tuple[float, ...]
+
+    @property
+    def flat(self) -> bool:
+        """Whether all resamples agree, but for COCO's guard, which makes BLEU without a match 1e-5 instead of 0."""
+        return self.high - self.low < 1e-4
 
 
 @dataclass(frozen=True)
@@ -109,12 +125,14 @@ def compare(
     tables = [read_table(run) for run in runs]
     ids = shared_images(runs, tables, differ="references" in allow)
     names = score_names(tables, scores)
+    tables, unavailable = with_meteor_counts(tables) if METEOR in names else (tables, [])
     measures = make_measures(names, arms, tables, ids)
     cells, differences = estimate(measures, labels, baseline, resamples, seed)
     whole = all(len(table) == len(ids) for table in tables)
     notes = [
         *_notes_on_design(arms, differing),
         *([] if whole else [_note_on_images(len(ids))]),
+        *unavailable,
         *_notes_on_scores(arms, measures, cells, whole),
         *_notes_on_reading(cells, differences, resamples),
     ]
@@ -275,6 +293,9 @@ def _mismatch(aspect: str, run: Run, runs: Sequence[Run]) -> tuple[Run, str]:
     if aspect == "references":
         ours, theirs = (str(r.metrics.get("references_sha256")) for r in (run, other))
         return other, f"sha256 {theirs[:12]} against {ours[:12]}" if ours != theirs else ""
+    if aspect == "tokens":
+        ours, theirs = tokens_of(run), tokens_of(other)
+        return other, f"{theirs} against {ours}" if ours != theirs else ""
     if aspect == "decoding":
         ours, theirs = (r.metrics.get("decoding") for r in (run, other))
         if ours is None or theirs is None:
@@ -317,12 +338,15 @@ def _notes_on_design(arms: Sequence[Arm], differing: Mapping[str, str]) -> list[
     if changed:
         more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
         notes.append(f"The arms differ in more than the fusion: {', '.join(changed[:NAMED])}{more}.")
+    counted = {tokens_of(run) for arm in arms for run in arm.runs}
+    if counted == {"characters"}:
+        notes.append("BLEU, ROUGE-L and CIDEr-D count characters here, so they compare with no scores by words.")
     notes += [f"Allowed, but not like with like: {aspect} ({how})." for aspect, how in differing.items()]
     return notes
 
 
 def _notes_on_scores(arms: Sequence[Arm], measures: Sequence[Measure], cells: Cells, whole: bool) -> list[str]:
-    """Scores that are not there, that rest on few images, and that metrics.json defines otherwise.
+    """Scores that are not there, that rest on few images, and that are not those of metrics.json.
 
     The last can be told only where the ``whole`` of the images of each run is compared.
     """
@@ -334,7 +358,7 @@ def _notes_on_scores(arms: Sequence[Arm], measures: Sequence[Measure], cells: Ce
         without = [arm.label for arm in arms if cells[arm.label, name] is None]
         if without:
             absent.setdefault(", ".join(without), []).append(name)
-        few = [arm.label for arm in there if _fewest_images(measure.statistics[arm.label]) < FEW]
+        few = [arm.label for arm in there if _fewest_images(measure, arm.label) < FEW]
         if few:
             scarce.append(f"{name} of {', '.join(few)}")
         runs = [run for arm in there for run in arm.runs]
@@ -343,8 +367,8 @@ def _notes_on_scores(arms: Sequence[Arm], measures: Sequence[Measure], cells: Ce
         odd = [i for i, corpus in enumerate(theirs) if corpus is not None and abs(corpus - ours[i]) > 1e-6]
         if whole and odd:
             otherwise.append(
-                f"{name} is taken here as the mean over images, which is not the corpus score of metrics.json "
-                f"({ours[odd[0]]:.4f} against {theirs[odd[0]]:.4f} in {runs[odd[0]].folder})."
+                f"{name} of {runs[odd[0]].folder} is {theirs[odd[0]]:.4f} in its metrics.json and "
+                f"{ours[odd[0]]:.4f} by its predictions.jsonl; {AGAIN}"
             )
     notes = [f"Not defined for {labels}: {', '.join(names)}." for labels, names in absent.items()]
     if scarce:
@@ -352,15 +376,22 @@ def _notes_on_scores(arms: Sequence[Arm], measures: Sequence[Measure], cells: Ce
     return notes + otherwise
 
 
-def _fewest_images(statistics: np.ndarray) -> int:
-    """On how many images an arm's score rests, for the seed with the fewest; ``statistics``: (seeds, images, k)."""
+def _fewest_images(measure: Measure, label: str) -> int:
+    """On how many images an arm's score rests, for the seed with the fewest.
+
+    BLEU-4 rests on those that have four words in a row right: if those are few, its fourth root hides how much one of
+    them counts.
+    """
+    statistics = measure.statistics[label]  # (seeds, images, k)
+    if measure.name in BLEU:
+        statistics = statistics[..., [BLEU.index(measure.name)]]
     return int((statistics != 0).any(-1).sum(-1).min())
 
 
 def _notes_on_reading(cells: Cells, differences: Sequence[Difference], resamples: int) -> list[str]:
     """Where the numbers are weaker than they look."""
     notes = []
-    if any(cell is not None and cell.low == cell.high for cell in cells.values()):
+    if any(cell is not None and cell.flat for cell in cells.values()):
         notes.append(
             "An interval of no width says that all images agree; what would happen less than about three times in as "
             "many images is not excluded."

@@ -18,7 +18,7 @@ from src.errors import UserError
 
 # Okabe and Ito 2008, "Color universal design": for all kinds of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
-MARKERS = "osD^vP*X"
+MARKERS = "osD^vP*X<"  # one more than colours, so that the ninth curve shares no more than its colour
 WIDE = 10  # ratio of largest to smallest value along a setting above which its axis is logarithmic
 
 

@@ -2,7 +2,7 @@
 
 Means of the per-image values, over the images that have one; truth/KIND as ``src.metrics.truth`` defines it, true
 statements over statements (how many a caption makes is read from the caption); BLEU from n-gram counts, recomputed from
-captions and references, since no per-image BLEU adds up to that of a corpus.
+captions and references, and METEOR from its own counts, since no per-image BLEU or METEOR adds up to that of a corpus.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ import numpy as np
 from src.comparison.runs import Arm, Run
 from src.errors import UserError
 from src.metrics.bleu import bleu, bleu_statistics
+from src.metrics.extra import METEOR_COUNTS
+from src.metrics.meteor import COUNTS, Unavailable, meteor, meteor_statistics
 from src.metrics.ngrams import ReferenceNgrams
-from src.metrics.ptb import tokenize
+from src.metrics.tokens import TOKENS
 from src.scenes.reader import KINDS, parse
 
 BLEU = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")
+METEOR = "METEOR"
 STATEMENTS = {f"truth/{kind}": kind for kind in KINDS}
 AGAIN = "run src.evaluate on this run again."
 
@@ -54,15 +57,22 @@ def make_measures(
             for label, runs in by_arm
             if all(_has(name, table) for _, table in runs)
         }
-        score = partial(_corpus_bleu, BLEU.index(name)) if name in BLEU else share
-        measures.append(Measure(name, score, statistics))
+        measures.append(Measure(name, _score_of(name), statistics))
     return measures
 
 
+def _score_of(name: str) -> Callable[[np.ndarray], np.ndarray]:
+    if name in BLEU:
+        return partial(_corpus_bleu, BLEU.index(name))
+    return meteor if name == METEOR else share
+
+
 def _statistics(name: str, run: Run, rows: Sequence[dict], counts: _BleuCounts) -> np.ndarray:
-    """What is summed over images, (images, k): ten n-gram counts, or how much and of how much."""
+    """What is summed over images, (images, k): ten n-gram counts, METEOR's 23, or how much and of how much."""
     if name in BLEU:
         return counts.of(run, rows)
+    if name == METEOR:
+        return np.array([_meteor_row(run, row) for row in rows], dtype=float)
     values = [row.get(name) for row in rows]
     for row, value in zip(rows, values, strict=True):
         if value is not None and not _is_number(value):
@@ -92,27 +102,63 @@ def _corpus_bleu(order: int, sums: np.ndarray) -> np.ndarray:
     return bleu(sums)[..., order]
 
 
+def _meteor_row(run: Run, row: dict) -> list[int]:
+    counts = row.get(METEOR_COUNTS)
+    if not isinstance(counts, list) or len(counts) != COUNTS or not all(map(_is_number, counts)):
+        raise UserError(f"{_where(run)}: {METEOR_COUNTS} of {row['id']} are not {COUNTS} numbers; {AGAIN}")
+    return counts
+
+
+def with_meteor_counts(tables: Sequence[Table]) -> tuple[list[Table], list[str]]:
+    """The tables, rows that have METEOR without its counts (they were not always written) counted again, by Java.
+
+    Where that cannot be, the tables as they are, in which such a run has no METEOR, and a note that says so.
+    """
+    rows = [row for table in tables for row in table.values() if METEOR in row and METEOR_COUNTS not in row]
+    if not rows:
+        return list(tables), []
+    try:
+        found = meteor_statistics([row["caption"] for row in rows], [row["references"] for row in rows])
+    except Unavailable as error:
+        return list(tables), [
+            "METEOR of a corpus does not follow from that of its captions, which is all that some runs have, and they "
+            f"cannot be counted again here: {error} These runs are compared without it; where Java is, src.evaluate "
+            f"with metrics=[meteor] writes {METEOR_COUNTS}."
+        ]
+    counts = {id(row): own.tolist() for row, own in zip(rows, found, strict=True)}
+    again = [
+        {name: {**row, METEOR_COUNTS: counts[id(row)]} if id(row) in counts else row for name, row in table.items()}
+        for table in tables
+    ]
+    return again, []
+
+
+def tokens_of(run: Run) -> str:
+    """What its BLEU, ROUGE-L and CIDEr-D count, of ``TOKENS``; runs did not always say it."""
+    return run.metrics.get("tokens", "words")
+
+
 class _BleuCounts:
     """N-gram counts of a run's captions; references that several runs share are tokenised once, captions likewise."""
 
     def __init__(self) -> None:
-        self._references: list[tuple[list[list[str]], ReferenceNgrams]] = []
+        self._references: list[tuple[str, list[list[str]], ReferenceNgrams]] = []
         self._counts: dict[int, np.ndarray] = {}  # by the identity of a run, which outlives this
 
     def of(self, run: Run, rows: Sequence[dict]) -> np.ndarray:
         """(images, 10), as ``src.metrics.bleu`` has them."""
         if id(run) not in self._counts:
-            ngrams = self._ngrams([row["references"] for row in rows])
-            captions = ngrams.look_up([tokenize(row["caption"]) for row in rows])
+            ngrams = self._ngrams(tokens_of(run), [row["references"] for row in rows])
+            captions = ngrams.look_up([TOKENS[tokens_of(run)](row["caption"]) for row in rows])
             self._counts[id(run)] = bleu_statistics(ngrams, captions).astype(float)
         return self._counts[id(run)]
 
-    def _ngrams(self, references: list[list[str]]) -> ReferenceNgrams:
-        for known, ngrams in self._references:
-            if known == references:
+    def _ngrams(self, tokens: str, references: list[list[str]]) -> ReferenceNgrams:
+        for counted, known, ngrams in self._references:
+            if (counted, known) == (tokens, references):
                 return ngrams
-        ngrams = ReferenceNgrams([[tokenize(text) for text in own] for own in references])
-        self._references.append((references, ngrams))
+        ngrams = ReferenceNgrams([[TOKENS[tokens](text) for text in own] for own in references])
+        self._references.append((tokens, references, ngrams))
         return ngrams
 
 
@@ -133,7 +179,7 @@ def read_table(run: Run) -> Table:
             raise UserError(f"Line {number} of {_where(run)} has no id and caption; {AGAIN}")
         if row["id"] in table:
             raise UserError(f"{_where(run)} has {row['id']} twice; {AGAIN}")
-        if BLEU[-1] in row and not row.get("references"):
+        if (BLEU[-1] in row or METEOR in row) and not row.get("references"):
             raise UserError(f"Line {number} of {_where(run)} has no references; {AGAIN}")
         table[row["id"]] = row
     expected = run.metrics.get("pictures", len(table))
@@ -147,7 +193,8 @@ def _is_number(value) -> bool:
 
 
 def _has(name: str, table: Table) -> bool:
-    return any((BLEU[-1] if name in BLEU else name) in row for row in table.values())
+    key = BLEU[-1] if name in BLEU else METEOR_COUNTS if name == METEOR else name
+    return any(key in row for row in table.values())
 
 
 def score_names(tables: Sequence[Table], wanted: Sequence[str] | None) -> tuple[str, ...]:

@@ -96,8 +96,7 @@ def _written(command: str) -> dict[str, table.Rule]:
     For those that src.options says nothing about. Options of classes are not among them: other classes have others.
     """
     files = {HOME / "conf" / f"{command}.yaml": ""}
-    if command == "train":
-        files |= {path: f"{group}." for group in groups() for path in (HOME / "conf" / group).glob("*.yaml")}
+    files |= {path: f"{group}." for group in groups(command) for path in (HOME / "conf" / group).glob("*.yaml")}
     found = {}
     for path, prefix in files.items():
         text = path.read_text(encoding="utf-8")
@@ -180,7 +179,10 @@ def _check_class(key: str, node: dict) -> None:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {key}.{near[0]}?" if near else f"; it knows {', '.join(known)}."
             raise UserError(f"{key} has no option {name!r}{hint}")
-        for rule in (table.typed(known[name]), table.rule_for(target, name)):
+        kind, within = table.typed(known[name]), table.rule_for(target, name)
+        if kind and within and kind.fits(None):
+            within |= table.NOTHING
+        for rule in (kind, within):
             if rule is not None and value != "???" and not rule.fits(value):
                 raise UserError(f"{key}.{name} must be {rule.says}; got {_shown(value)}.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import functools
 import inspect
 import re
@@ -18,6 +19,10 @@ HOME = Path(__file__).resolve().parents[2]
 # Hydra would call anything that can be imported, os.system too, and configurations travel with run folders.
 # The rooms whose classes configurations name:
 ROOMS = ("data", "decoding", "fusion", "language", "objectives", "projectors", "text", "tracking", "vision")
+REFUSED = (
+    f"is refused: configurations may only name classes of this project (src.{', src.'.join(ROOMS)}) and lightning's "
+    "loggers."
+)
 LOGGER = re.compile(r"lightning\.pytorch\.loggers\.[A-Z]\w*")  # of the library, by their short names only
 
 
@@ -49,10 +54,23 @@ def check_targets(node: DictConfig, what: str = "") -> None:
     """
     for key, target in flatten_all(OmegaConf.to_container(node, resolve=True)):
         if re.split(r"[.\[]", key)[-1] == "_target_" and not is_ours(target):
-            raise UserError(
-                f"{what}{key}={target} is refused: configurations may only name classes of this project "
-                f"(src.{', src.'.join(ROOMS)}) and lightning's loggers."
-            )
+            raise UserError(f"{what}{key}={target} {_misspelt(target) or REFUSED}")
+
+
+def _misspelt(target) -> str | None:
+    """What is wrong with the name of a class of ours that is not there; None for whatever else."""
+    parts = target.split(".") if isinstance(target, str) else []
+    public = all(part.isidentifier() and not part.startswith("_") for part in parts)
+    if parts[:1] != ["src"] or parts[1:2] == [] or parts[1] not in ROOMS or len(parts) < 3 or not public:
+        return None
+    file = HOME.joinpath(*parts[:-1]).with_suffix(".py")
+    where = file.relative_to(HOME).as_posix()
+    if not file.is_file():
+        below = HOME.joinpath(*parts[:-2]).with_suffix(".py").is_file()  # a class, and something inside it
+        return None if below else f"cannot be found: there is no {where}."
+    there = [name for node in _parsed(file).body if not (name := getattr(node, "name", "_")).startswith("_")]
+    alike = difflib.get_close_matches(parts[-1], there, 1) or there
+    return f"cannot be found: {where} has {', '.join(alike)}, and no {parts[-1]}."
 
 
 def is_ours(target) -> bool:

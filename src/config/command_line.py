@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from src.config.help import FLAGS, help_text
 from src.config.machine_faults import told_when_machine_fails
 from src.errors import UserError
 from src.records.secrets import masked
@@ -51,6 +52,9 @@ def verb(task: Callable) -> Callable:
 
     if task.__module__ == "__main__":
         use_utf8()
+        if set(FLAGS) & set(sys.argv[1:]):
+            print(help_text(command, task.__globals__["__doc__"]))
+            sys.exit(0)
         _answer(lambda: check_words(command, sys.argv[1:]))
     return wrapped
 

@@ -121,6 +121,7 @@ PAIRS = {
 
 def check_fit(cfg: DictConfig) -> None:
     """Refuse options of src.train that exclude each other, without building anything. Raises UserError."""
+    _check_made_later(cfg)
     _check_trainer(cfg)
     _check_regime(cfg)
     _check_heard(cfg)
@@ -181,6 +182,16 @@ def _members(cfg: DictConfig) -> dict[str, DictConfig]:
     """The data sets by the groups of their options."""
     members = cfg.data.get("members")
     return {"data": cfg.data} if members is None else {f"data.members.{name}": one for name, one in members.items()}
+
+
+def _check_made_later(cfg: DictConfig) -> None:
+    """What is given the other parts when it is made says so with ``_partial_``, and nothing else does."""
+    for key in ("fusion", "language.model"):
+        if not OmegaConf.select(cfg, key).get("_partial_"):
+            raise UserError(f"{key} needs the line _partial_: true below its _target_; it is made when its parts are.")
+    for key in ("vision", "decode", *(f"{group}.source" for group in _members(cfg))):
+        if OmegaConf.select(cfg, key).get("_partial_"):
+            raise UserError(f"{key} is made of its options alone; leave out the line _partial_: true.")
 
 
 def _check_trainer(cfg: DictConfig) -> None:

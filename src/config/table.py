@@ -93,23 +93,34 @@ STRATEGY = Rule(
 ENDLESS = Rule("-1 (no limit)", lambda value: _is_whole(value) and value == -1)
 METRICS = word("meteor", "spice", "clipscore")  # those of src.metrics.extra
 METRICS = METRICS | several(METRICS)
+IDS = ("cocoid", "image_id", "id", "imgid", "file_name", "file_stem", "file_number")  # those of src.metrics.ids
+TOKENS = word("words", "characters")  # those of src.metrics.tokens
 SEED = whole(0, 2**32 - 1)  # what numpy takes
 COUNT, SIZE, RATE, SHARE = whole(0), whole(1), number("[0, inf)"), number("[0, 1]")
 
+
+def project(entity: str) -> Rule:
+    """A project of Weights & Biases; ``entity``: the option that names its team."""
+    says = f"at most 128 characters without / \\ # ? % : (a team is named with {entity}=)"
+    return Rule(says, lambda value: TEXT.fits(value) and re.fullmatch(r"[^/\\#?%:]{1,128}", str(value)) is not None)
+
+
 DATA = {
-    "root": TEXT,
-    "batch_size": SIZE,
-    "captions_per_image": SIZE,
-    "train_fraction": number("(0, 1]"),
-    "max_tokens": whole(3),  # start, one token, end
-    "max_images": SIZE,
-    "p_next": SHARE,
-    "workers": COUNT,
-    "cache_dir": TEXT,
-    "image_tag": FLAG,
-    "by_length": FLAG,
-    "on_error": word("raise", "skip"),
-    "max_skipped": SHARE,
+    "data.root": TEXT,
+    "data.batch_size": SIZE,
+    "data.captions_per_image": SIZE,
+    "data.train_fraction": number("(0, 1]"),
+    "data.max_tokens": whole(3),  # start, one token, end
+    "data.max_images": SIZE,
+    "data.p_next": SHARE,
+    "data.workers": COUNT,
+    "data.cache_dir": TEXT,
+    "data.image_tag": FLAG,
+    "data.by_length": FLAG,
+    "data.on_error": word("raise", "skip"),
+    "data.max_skipped": SHARE,
+    "data.schedule": word("accumulate", "round_robin"),
+    "data.weights.*": RATE,
 }
 # What else lightning.Trainer knows may be added (+trainer.deterministic=true); the types are then Lightning's own.
 TRAINER = {
@@ -143,9 +154,7 @@ TRAIN = {
     "val_captions": COUNT,
     "compile": FLAG,
     "sweep": TEXT,
-    **{f"data.{name}": rule for name, rule in DATA.items()},
-    "data.schedule": word("accumulate", "round_robin"),
-    "data.weights.*": RATE,
+    **DATA,
     "language.name": TEXT,
     "language.init": word("pretrained", "random"),
     "language.weights": TEXT | NOTHING,
@@ -176,7 +185,10 @@ COMMANDS = {
         "run": TEXT,
         "split": TEXT,
         "data_set": TEXT | NOTHING,
+        **DATA,
+        "data.root": TEXT | NOTHING,
         "metrics": METRICS,
+        "tokens": TOKENS,
         "shots": COUNT | NOTHING,
         "samples": SIZE,
         "output": TEXT | NOTHING,
@@ -185,9 +197,12 @@ COMMANDS = {
     "explain": {"run": TEXT, "images": TEXTS | NOTHING, "samples": SIZE, "output": TEXT | NOTHING},
     "score": {
         "predictions": TEXT,
-        "references": TEXT,
+        "references": TEXT | NOTHING,
         "split": TEXT | NOTHING,
+        "ids": word(*IDS) | NOTHING,
+        "missing": word("refuse", "score_predicted", "empty"),
         "metrics": METRICS,
+        "tokens": TOKENS,
         "images": TEXT | NOTHING,
         "clip.model": TEXT,
         "clip.pretrained": TEXT | NOTHING,
@@ -223,8 +238,9 @@ COMMANDS = {
         "seed": SEED,
         "output": TEXT,
     },
-    "dashboard": {"project": TEXT, "entity": TEXT | NOTHING, "output": TEXT},
+    "dashboard": {"project": project("entity"), "entity": TEXT | NOTHING, "output": TEXT},
     "doctor": {"runs": TEXT},
+    "sync": {"run": TEXT},
 }
 # Ranges of constructor options: by names that mean the same everywhere, and what single classes mean by theirs. Classes
 # refuse these values themselves too; here it does not take the seconds that importing them takes.
@@ -235,8 +251,8 @@ SHARED = {
     "max_skipped": SHARE,
 }
 CLASSES = {
-    "ClipCap": {"mapper": word("mlp", "transformer"), "prefix_length": SIZE, "clip_length": SIZE},
-    "CoCa": {
+    "src.fusion.clipcap.ClipCap": {"mapper": word("mlp", "transformer"), "prefix_length": SIZE, "clip_length": SIZE},
+    "src.fusion.coca.CoCa": {
         "queries": SIZE,
         "pool": word("cascade", "parallel"),
         "n_uni": SIZE | NOTHING,
@@ -247,14 +263,14 @@ CLASSES = {
         "caption_weight": RATE,
         "temperature_init": number("(0, inf)"),
     },
-    "Flamingo": {
+    "src.fusion.flamingo.Flamingo": {
         **dict.fromkeys(("latents", "resampler_layers", "head_width", "ffw_ratio", "max_frames"), SIZE),
         "resampler_width": SIZE | NOTHING,
         "latents_std": number("(0, inf)"),
         "activation": word("sqrelu", "gelu"),
     },
-    "Shards": {"window": SIZE},
-    "SRAU": {
+    "src.data.shards.Shards": {"window": SIZE},
+    "src.fusion.srau.SRAU": {
         "gate": word("concat", "hidden", "none"),
         "tau": number("[0, 0.5)"),
         "levels": SIZE,
@@ -262,20 +278,31 @@ CLASSES = {
         "level_source": word("auto", "vision", "encoder"),
         "encoder_form": word("authors", "early"),
     },
-    "VCGPT": {
+    "src.fusion.vcgpt.VCGPT": {
         "head": word("separate", "shared"),
         "wg": word("copy_trained", "copy_frozen", "tied"),
         "wf_init": word("normal", "zero"),
     },
-    "BeamSearch": {"beams": SIZE, "length_penalty": RATE},
-    "Sample": {"temperature": number("(0, inf)"), "top_k": COUNT, "top_p": number("(0, 1]"), "seed": SEED},
-    "ViT": {"stem": word("conv", "patch")},
-    "train": {"vocabulary": whole(260)},  # ByteLevelBPE.train: 256 bytes and 4 special tokens
-    "pretrained": {"init": word("pretrained", "random")},
-    "Scenes": {"seed": SEED, "train": SIZE, "val": SIZE, "test": COUNT, "compositional": COUNT},
-    "ScenesInterleaved": {"seed": SEED, "train": SIZE, "val": SIZE, "test": COUNT, "pictures": whole(2)},
-    "CaptionsText": {"validation": number("(0, 1)")},
-    "Wandb": {"mode": word("auto", "online", "offline", "disabled")},
+    "src.decoding.beam.BeamSearch": {"beams": SIZE, "length_penalty": RATE},
+    "src.decoding.sample.Sample": {
+        "temperature": number("(0, inf)"),
+        "top_k": COUNT,
+        "top_p": number("(0, 1]"),
+        "seed": SEED,
+    },
+    "src.vision.vit.ViT": {"stem": word("conv", "patch")},
+    "src.text.tokenizers.ByteLevelBPE.train": {"vocabulary": whole(260)},  # 256 bytes and 4 special tokens
+    "src.language.load.pretrained": {"init": word("pretrained", "random")},
+    "src.data.scenes.Scenes": {"seed": SEED, "train": SIZE, "val": SIZE, "test": COUNT, "compositional": COUNT},
+    "src.data.stories.ScenesInterleaved": {
+        "seed": SEED,
+        "train": SIZE,
+        "val": SIZE,
+        "test": COUNT,
+        "pictures": whole(2),
+    },
+    "src.data.captions_text.CaptionsText": {"validation": number("(0, 1)")},
+    "src.tracking.Wandb": {"mode": word("auto", "online", "offline", "disabled"), "project": project("logger.entity")},
 }
 SIMPLE = {"int": _is_whole, "float": _is_number, "bool": FLAG.fits, "str": lambda value: isinstance(value, str)}
 SIMPLE |= {"None": NOTHING.fits, "Sequence[str]": TEXTS.fits}
@@ -295,7 +322,7 @@ def rule_of(command: str, key: str) -> Rule | None:
 
 def rule_for(target: str, name: str) -> Rule | None:
     """The range of the option ``name`` of a ``_target_``, if the tables have one."""
-    return CLASSES.get(target.rpartition(".")[2], {}).get(name, SHARED.get(name))
+    return CLASSES.get(target, {}).get(name, SHARED.get(name))
 
 
 def typed(annotation: str) -> Rule | None:

@@ -84,7 +84,8 @@ def gate_openness(readings: Sequence[Reading], name: str) -> Figure | None:
         values = torch.cat(values)
         mean[layer, classes.index(word_kind)] = values.mean()
         shut[layer, classes.index(word_kind)] = (values == 0).float().mean()
-    figure, axes = plt.subplots(1, 2, figsize=(4 + 1.4 * len(classes), 1.6 + 0.5 * layers))
+    size = (4 + 1.4 * len(classes), 1.6 + 0.5 * layers)
+    figure, axes = plt.subplots(1, 2, figsize=size, layout="constrained")  # else the right labels lie on the left map
     for axis, table, what in zip(axes, (mean, shut), ("mean", "share exactly shut"), strict=True):
         _table(axis, table, classes, f"{name.replace('_', ' ')}: {what}")
     return figure
@@ -123,7 +124,7 @@ def tanh_gates(readings: Sequence[Reading], run: Path) -> Figure | None:
     if not gates:
         return None
     depth = torch.stack(gates).cpu()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     for column, name in enumerate(("attention", "feed-forward")):
         left.plot(range(len(depth)), depth[:, column].abs(), "o-", label=name)
     left.set(xlabel="inserted layer", ylabel="|tanh gate|", title="over depth")

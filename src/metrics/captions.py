@@ -13,8 +13,8 @@ from src.metrics.bleu import bleu, bleu_statistics
 from src.metrics.cider import CiderD
 from src.metrics.diversity import diversity
 from src.metrics.ngrams import ReferenceNgrams
-from src.metrics.ptb import tokenize
 from src.metrics.rouge import RougeL
+from src.metrics.tokens import TOKENS
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,20 @@ class Scores:
 class CaptionScorer:
     """BLEU-1 to BLEU-4, ROUGE-L, CIDEr-D and diversity against references, which are tokenised and counted once."""
 
-    def __init__(self, references: Mapping[str, Sequence[str]]) -> None:
-        """``references``: id -> captions as their authors wrote them. Raises UserError where a picture has none."""
+    def __init__(self, references: Mapping[str, Sequence[str]], tokens: str = "words") -> None:
+        """``references``: id -> captions as their authors wrote them; ``tokens``: what is counted, of ``TOKENS``.
+
+        Raises UserError where a picture has no reference.
+        """
         if not references:
             raise UserError("There are no references to score against.")
         without = [id for id, captions in references.items() if not captions]
         if without:
             raise UserError(f"{len(without)} pictures have no reference caption, for example {without[0]}.")
         self.ids = list(references)
+        self._tokenize = TOKENS[tokens]
         per_picture = _progress(references.values(), "references")
-        tokenised = [[tokenize(caption) for caption in captions] for captions in per_picture]
+        tokenised = [[self._tokenize(caption) for caption in captions] for captions in per_picture]
         self._ngrams = ReferenceNgrams(tokenised)
         self._cider = CiderD(self._ngrams)
         self._rouge = RougeL(tokenised)
@@ -54,7 +58,7 @@ class CaptionScorer:
         of them cannot be compared with anything.
         """
         self._check_same_pictures(predictions)
-        tokenised = [tokenize(predictions[id]) for id in _progress(self.ids, "predictions")]
+        tokenised = [self._tokenize(predictions[id]) for id in _progress(self.ids, "predictions")]
         ngrams = self._ngrams.look_up(tokenised)
         statistics = bleu_statistics(self._ngrams, ngrams)
         each = {

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from src.errors import UserError
-from src.metrics.meteor import Unavailable, meteor, meteor_command
+from src.metrics.meteor import Unavailable, meteor, meteor_command, meteor_statistics
 from src.metrics.spice import spice, spice_command
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 # What the configuration calls a metric -> the names of its scores.
 METRICS = {"meteor": ("METEOR",), "spice": ("SPICE",), "clipscore": ("CLIPScore", "RefCLIPScore")}
+WORDS = ("meteor", "spice")
+METEOR_COUNTS = "METEOR counts"  # a picture's row of meteor.meteor_statistics
 CLIP = {"model": "ViT-B-32", "pretrained": "openai"}  # what CLIPScore's authors publish numbers of
 CLIP_REPOSITORY = "timm/vit_base_patch32_clip_224.openai"  # where open_clip takes these weights from
 
@@ -24,21 +26,30 @@ CLIP_REPOSITORY = "timm/vit_base_patch32_clip_224.openai"  # where open_clip tak
 class ExtraScores:
     """``corpus``: score name -> number, or None where ``reasons`` says why not; ``per_image``: id -> scores by name.
 
+    Corpus scores are the means of those per image, but METEOR is that of the summed counts, which ``per_image`` has as
+    ``METEOR_COUNTS`` (``meteor.meteor``).
     ``notes``: score name -> what one has to know of a number that is there, such as that it means nothing.
     """
 
     corpus: dict[str, float | None] = field(default_factory=dict)
-    per_image: dict[str, dict[str, float]] = field(default_factory=dict)
+    per_image: dict[str, dict[str, float | list[int]]] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
 
-def check_names(names: str | Iterable[str]) -> list[str]:
-    """The names as a list. Raises UserError for one that is no metric; cheap, so to be called before any work."""
+def check_names(names: str | Iterable[str], tokens: str = "words") -> list[str]:
+    """The names as a list. Raises UserError for one that is no metric; cheap, so to be called before any work.
+
+    ``tokens``: of ``tokens.TOKENS``; METEOR and SPICE know English words only, and refuse to stand beside characters.
+    """
     names = [names] if isinstance(names, str) else list(names)
     for name in names:
         if name not in METRICS:
             raise UserError(f"There is no extra metric {name!r}; metrics=[...] knows {', '.join(METRICS)}.")
+        if tokens != "words" and name in WORDS:
+            raise UserError(
+                f"{METRICS[name][0]} reads English words, so it does not go with tokens={tokens}; leave it out."
+            )
     return names
 
 
@@ -97,7 +108,7 @@ def extra_scores(
     return scores
 
 
-Column = list[float]
+Column = list  # of a number for each picture, or of its counts
 
 
 def _score(
@@ -110,8 +121,9 @@ def _score(
     """Corpus scores, a column per score in the order of ``references``, and what one has to know of them."""
     said, known = [predictions[id] for id in references], list(references.values())
     if name == "meteor":
-        *each, whole = meteor(said, known)  # METEOR of a corpus is not the mean of its captions'
-        return {"METEOR": whole}, {"METEOR": each}, None
+        counts = meteor_statistics(said, known)
+        columns = {"METEOR": meteor(counts).tolist(), METEOR_COUNTS: counts.tolist()}
+        return {"METEOR": float(meteor(counts.sum(0)))}, columns, None
     if name == "spice":
         columns, note = {"SPICE": spice(said, known)}, None
     else:

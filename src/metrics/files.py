@@ -1,67 +1,89 @@
-"""Predictions and references from files: COCO's results and captions formats, and Karpathy's splits.
+"""Predictions and references from files: what COCO, Karpathy, other systems and this project write.
 
-Ids are strings inside the program, so that 42 in one file and "42" in another are the same picture.
+A file is JSON, JSON line by line, or a table with a header, whatever its suffix says of the first two. An entry names
+its picture by ``PICTURE``; ids are strings inside the program (``ids.tidy``), so that 42 in one file and "42" in
+another are the same picture.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from src.errors import UserError
+from src.metrics.ids import Picture, file_names, tidy
+
+PICTURE = ("image_id", "id", "image", "image_name", "file_name")  # keys of an entry; the first that is there counts
+FILES = PICTURE[2:]  # those that are names of files
+SAID = ("caption", "prediction")  # what a system said
+KNOWN = ("references", "captions", "caption")  # what people said, one text or a list
+TABLES = (".csv", ".txt")
+SAME = {"restval": "train"}  # pictures that Karpathy's COCO leaves to training
 
 
-def read_predictions(path: Path | str) -> dict[str, str]:
-    """Captions by picture id from ``[{"image_id", "caption"}]`` in JSON, or such objects line by line in .jsonl.
+@dataclass(frozen=True)
+class Predictions:
+    """``captions``: by id; ``references``: by id, where every entry brings its own, else None.
 
-    ``id`` serves for ``image_id``, as in a run's predictions.jsonl. Raises UserError for a missing or malformed file,
-    and for an id that stands there with two captions.
+    ``of_run``: whether src.train or src.evaluate wrote them, so that ids are those of its data.
+    """
+
+    captions: dict[str, str]
+    references: dict[str, list[str]] | None
+    of_run: bool
+
+
+def read_predictions(path: Path | str) -> Predictions:
+    """Captions by picture from entries {image_id, caption}, or from an object {id: caption} or {id: [caption]}.
+
+    Raises UserError for a missing or malformed file, and for an id that stands there with two captions.
     """
     path = Path(path)
-    entries = list(_json_lines(path)) if path.suffix == ".jsonl" else _json(path)
-    if not isinstance(entries, list) or not entries:
-        raise UserError(f"{path} should hold a list of {{image_id, caption}}; it holds {_kind(entries)}.")
-    predictions: dict[str, str] = {}
+    entries = _entries(path)
+    captions: dict[str, str] = {}
+    references: dict[str, list[str]] = {}
     for number, entry in enumerate(entries, 1):
         where = f"Entry {number} of {path}"
-        if isinstance(entry, dict) and "image_id" not in entry and "id" in entry:
-            entry = {**entry, "image_id": entry["id"]}
-        id, caption = _id(entry, "image_id", where), _text(entry, "caption", where)
-        if predictions.setdefault(id, caption) != caption:
-            raise UserError(f"{path} has two different captions for image_id {id}.")
-    return predictions
+        id, caption = _picture(entry, where)[1], _said(entry, where)
+        if captions.setdefault(id, caption) != caption:
+            raise UserError(f"{path} has two different captions for {_picture(entry, where)[0]} {id}.")
+        inside = entry.get("references", entry.get("captions"))
+        if isinstance(inside, list) and inside:
+            references[id] = [_is_text(text, "captions", where) for text in inside]
+    of_run = all("id" in entry and "references" in entry and "image_id" not in entry for entry in entries)
+    return Predictions(captions, references if len(references) == len(captions) else None, of_run)
 
 
-def read_references(path: Path | str, predicted: Collection[str], split: str | None = None) -> dict[str, list[str]]:
-    """Reference captions by picture id from COCO's captions format or Karpathy's, of ``split`` only where given.
+def read_references(
+    path: Path | str, split: str | None = None, unnamed: Callable[[str], str] | None = None
+) -> list[Picture]:
+    """Pictures with their captions, of ``split`` only where given; restval is train, as in training.
 
-    A picture has several names: COCO's number, Karpathy's ``cocoid`` and ``imgid``, the file's name with and without
-    its suffix. The kind of name that most of the ``predicted`` ids are is used. Raises UserError for a missing or
-    malformed file, for a split that is not there, and where no kind of name fits.
+    From COCO's captions format or Karpathy's, or from entries of a picture and one or more captions: a table of
+    data=folder, BLIP's lists, {id: [captions]}. ``unnamed``: name of a picture -> the split that data=folder puts it
+    into where its table does not say. Raises UserError for a missing or malformed file, and for a split that is not
+    there.
     """
     path = Path(path)
-    content = _json(path)
-    if not isinstance(content, dict):
-        raise UserError(f'{path} should hold an object with "images" or "annotations"; it holds {_kind(content)}.')
-    pictures = list(_coco(content, path) if "annotations" in content else _karpathy(content, path))
+    content = None if path.suffix.lower() in TABLES else _json(path)
+    if isinstance(content, dict) and "annotations" in content:
+        pictures = list(_coco(content, path))
+    elif isinstance(content, dict) and isinstance(content.get("images"), list):
+        pictures = list(_karpathy(content, path))
+    else:
+        wanted = 'COCO\'s "annotations", Karpathy\'s "images", or a list of {image, captions}'
+        pictures = _listed(_entries(path, content, wanted), path)
     if split is not None:
-        pictures = _of_split(pictures, split, path)
+        pictures = _of_split(pictures, SAME.get(split, split), path, unnamed)
     if not pictures:
         raise UserError(f"{path} has no pictures with captions.")
-    kind = _best_kind([names for names, _, _ in pictures], predicted, path)
-    references: dict[str, list[str]] = {}
-    for names, _, captions in pictures:
-        if names[kind] in references:
-            raise UserError(f"{path} has two pictures with the {kind} {names[kind]}.")
-        references[names[kind]] = captions
-    return references
-
-
-# A picture of a references file: its names by kind, its split where the format has splits, its captions.
-Picture = tuple[dict[str, str], str | None, list[str]]
+    return pictures
 
 
 def _coco(content: dict, path: Path) -> Iterator[Picture]:
@@ -75,64 +97,123 @@ def _coco(content: dict, path: Path) -> Iterator[Picture]:
         where = f"Annotation {number} of {path}"
         captions.setdefault(_id(annotation, "image_id", where), []).append(_text(annotation, "caption", where))
     for id, texts in captions.items():
-        yield {"image_id": id, **_file_names(files.get(id))}, None, texts
+        yield Picture({"image_id": id, **(file_names(files[id]) if id in files else {})}, texts)
 
 
 def _karpathy(content: dict, path: Path) -> Iterator[Picture]:
-    if "images" not in content:
-        raise UserError(f'{path} has neither "annotations" (COCO) nor "images" (Karpathy).')
-    for number, image in enumerate(_list(content["images"], "images", path), 1):
+    for number, image in enumerate(content["images"], 1):
         where = f"Picture {number} of {path}"
         if not isinstance(image, dict) or "sentences" not in image:
             raise UserError(f'{where} has no "sentences".')
-        names = {kind: _id(image, kind, where) for kind in ("cocoid", "imgid") if kind in image}
-        names |= _file_names(_text(image, "filename", where) if "filename" in image else None)
+        files = file_names(_text(image, "filename", where)) if "filename" in image else {}
+        # data.karpathy takes COCO's number, and elsewhere the file's name without suffix
+        kinds = [key for key in ("cocoid", "imgid") if key in image]
+        first = "cocoid" if "cocoid" in image else "file_stem"
+        names = {key: _id(image, key, where) for key in kinds} | files
+        names = {kind: names[kind] for kind in sorted(names, key=lambda kind: kind != first)}
         captions = [_text(sentence, "raw", where) for sentence in _list(image["sentences"], "sentences", path)]
-        yield names, _text(image, "split", where) if "split" in image else None, captions
+        split = _text(image, "split", where) if "split" in image else None
+        yield Picture(names, captions, SAME.get(split, split))
 
 
-def _of_split(pictures: list[Picture], split: str, path: Path) -> list[Picture]:
-    splits = Counter(own for _, own, _ in pictures if own is not None)
+def _listed(entries: list[dict], path: Path) -> list[Picture]:
+    """Pictures of entries, in the order of their first one; an entry has one caption or several."""
+    pictures: dict[str, Picture] = {}
+    for number, entry in enumerate(entries, 1):
+        where = f"Entry {number} of {path}"
+        key, name = _picture(entry, where)
+        names = file_names(name) if key in FILES else {key: name, **({} if name.isdecimal() else file_names(name))}
+        split = _text(entry, "split", where) if entry.get("split") is not None else None
+        picture = pictures.setdefault(next(iter(names.values())), Picture(names, [], SAME.get(split, split)))
+        if picture.split != SAME.get(split, split):
+            raise UserError(f"{where} has {name} in another split than an entry before it.")
+        said = next((entry[known] for known in KNOWN if known in entry), None)
+        for text in said if isinstance(said, list) else [said]:
+            picture.captions.append(_is_text(text, "caption", where))
+    return list(pictures.values())
+
+
+def _of_split(pictures: list[Picture], split: str, path: Path, unnamed: Callable[[str], str] | None) -> list[Picture]:
+    if unnamed and path.suffix.lower() in (*TABLES, ".jsonl") and all("file_name" in one.names for one in pictures):
+        pictures = [Picture(one.names, one.captions, one.split or unnamed(one.names["file_name"])) for one in pictures]
+    splits = Counter(one.split for one in pictures if one.split is not None)
     if not splits:
         raise UserError(f"{path} does not say which split a picture is in; leave split={split} out.")
     if split not in splits:
         there = ", ".join(f"{name} ({count})" for name, count in splits.items())
         raise UserError(f"{path} has no split {split}; it has {there}.")
-    return [picture for picture in pictures if picture[1] == split]
+    return [picture for picture in pictures if picture.split == split]
 
 
-def _best_kind(names: list[dict[str, str]], predicted: Collection[str], path: Path) -> str:
-    """The kind of name under which most predicted ids are found; only kinds that every picture has count."""
-    kinds = [kind for kind in names[0] if all(kind in own for own in names)]
-    predicted = set(predicted)
-    found = {kind: len(predicted.intersection(own[kind] for own in names)) for kind in kinds}
-    best = max(kinds, key=found.__getitem__, default=None)
-    if best is None or not found[best]:
-        ours = next(iter(predicted), "none")
-        theirs = ", ".join(f"{kind} {names[0][kind]}" for kind in kinds) or "no name that all pictures have"
-        raise UserError(f"No prediction is for a picture of {path}: ids are like {ours}, its pictures like {theirs}.")
-    return best
+# --------------------------------------------------------------------------------------------------------------------
+# entries
+# --------------------------------------------------------------------------------------------------------------------
+def _entries(path: Path, content: Any = None, wanted: str = "a list of {image_id, caption}, or {id: caption}") -> list:
+    """The entries of a file, or of its ``content`` where that was read already. Raises UserError where it has none."""
+    if content is None:
+        content = _table(path) if path.suffix.lower() in TABLES else _json(path)
+    if isinstance(content, dict) and any(key in content for key in PICTURE):
+        content = [content]  # a file of one line
+    elif isinstance(content, dict) and all(_are_texts(value) for value in content.values()):
+        content = [{"id": id, "caption": texts} for id, texts in content.items()]
+    if not isinstance(content, list) or not content:
+        raise UserError(f"{path} should hold {wanted}; it holds {_kind(content)}.")
+    return content
 
 
-def _file_names(name: str | None) -> dict[str, str]:
-    return {} if name is None else {"file name": name, "file name without suffix": Path(name).stem}
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
 
 
-# ------------------------------------------------------------------------------------------- JSON and its shapes
+def _picture(entry: Any, where: str) -> tuple[str, str]:
+    """How an entry names its picture, and the name."""
+    key = next((key for key in PICTURE if isinstance(entry, dict) and key in entry), PICTURE[0])
+    return key, _id(entry, key, where)
+
+
+def _said(entry: dict, where: str) -> str:
+    """The caption; a list of one is one."""
+    key = next((key for key in reversed(SAID) if key in entry), SAID[0])
+    value = entry.get(key)
+    if isinstance(value, list) and len(value) > 1:
+        raise UserError(f"{where} has {len(value)} captions; one caption of each picture is scored.")
+    return _is_text(value[0] if isinstance(value, list) and value else value, key, where)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# JSON and its shapes
+# --------------------------------------------------------------------------------------------------------------------
 def _json(path: Path) -> Any:
+    """The content of a file of JSON, or a list of that of its lines."""
+    text = _read(path)
     try:
-        return json.loads(_read(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}.") from None
+        lines = error.msg == "Extra data" or path.suffix.lower() == ".jsonl"
+        if not lines:
+            raise UserError(f"{path} is not JSON: {error}.") from None
+    return list(_json_lines(text, path))
 
 
-def _json_lines(path: Path) -> Iterator[Any]:
-    for number, line in enumerate(_read(path).split("\n"), 1):
+def _json_lines(text: str, path: Path) -> Iterator[Any]:
+    for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 yield json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"Line {number} of {path} is not JSON: {error.msg}.") from None
+
+
+def _table(path: Path) -> list[dict]:
+    """The rows of a table with the columns image and caption, as data=folder reads them."""
+    reader = csv.DictReader(io.StringIO(_read(path), newline=""), strict=True, skipinitialspace=True)
+    try:
+        if not {"image", "caption"} <= set(reader.fieldnames or []):
+            raise UserError(f"{path} needs a header with the columns image and caption.")
+        rows = list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path}, below line {reader.line_num}: this is no row of a table ({error}).") from None
+    return [{key: value for key, value in row.items() if key is not None and value is not None} for row in rows]
 
 
 def _read(path: Path) -> str:
@@ -152,13 +233,16 @@ def _list(value: Any, name: str, path: Path) -> list:
 
 def _id(entry: Any, key: str, where: str) -> str:
     value = entry.get(key) if isinstance(entry, dict) else None
-    if isinstance(value, bool) or not isinstance(value, int | str):
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise UserError(f'{where} has no "{key}" that is a number or a text.')
-    return str(value)
+    return tidy(value)
 
 
 def _text(entry: Any, key: str, where: str) -> str:
-    value = entry.get(key) if isinstance(entry, dict) else None
+    return _is_text(entry.get(key) if isinstance(entry, dict) else None, key, where)
+
+
+def _is_text(value: Any, key: str, where: str) -> str:
     if not isinstance(value, str):
         raise UserError(f'{where} has no "{key}" that is a text.')
     return value

@@ -1,5 +1,10 @@
 """METEOR 1.5 (Denkowski & Lavie 2014), by the Java program inside the package pycocoevalcap.
 
+METEOR = F (1 - gamma (chunks / matches)^beta), with F the harmonic mean of precision and recall weighted by alpha, over
+words matched exactly, by stem, by synonym and by paraphrase, function words counting (1 - delta) to delta. The program
+aligns a caption with the reference that it fits best and answers with counts; the score follows from them here, equal
+to the program's own to the last bits. That of a corpus is the score of the summed counts, no mean of its captions'.
+
 The program is spoken to here and not through the package's own wrapper, which can hang for ever after an error, shifts
 all scores by one after a caption with a line break, and fails where numbers are written with a comma.
 """
@@ -17,10 +22,16 @@ from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread, Timer
 
+import numpy as np
+
 from src.metrics.ptb import tokenize
 
 # Decimal points, not commas, and UTF-8, whatever the machine's language.
 ENGLISH = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
+
+# The program's parameters for English: METEOR 1.5's "rank" task; weights of exact, stem, synonym, paraphrase matches.
+ALPHA, BETA, GAMMA, DELTA, KINDS = 0.85, 0.2, 0.6, 0.75, (1.0, 0.6, 0.8, 0.6)
+COUNTS, CHUNKS, MATCHED = 23, 20, slice(21, 23)
 
 
 class Unavailable(Exception):
@@ -73,8 +84,10 @@ def meteor_command() -> list[str]:
     return [java, *ENGLISH, "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
 
 
-def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]], timeout: float = 900) -> list[float]:
-    """Score of every prediction against its references, and as the last entry that of the whole corpus.
+def meteor_statistics(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], timeout: float = 900
+) -> np.ndarray:
+    """The counts of every prediction against its references: (pictures, 23), whole numbers, in ``meteor``'s order.
 
     Captions as their authors wrote them. Takes 6 to 10 seconds to start and 1.1 GB of memory. Ends within ``timeout``
     seconds whatever happens. Raises Unavailable.
@@ -82,15 +95,32 @@ def meteor(predictions: Sequence[str], references: Sequence[Sequence[str]], time
     with _Program(timeout) as program:
         for prediction, own in zip(predictions, references, strict=True):
             program.say(" ||| ".join(["SCORE", *map(_line, own), _line(prediction)]))
-        program.say(" ||| ".join(["EVAL", *(program.hear() for _ in predictions)]))
-        return [_number(program.hear()) for _ in range(len(predictions) + 1)]
+        return np.array([_counts(program.hear()) for _ in predictions], dtype=np.int64).reshape(-1, COUNTS)
 
 
-def _number(answer: str) -> float:
+def meteor(statistics: np.ndarray) -> np.ndarray:
+    """METEOR from the counts of a picture, or from the sum of any pictures' counts: (..., 23) -> (...)."""
+    pairs = np.asarray(statistics, dtype=float)
+    # of caption and reference each, (..., 2): length, function words, and matched words of each kind (..., 4, 2, 2)
+    length, function, matched = pairs[..., 0:2], pairs[..., 2:4], pairs[..., MATCHED]
+    kinds = pairs[..., 4:20].reshape(*pairs.shape[:-1], len(KINDS), 2, 2)
+    hits = np.einsum("...kft,k,f->...t", kinds, KINDS, (DELTA, 1 - DELTA))
+    with np.errstate(divide="ignore", invalid="ignore"):  # nothing said, or nothing matched: 0
+        precision, recall = np.moveaxis(hits / (DELTA * (length - function) + (1 - DELTA) * function), -1, 0)
+        mean = precision * recall / (ALPHA * precision + (1 - ALPHA) * recall)
+        return np.nan_to_num(mean * (1 - GAMMA * (pairs[..., CHUNKS] / matched.mean(-1)) ** BETA))
+
+
+def _counts(answer: str) -> list[int]:
     try:
-        return float(answer)
-    except ValueError:
-        raise Unavailable(f"METEOR's Java program answered {answer[:80]!r} where a score was due.") from None
+        counts = [int(float(number)) for number in answer.split()]
+    except (ValueError, OverflowError):
+        counts = []
+    if len(counts) != COUNTS:
+        raise Unavailable(f"METEOR's Java program answered {answer[:80]!r} where {COUNTS} counts were due.")
+    if counts[:2] == counts[MATCHED] and counts[CHUNKS] == 1:
+        counts[CHUNKS] = 0  # the program's rule for a caption that is a reference: no penalty, nor in a corpus's sum
+    return counts
 
 
 def _line(caption: str) -> str:

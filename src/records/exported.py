@@ -24,7 +24,7 @@ from torch import Tensor
 
 from src.errors import UserError
 from src.records.files import sha256, write_json
-from src.records.folder import EXPORTED_WEIGHTS, MANIFEST
+from src.records.folder import EXPORTED_CONFIG, EXPORTED_WEIGHTS, MANIFEST
 
 FORMAT = 1
 CARD = "README.md"  # people may edit it: it has no hash
@@ -49,6 +49,7 @@ def write(folder: Path, tensors: Mapping[str, Tensor], frozen: Mapping[str, Froz
         save_file(kept, path, metadata={"format": "pt"})
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be written ({error}).") from error
+    path.chmod((folder / EXPORTED_CONFIG).stat().st_mode)  # safetensors lets nobody else read it, whatever the umask
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

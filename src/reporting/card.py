@@ -139,7 +139,9 @@ def _use(about: About) -> str:
 def _scores(name: str, content: dict) -> str:
     """One table: a row per score, and how the captions were decoded."""
     decoding = ", ".join(f"{key} {value}" for key, value in content.get("decoding", {}).items())
-    what = [f"Split `{content.get('split')}`", f"{content['pictures']:,} pictures" if content.get("pictures") else ""]
+    data = f" of `{content['data']['name']}`" if "data" in content else ""
+    pictures = f"{content['pictures']:,} pictures" if content.get("pictures") else ""
+    what = [f"Split `{content.get('split')}`{data}", pictures]
     rows = [
         f"| {score} | {'-' if value is None else format(value, '.4f')} |" for score, value in content["scores"].items()
     ]

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from src.contracts import Example
 
-SIDE = 160  # pixels of a picture's longer side
-QUALITY = 60  # of WebP; a photograph then takes 4 to 6 kB, a drawn scene 1 to 2
+SIDE = 256  # pixels of a picture's longer side, which is shown at 160 and, at a click, at 640
+QUALITY = 60  # of WebP; a photograph then takes 8 to 12 kB, a drawn scene 1 to 3
 FIGURE_WIDTH = 900  # pixels; as wide as the page shows them
 FIGURES = ("attention", "occlusion")  # by src.explain; the first that a run has
 DIGITS = 4  # of a per-image score
@@ -88,12 +88,18 @@ def _references(rows: list[dict], id: str) -> list[str]:
 
 def _examples(run: Run, ids: set[str]) -> tuple[tuple[dict, object] | None, list[str]]:
     """Examples by id and the source that has them; None, with the reason, where the data are not here."""
-    from src.config.make import data_sets, make
+    from omegaconf import OmegaConf
+
+    from src.config.make import check_saved, data_sets, make
 
     reason, split = "the data of the run do not know them.", str(run.metrics.get("split"))
-    for name, node in data_sets(run_config(run.folder)).items():
+    sources = {name: options.source for name, options in data_sets(run_config(run.folder)).items()}
+    if scored := run.metrics.get("data"):  # by src.evaluate: other data, or the same in another place
+        sources = {"": OmegaConf.create(scored["source"])}
+        check_saved(sources[""], run.folder)
+    for name, node in sources.items():
         try:
-            source = make(node.source)
+            source = make(node)
             examples = {one.id: one for one in _pictures(source, split) if one.id in ids}
         except UserError as error:
             reason = f"{name}: {error}".removeprefix(": ")

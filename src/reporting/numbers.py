@@ -6,6 +6,7 @@ import json
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from src.comparison.resampling import p_value
 from src.comparison.runs import Arm
 
 if TYPE_CHECKING:
@@ -43,14 +44,24 @@ def difference(comparison: Comparison, arm: str, other: str, score: str) -> Diff
 
 
 def leaders(comparison: Comparison, score: str) -> tuple[str | None, list[str], bool]:
-    """(arm with the best mean, arms whose difference from it could not be shown, whether differences were tested)."""
-    means = {arm.label: cell.mean for arm in comparison.arms if (cell := comparison.cells.get((arm.label, score)))}
+    """(arm with the best mean, arms whose difference from it could not be shown, whether each other has a verdict).
+
+    An arm whose own interval has no width has none where no difference could be shown: of BLEU-4 .000, because in no
+    picture four words are right, it cannot be told either that it is as good. With so few resamples that no difference
+    could pass Holm's correction, no arm has a verdict.
+    """
+    cells = {arm.label: cell for arm in comparison.arms if (cell := comparison.cells.get((arm.label, score)))}
+    means = {label: cell.mean for label, cell in cells.items()}
     if not means or not direction(score):
         return None, [], False
     best = max(means, key=lambda label: direction(score) * means[label])
     tests = {label: difference(comparison, label, best, score) for label in means if label != best}
-    tied = [label for label, test in tests.items() if test is not None and test.p_holm > LEVEL]
-    return best, tied, bool(tests) and all(tests.values())
+    pairs = sum(found.score == score for found in comparison.differences)
+    if pairs * p_value(0, comparison.resamples) > LEVEL:
+        return best, [], False
+    unshown = [label for label, test in tests.items() if test is None or test.p_holm > LEVEL]
+    tied = [label for label in unshown if tests[label] is not None and not cells[label].flat]
+    return best, tied, bool(tests) and unshown == tied
 
 
 def cost_of(arm: Arm) -> dict[str, float | None]:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 FIRST = ("truth", "CIDEr-D")  # what plots and gallery show before anything is chosen: the first of these that there is
+ONLINE = ("CIDEr-D", "BLEU-4", "ROUGE-L")  # what val_captions logs at every validation
 PARETO = ("trainable", "flops", "step_ms")  # keys of COSTS: the axes of the Pareto plot
 FRACTION = "data.train_fraction"
 
@@ -65,8 +66,10 @@ def page(comparison: Comparison, gallery: dict | None, notes: Sequence[str]) -> 
         "pareto_names": {key: COSTS[key][0] for key in PARETO},
         "validation": _curves(comparison.arms, "val/loss"),
         "training": _curves(comparison.arms, "train/loss"),
+        "online": [(name, plot) for name in ONLINE if (plot := _curves(comparison.arms, f"val/{name}")) is not None],
         "fractions": _per_score(comparison, _efficiency),
         "gallery": gallery,
+        "shown": bool(gallery and gallery["ids"]),  # controls over no picture would do nothing
         "gallery_notes": notes,
         "data": embedded({**(gallery or {}), "first": first}),
         "style": Markup((HERE / "report.css").read_text(encoding="utf-8")),

@@ -267,7 +267,7 @@ def _polygon(*points: tuple[float, float]) -> str:
     return "M" + "L".join(f"{x},{y}" for x, y in points) + "z"
 
 
-MARKERS: tuple[str, ...] = (
+MARKERS: tuple[str, ...] = (  # one more than colours, so that the ninth arm shares no more than its colour
     _circle(5),
     _polygon((-4.6, -4.6), (4.6, -4.6), (4.6, 4.6), (-4.6, 4.6)),
     _polygon((0, -6), (5.6, 4.4), (-5.6, 4.4)),
@@ -278,6 +278,7 @@ MARKERS: tuple[str, ...] = (
     ),
     _polygon((-3, -5.5), (3, -5.5), (6, 0), (3, 5.5), (-3, 5.5), (-6, 0)),
     _polygon((-6, -3), (6, -3), (6, 3), (-6, 3)),
+    _polygon((-3, -6), (3, -6), (3, 6), (-3, 6)),
 )
 
 

@@ -13,16 +13,46 @@
   };
 
   // ---------------------------------------------------------------------------------------------------- plots
-  const switches = query("[data-controls=plots]");
+  const switches = query("[data-controls=plots]"), online = query("[data-controls=online]");
   const showPlots = () => {
     const chosen = new FormData(switches);
     for (const plot of every(".plots [data-score]")) {
       const { score, cost } = plot.dataset;
       plot.hidden = score !== chosen.get("score") || (cost !== undefined && cost !== chosen.get("cost"));
     }
+    for (const plot of every("[data-online]")) plot.hidden = plot.dataset.online !== online.elements.online.value;
   };
-  switches.addEventListener("change", () => { showPlots(); remember(); });
-  switches.addEventListener("submit", (event) => event.preventDefault());
+  for (const one of [switches, online].filter(Boolean)) {
+    one.addEventListener("change", () => { showPlots(); remember(); });
+    one.addEventListener("submit", (event) => event.preventDefault());
+  }
+
+  // ---------------------------------------------------------------------------------------------------- tables
+  // A click on a column's name sorts the rows: numbers from the largest, words from a; a second click turns them round.
+  const sortBy = (table, column) => {
+    const heads = every("thead th", table), body = query("tbody", table), rows = [...body.rows];
+    const cells = rows.map((row) => row.cells[column]), numbers = cells.some((cell) => cell.dataset.sort !== undefined);
+    const turned = heads[column].ariaSort === (numbers ? "descending" : "ascending");
+    const down = numbers !== turned, sign = down ? -1 : 1;
+    const value = (row) => {
+      const cell = row.cells[column];
+      if (!numbers) return cell.textContent.trim();
+      return cell.dataset.sort === undefined ? null : Number(cell.dataset.sort);
+    };
+    rows.sort((one, other) => {
+      const [a, b] = [value(one), value(other)];
+      if (a === null || b === null) return (a === null) - (b === null);  // what has no value stays last
+      return sign * (numbers ? a - b : a.localeCompare(b, "en", { numeric: true }));
+    });
+    heads.forEach((head, i) => { head.ariaSort = i === column ? (down ? "descending" : "ascending") : null; });
+    body.append(...rows);
+  };
+  for (const table of every(".wide table"))
+    every("thead th", table).forEach((head, column) => {
+      const button = make("button", { type: "button", className: "sort" }, ...head.childNodes);
+      button.addEventListener("click", () => sortBy(table, column));
+      head.replaceChildren(button);
+    });
 
   // ---------------------------------------------------------------------------------------------------- gallery
   const form = query("[data-controls=gallery]");
@@ -122,7 +152,7 @@
       fill.style.width = `${Math.max(0, Math.min(1, value / top(state.metric))) * 100}%`;
       shown.append(make("span", { className: `bar arm arm-${arm % 8}` }, fill));
     }
-    shown.append(number(value));
+    shown.append(make("span", { className: "number", textContent: number(value) }));
     const name = make("th", { scope: "row", title: data.arms[arm] }, swatch(arm), data.arms[arm]);
     return make("tr", { className: best ? "top" : "" }, name, said, shown);
   };
@@ -155,11 +185,21 @@
     if (share !== null) parts.push(`${Math.round(100 * share)} % of pairs differ`);
     return parts.join(" · ");
   };
+  const dialog = query(".larger");
+  dialog?.addEventListener("click", () => dialog.close());
+  const larger = (picture) => {
+    const button = make("button", { type: "button", className: "enlarge", title: "larger" }, picture);
+    button.addEventListener("click", () => {
+      dialog.replaceChildren(picture.cloneNode());
+      dialog.showModal();
+    });
+    return button;
+  };
   const card = (item, arms) => {
     const url = data.pictures?.[item], values = scoresOf(item, arms), most = Math.max(...values);
     const single = values.filter((value) => value === most).length === 1 && values.length > 1;
     const picture = url
-      ? make("img", { className: "picture", src: url, alt: `Picture ${data.ids[item]}` })
+      ? larger(make("img", { className: "picture", src: url, alt: `Picture ${data.ids[item]}` }))
       : make("div", { className: "nopicture", textContent: "no picture" });
     const rows = arms.map((arm) => captionRow(item, arm, single && score(arm, item) === most));
     const left = make("div", { className: "pic" }, picture,
@@ -192,7 +232,8 @@
   // ------------------------------------------------------------------------------------------ state and address
   const remember = () => {
     const kept = new URLSearchParams();
-    for (const [name, value] of new FormData(switches)) kept.append(name, value);
+    for (const one of [switches, online].filter(Boolean))
+      for (const [name, value] of new FormData(one)) kept.append(name, value);
     if (form) {
       for (const name of ["metric", "sort", ...(NEEDS[state.sort] ?? ""), "filter", "page", "size"])
         if (state[name] && state[name] !== DEFAULTS[name]) kept.append(name, state[name]);
@@ -204,7 +245,7 @@
   const recall = () => {
     if (!location.hash.includes("=")) return false;
     const wanted = new URLSearchParams(location.hash.slice(1));
-    for (const select of every("select", switches))
+    for (const select of [switches, online].filter(Boolean).flatMap((one) => every("select", one)))
       if (known(select, wanted.get(select.name))) select.value = wanted.get(select.name);
     if (!form) return false;
     for (const select of [...every("select", form), query("[name=size]")])

@@ -24,6 +24,7 @@ from src.metrics.answers import Asked, answer_scores, judge, shares
 from src.metrics.captions import CaptionScorer
 from src.metrics.extra import extra_scores
 from src.metrics.retrieval import recall_at_k
+from src.metrics.tokens import note_on_tokens
 from src.metrics.truth import truth_scores
 from src.records.files import seal, write_json, write_jsonl
 from src.records.sheet import write_sheet
@@ -38,6 +39,7 @@ class Evaluation:
     """``rows``: one dict per picture, for predictions.jsonl.
 
     ``remarks``: "missing" says why a score is None, "notes" what one has to know of one that is there; by score.
+    ``tokens``: what BLEU, ROUGE-L and CIDEr-D counted, of ``metrics.tokens.TOKENS``.
     """
 
     split: str
@@ -45,17 +47,18 @@ class Evaluation:
     rows: list[dict]
     captions_per_second: float | None
     remarks: dict[str, dict[str, str]] = field(default_factory=dict)
+    tokens: str = "words"
 
 
-def evaluate(parts: Parts, split: str, metrics: Sequence[str] = ()) -> Evaluation:
+def evaluate(parts: Parts, split: str, metrics: Sequence[str] = (), tokens: str = "words") -> Evaluation:
     """Everything that the data and the mechanism allow; documents get answers to their questions, if they have any.
 
-    ``metrics``: beside BLEU, ROUGE-L and CIDEr-D, of ``metrics.extra``.
+    ``metrics``: beside BLEU, ROUGE-L and CIDEr-D, of ``metrics.extra``; ``tokens``: what those count.
     """
     if parts.source.interleaved:
         return evaluate_documents(parts, split)
     predictions, speed = _captions(parts, parts.data.pictures(split), split)
-    result = score_captions(parts, split, predictions, speed, metrics)
+    result = score_captions(parts, split, predictions, speed, metrics, tokens)
     loss = split_loss(parts, split)
     result.scores = {"loss": loss, "perplexity": math.exp(loss), **result.scores}
     if isinstance(parts.captioner.fusion, Retriever) and parts.captioner.fusion.compares:
@@ -63,7 +66,9 @@ def evaluate(parts: Parts, split: str, metrics: Sequence[str] = ()) -> Evaluatio
     return result
 
 
-def evaluate_few_shot(parts: Parts, split: str, shots: int, metrics: Sequence[str] = ()) -> Evaluation:
+def evaluate_few_shot(
+    parts: Parts, split: str, shots: int, metrics: Sequence[str] = (), tokens: str = "words"
+) -> Evaluation:
     """Captions with ``shots`` training pictures and their captions standing before each picture.
 
     Which ones depends on the run's seed and the picture's id alone. Raises UserError where there is no such thing.
@@ -81,7 +86,7 @@ def evaluate_few_shot(parts: Parts, split: str, shots: int, metrics: Sequence[st
 
     documents = [prompt(example) for example in parts.data.examples(split)]
     predictions, speed = _captions(parts, _prompts(parts, documents), split, prompted=True)
-    return score_captions(parts, split, predictions, speed, metrics)
+    return score_captions(parts, split, predictions, speed, metrics, tokens)
 
 
 def evaluate_documents(parts: Parts, split: str) -> Evaluation:
@@ -151,7 +156,12 @@ def _captions(
 
 
 def score_captions(
-    parts: Parts, split: str, predictions: dict[str, str], speed: float | None, metrics: Sequence[str] = ()
+    parts: Parts,
+    split: str,
+    predictions: dict[str, str],
+    speed: float | None,
+    metrics: Sequence[str] = (),
+    tokens: str = "words",
 ) -> Evaluation:
     """Standard scores against the references; on scenes also whether captions are true.
 
@@ -159,7 +169,7 @@ def score_captions(
     """
     references = parts.data.references(split)
     examples = {example.id: example for example in parts.data.examples(split)}
-    scorer = CaptionScorer(references)
+    scorer = CaptionScorer(references, tokens)
     scenes = {id: Scene.from_dict(e.extra["scene"]) for id, e in examples.items() if "scene" in e.extra}
     corpus, per_image = _scores(scorer, scenes, predictions)
     shuffled, _ = _scores(scorer, scenes, exchange(predictions, parts.data.seed))
@@ -169,7 +179,9 @@ def score_captions(
         {"id": id, "caption": caption, "references": list(references[id]), **per_image[id], **extra.per_image[id]}
         for id, caption in predictions.items()
     ]
-    return Evaluation(split, {**corpus, **extra.corpus}, rows, speed, {"missing": extra.reasons, "notes": extra.notes})
+    notes = note_on_tokens(tokens, predictions.values(), itertools.chain.from_iterable(references.values()))
+    remarks = {"missing": extra.reasons, "notes": {**notes, **extra.notes}}
+    return Evaluation(split, {**corpus, **extra.corpus}, rows, speed, remarks, tokens)
 
 
 def _pixels(parts: Parts, example: Example, preprocessing: Mapping) -> torch.Tensor:
@@ -227,13 +239,18 @@ def retrieval_scores(parts: Parts, split: str) -> dict[str, float]:
     return recall_at_k(similarity_IB.cpu(), picture_B)
 
 
-def report(parts: Parts, result: Evaluation, folder: Path, cost: dict, samples: int) -> None:
-    """Write metrics.json, predictions.jsonl and samples.png into ``folder``; print the table and some captions."""
+def report(parts: Parts, result: Evaluation, folder: Path, cost: dict, samples: int, data: dict | None = None) -> None:
+    """Write metrics.json, predictions.jsonl and samples.png into ``folder``; print the table and some captions.
+
+    ``data``: "name" and options of the "source" that was scored; None where the run's configuration has them.
+    """
     metrics = {
+        **({"data": data} if data else {}),
         "split": result.split,
         "pictures": len(result.rows),
         "references_sha256": parts.data.fingerprint(result.split),
         "decoding": {"method": type(parts.captioner.decoder).__name__, **vars(parts.captioner.decoder)},
+        "tokens": result.tokens,
         "scores": result.scores,
         "cost": {**cost, "captions_per_second": result.captions_per_second},
         **{kind: remarks for kind, remarks in result.remarks.items() if remarks},
@@ -242,7 +259,8 @@ def report(parts: Parts, result: Evaluation, folder: Path, cost: dict, samples: 
     if result.rows:
         write_jsonl(folder / "predictions.jsonl", result.rows)
     seal(folder, "metrics.json", "predictions.jsonl")
-    print(table(f"{result.split}, {len(result.rows)} pictures", result.scores))
+    where = f"{data['name']}/{result.split}" if data else result.split
+    print(table(f"{where}, {len(result.rows)} pictures", result.scores))
     for remarks in result.remarks.values():
         for score, remark in remarks.items():
             print(f"  {score}: {remark}")

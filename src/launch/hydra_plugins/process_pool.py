@@ -1,9 +1,10 @@
 """Hydra launcher for sweeps: every job is a fresh process with a device of its own; finished jobs are not run again.
 
 ``hydra/launcher=processes``, which is the default of ``python -m src.train -m ...``. A job's folder is named after its
-configuration (``<sweep>/<name>-<hash>``), so the same command, given again after a failure or a kill, goes on where it
-stopped: jobs with a ``result.json`` are skipped, a job that was cut off continues from its last checkpoint. Its first
-attempt is kept beside as ``<folder>~1``.
+configuration (``<sweep>/<name>-<hash>``; what else tells it from jobs of the same name stands between), so the same
+command, given again after a failure or a kill, goes on where it stopped: the hash finds a job's folder again, jobs with
+a ``result.json`` are skipped, a job that was cut off continues from its last checkpoint. Its first attempt is kept
+beside as ``<folder>~1``.
 
 A device is leased to one job at a time: on GPUs by a lock file per device, so that two sweeps on one machine share
 them; on CPUs ``jobs`` processes run side by side, each with its part of the cores. Processes rather than one process
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import shutil
 import signal
 import subprocess
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
@@ -39,6 +42,7 @@ from src.config.make import config_hash
 from src.errors import UserError
 from src.records.folder import result, resumable
 
+LONGEST = 80  # characters of what tells jobs of one name apart, in the names of their folders
 GRACE = 10.0  # seconds that a child has to finish its step and to save after SIGTERM
 
 
@@ -100,7 +104,7 @@ class ProcessPool(Launcher):
             folder = Path(cfg.hydra.sweep.dir) / f"{cfg.name}-{config_hash(cfg)[:8]}"
             jobs.append(Job(tuple(overrides), cfg, folder.absolute()))
         Singleton.set_state(saved)
-        return jobs
+        return [job._replace(folder=_folder(job, jobs)) for job in jobs]
 
     def _refuse_secrets(self, cfg: DictConfig) -> None:
         """Before any job starts; Hydra has written the configuration of the whole sweep down already."""
@@ -133,7 +137,8 @@ class ProcessPool(Launcher):
             if cause:
                 causes[job.folder] = cause
                 bar.set_postfix(failed=len(causes))
-            bar.update()
+            if not self.stopping.is_set():  # what a Ctrl-C ended, or kept from beginning, is not done
+                bar.update()
 
         with ThreadPoolExecutor(len(self.leases)) as pool, bar:
             try:
@@ -151,9 +156,9 @@ class ProcessPool(Launcher):
             print(f"note: {job.folder}/result.json is damaged; the job goes on from its last checkpoint.", flush=True)
         earlier = _set_aside(job.folder)
         job.folder.mkdir(parents=True)
-        resume = [f"resume='{earlier}'"] if earlier and resumable(earlier) else []
+        resume = [f"resume={_quoted(earlier)}"] if earlier and resumable(earlier) else []
         command = [sys.executable, "-m", _module(), *_config_arguments(), *job.overrides, *resume]
-        command.append(f"hydra.run.dir='{job.folder}'")
+        command.append(f"hydra.run.dir={_quoted(job.folder)}")
         log = job.folder / "stdout.log"
         with _locked(lease.get("CUDA_VISIBLE_DEVICES")), open(log, "wb") as output:
             # What W&B shows together; the user's own setting wins.
@@ -186,6 +191,19 @@ class ProcessPool(Launcher):
                 child.wait(max(0.0, deadline - time.monotonic()))
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(child.pid, signal.SIGKILL)  # the group outlives its leader where a worker hangs
+
+
+def _folder(job: Job, jobs: Sequence[Job]) -> Path:
+    """Where a job of this hash lies already, else a folder whose name says what tells it from those of its name."""
+    name, _, number = job.folder.name.rpartition("-")
+    earlier = sorted(job.folder.parent.glob(f"*-{number}"))
+    if earlier:
+        return earlier[0]
+    alike = [set(one.overrides) for one in jobs if one.folder.name.rpartition("-")[0] == name]
+    own = [one for one in job.overrides if not all(one in others for others in alike)]
+    words = [f"{key.lstrip('+')}={value.rpartition('/')[2]}" for key, _, value in (one.partition("=") for one in own)]
+    between = re.sub(r"[^\w.=-]+", "_", "-".join(words))[:LONGEST]
+    return job.folder.with_name("-".join(filter(None, [name, between, number])))
 
 
 def _leases(devices: Sequence[str] | None, jobs: int | None) -> list[dict[str, str]]:
@@ -238,6 +256,11 @@ def _set_aside(folder: Path) -> Path | None:
         number += 1
     folder.rename(aside)
     return aside
+
+
+def _quoted(path: Path) -> str:
+    """As the value of an override, whatever characters the path has."""
+    return QuotedString(str(path), Quote.single).with_quotes()
 
 
 def _module() -> str:

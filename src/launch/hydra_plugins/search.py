@@ -83,12 +83,13 @@ class Search(Sweeper):
 
     def _study(self, file: Path, arguments: list[str]):
         import optuna
+        from sqlalchemy import URL
 
         optuna.logging.set_verbosity(optuna.logging.ERROR)  # a database that fails is told below
         file.parent.mkdir(parents=True, exist_ok=True)
         samplers = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler}
         name = hashlib.sha256("\n".join([self.sampler, self.direction, *sorted(arguments)]).encode()).hexdigest()[:12]
-        storage = f"sqlite:///{file}"
+        storage = URL.create("sqlite", database=str(file)).render_as_string()  # the path may hold ? and %
         study = optuna.create_study(storage=storage, study_name=name, direction=self.direction, load_if_exists=True)
         study.sampler = samplers[self.sampler](seed=self.seed + len(study.trials))  # a restart must not draw the same
         return study
