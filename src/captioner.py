@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -270,7 +271,8 @@ class Captioner(lightning.LightningModule):
     def parameter_groups(self) -> list[dict]:
         """Disjoint groups covering every trainable parameter: per part, with and without weight decay.
 
-        Norms, biases, gates (all parameters with fewer than two axes) and learnt constants are not decayed.
+        Norms, biases, gates (all parameters with fewer than two axes) and learnt constants are not decayed. Raises
+        AssertionError where a parameter that trains is in no group, or in two.
         """
         groups = []
         for part in PARTS:
@@ -287,7 +289,18 @@ class Captioner(lightning.LightningModule):
                     lr = self.regime[f"lr_{part}"]
                     name = part if decayed else f"{part}/no_decay"
                     groups.append({"name": name, "params": parameters, "lr": lr, "weight_decay": decay})
+        self._require_all(groups)
         return groups
+
+    def _require_all(self, groups: list[dict]) -> None:
+        """A parameter outside of PARTS would be saved but never trained, one of two parts be trained twice."""
+        times = Counter(id(parameter) for group in groups for parameter in group["params"])
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and times[id(parameter)] != 1:
+                raise AssertionError(
+                    f"{name} is in {times[id(parameter)]} of the optimiser's groups, and must be in one to be trained: "
+                    f"put its module into one of {', '.join(PARTS)}, or add that to captioner.PARTS."
+                )
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameter_groups(), betas=tuple(self.optim["betas"]), fused=True)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from src.config.added_keys import run_config
 from src.config.classes import trait
 from src.errors import UserError
-from src.records.folder import run_config
 
 SIZES = ("width", "layers", "heads", "context")  # of language models; of those that are named:
 GPT2 = {

@@ -61,8 +61,10 @@ def write_skipped(run: Path, sources: Iterable) -> None:
         write_jsonl(run / "skipped.jsonl", left_out)
 
 
-def run_config(folder: Path | str):
-    """The configuration of a finished or running run, or of an exported one.
+def written_config(folder: Path | str):
+    """The configuration of a finished or running run, or of an exported one, as it stands in the file.
+
+    ``src.config.added_keys.run_config`` reads it with the options that were added since.
 
     Raises UserError when ``folder`` is neither, or when the file cannot be read.
     """

@@ -15,10 +15,11 @@ from omegaconf import DictConfig
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
+from src.config.added_keys import run_config
 from src.config.make import config_hash
 from src.errors import UserError
 from src.records.files import write_bytes
-from src.records.folder import checkpoint_path, result, resumable, run_config
+from src.records.folder import checkpoint_path, result, resumable
 from src.records.weights import damage
 from src.training.signals import Interrupts, Stopped, requeue
 
