@@ -172,7 +172,12 @@ class Captioner(lightning.LightningModule):
             self.log(f"{name}{term}", value, batch_size=len(batch.ids))
         if self.trainer.is_global_zero and self.global_step % self.trainer.log_every_n_steps == 0:
             self.log_dict({f"fusion/{name}": value for name, value in self.fusion.scalars().items()})
-        return batch.weight * total
+        return self._fill_up(index) * batch.weight * total
+
+    def _fill_up(self, index: int) -> float:
+        """Lightning divides every loss by the batches that an update adds up, also where an epoch has fewer left."""
+        wanted = self.trainer.accumulate_grad_batches
+        return wanted / min(wanted, self.trainer.num_training_batches - index // wanted * wanted)
 
     def _watch(self, batch: Batch, loss: Tensor) -> None:
         """Mark the update for leaving out when its loss is a spike; all processes decide by their mean."""

@@ -102,12 +102,15 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
     from src.training.caption_curve import CaptionValidation
     from src.training.checkpoints import BestCheckpoint, LastCheckpoint, RandomState, SafeCheckpointIO
     from src.training.cost import CostMeter
+    from src.training.validations import TimeLimit, Validations
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements between our lines
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")  # lightning's own business
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     meter = CostMeter()
+    options = {**OmegaConf.to_container(cfg.trainer, resolve=True), "precision": precision(cfg.trainer.precision)}
     callbacks = [
+        Validations(options.pop("val_check_interval")),
         BestCheckpoint(run),
         LastCheckpoint(run, interrupts, again=cfg.resume == "auto"),  # behind the best, which it knows of
         RandomState(),
@@ -118,30 +121,23 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
     main_set = next(iter(parts.data_sets().values()))
     if cfg.val_captions and main_set.source.has_images and not main_set.source.interleaved:
         callbacks.insert(0, CaptionValidation(main_set.data, cfg.val_captions))
-    options = {**OmegaConf.to_container(cfg.trainer, resolve=True), "precision": precision(cfg.trainer.precision)}
+    if max_time := options.pop("max_time", None):
+        callbacks.append(TimeLimit(max_time))
     if options["strategy"] == "fsdp":
         from src.training.sharding import FullySharded
 
         options["strategy"] = FullySharded()
     options["accumulate_grad_batches"] *= parts.data.batches_per_update
-    if isinstance(options["val_check_interval"], int):  # Lightning counts batches there, this configuration steps
-        steps = even_interval(options["val_check_interval"], options["max_steps"])
-        options["val_check_interval"] = steps * options["accumulate_grad_batches"]
     trainer = lightning.Trainer(
         default_root_dir=run,
         logger=loggers,
         callbacks=callbacks,
         plugins=[SafeCheckpointIO()],
         enable_model_summary=False,
-        check_val_every_n_epoch=None,  # validations are counted in steps
+        check_val_every_n_epoch=None,  # see Validations
         **options,
     )
     return trainer, meter
-
-
-def even_interval(wanted: int, steps: int) -> int:
-    """About ``wanted``, such that the last validation comes when training ends: what it has not seen is not kept."""
-    return wanted if steps < 1 else steps // max(1, round(steps / wanted))
 
 
 def fit(trainer, parts, cfg: DictConfig) -> None:

@@ -320,15 +320,6 @@ def test_captioner_names_no_mechanism():
     assert not [name for name in names if name in source.replace("gates (all parameters", "")]
 
 
-@pytest.mark.parametrize(("wanted", "steps"), [(500, 1500), (500, 1300), (500, 4), (187, 750), (3, 10), (1, 7)])
-def test_the_last_validation_comes_at_the_end(wanted, steps):
-    from src.train import even_interval
-
-    interval = even_interval(wanted, steps)
-    assert steps - interval * (steps // interval) < steps // interval
-    assert interval == pytest.approx(wanted, rel=0.5) or steps < wanted
-
-
 @pytest.mark.parametrize(("accelerator", "device"), [("auto", "meta"), ("gpu", "meta"), ("cpu", "cpu")])
 def test_captions_are_made_on_the_gpu_unless_the_run_was_not(monkeypatch, accelerator, device):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)

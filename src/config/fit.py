@@ -185,7 +185,12 @@ def _members(cfg: DictConfig) -> dict[str, DictConfig]:
 
 def _check_trainer(cfg: DictConfig) -> None:
     trainer = cfg.trainer
-    if trainer.max_steps == -1 and trainer.max_epochs in (-1, None) and not trainer.get("max_time"):
+    if trainer.max_steps == -1 and trainer.max_epochs in (-1, None):
+        if trainer.get("max_time"):
+            raise UserError(
+                f"trainer.max_time={trainer.max_time} does not say how many steps the learning rate is to come down "
+                "in; set trainer.max_steps or trainer.max_epochs too."
+            )
         raise UserError("Training would never end: set trainer.max_steps or trainer.max_epochs.")
     devices = trainer.devices
     many = len(devices) if OmegaConf.is_list(devices) else devices if isinstance(devices, int) else 1
