@@ -149,6 +149,33 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (HOME / "conf" / group).glob("[!_]*.yaml"))
 
 
+def check_demanded(words: Iterable[str], sweep: bool) -> None:
+    """Refuse to begin without what an experiment demands (???): with OmegaConf the default below it would win.
+
+    ``words``: "option=value"; of a ``sweep`` the experiment may give the values too. Raises UserError.
+    """
+    said = dict(word.lstrip("+").partition("=")[::2] for word in words)
+    name = said.get("experiment", "").strip("'\"")
+    if name in choices("experiment"):
+        missing = sorted(demanded(name, sweep) - set(said))
+        if missing:
+            raise UserError(
+                f"experiment={name} leaves {missing[0]} to you; say {missing[0]}=<value> (what it means: "
+                f"conf/experiment/{name}.yaml)."
+            )
+
+
+def demanded(experiment: str, sweep: bool = False) -> set[str]:
+    """The options that conf/experiment/<experiment>.yaml, or what it starts from, leaves to the command line."""
+    written = OmegaConf.to_container(OmegaConf.load(HOME / "conf" / "experiment" / f"{experiment}.yaml"))
+    below = (entry for entry in written.pop("defaults", []) if isinstance(entry, str) and entry != "_self_")
+    found = set().union(*(demanded(name, sweep) for name in below))
+    for key, value in flatten(written):
+        key = key.removeprefix("hydra.sweeper.params.") if sweep else key
+        found = found | {key} if value == "???" else found - {key}
+    return found
+
+
 @functools.cache
 def _lightning_options() -> dict[str, table.Rule]:
     """The parameters of lightning.Trainer with their simple types, read from its source: importing it takes seconds."""

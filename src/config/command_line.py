@@ -85,7 +85,7 @@ def check_words(command: str, words: Sequence[str]) -> None:
 
     Of a sweep every value is looked at once, beside the first ones of the other options.
     """
-    from src.config.checks import check_options
+    from src.config.checks import check_demanded, check_options
     from src.config.fit import check_fit, use_previous_language
 
     flags = {word for word in words if word.startswith("-")}
@@ -96,6 +96,7 @@ def check_words(command: str, words: Sequence[str]) -> None:
     for override in overrides:
         check_word(command, override, sweep)
     for chosen in _alternatives(overrides):
+        check_demanded(chosen, sweep)
         cfg = compose(command, chosen, overrides, sweep)
         check_options(command, cfg)
         if command == "train" and not OmegaConf.missing_keys(cfg):
