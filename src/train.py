@@ -16,9 +16,10 @@ from src.config.command_line import verb
 from src.config.fit import use_previous_language
 from src.config.machine_faults import told_when_machine_fails
 from src.config.make import check, make
+from src.config.resume import resumed
 from src.records.environment import environment
 from src.records.files import SUMS, seal, told_when_full, write_json, write_text
-from src.records.folder import checkpoint_path, complete, write_skipped
+from src.records.folder import checkpoint_path, complete, removed_where_nothing_came_of_it, write_skipped
 from src.training.signals import Interrupts
 
 
@@ -26,13 +27,14 @@ from src.training.signals import Interrupts
 @verb
 def main(cfg: DictConfig) -> float | None:
     """Configuration -> parts -> fit -> best checkpoint -> scores on the test split -> run folder."""
-    cfg = use_previous_language(cfg)
-    sources = check(cfg)
-    tracker = make(cfg.logger)
     run = Path(HydraConfig.get().runtime.output_dir)
-    print(f"run folder: {run}", flush=True)
-    with Interrupts() as interrupts, told_when_full(run), told_when_machine_fails(run):
-        return train(cfg, sources, tracker, run, interrupts)
+    with removed_where_nothing_came_of_it(run, cfg.name):
+        cfg = use_previous_language(resumed(cfg, HydraConfig.get().overrides.task, say=print))
+        sources = check(cfg)
+        tracker = make(cfg.logger)
+        print(f"run folder: {run}", flush=True)
+        with Interrupts() as interrupts, told_when_full(run), told_when_machine_fails(run):
+            return train(cfg, sources, tracker, run, interrupts)
 
 
 def train(cfg: DictConfig, sources: dict, tracker, run: Path, interrupts: Interrupts) -> float | None:
@@ -105,6 +107,7 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
     from src.training.validations import TimeLimit, Validations
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements between our lines
+    warnings.filterwarnings("ignore", ".*Previous log files in this directory will be deleted")  # all but before-*.csv
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")  # lightning's own business
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     meter = CostMeter()

@@ -21,6 +21,18 @@ from src.records.secrets import is_secret
 
 LEASED = "FUSION_SWEEP_LEASE"  # set where a sweep gave a job its GPU: the job is not to go to the CPU unnoticed
 NAMES = 12  # that a hint lists at most
+# What other programs call options of src.train, and what more there is to say about those.
+MEANT = {
+    **dict.fromkeys(("lr", "learning_rate"), "regime.lr_fusion"),
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("steps", "num_steps", "iterations"), "trainer.max_steps"),
+    **dict.fromkeys(("device", "gpu", "gpus", "cuda", "cpu"), "trainer.accelerator"),
+}
+ALSO = {
+    "regime.lr_fusion": " (and regime.lr_language, regime.lr_vision)?",
+    "trainer.max_epochs": " (with trainer.max_steps=-1)?",
+    "trainer.accelerator": " (auto, gpu or cpu; how many: trainer.devices)?",
+}
 
 
 def check_options(command: str, cfg: DictConfig) -> None:
@@ -113,6 +125,8 @@ def _written(command: str) -> dict[str, table.Rule]:
 def hint(key: str, known: Iterable[str]) -> str:
     """ "did you mean optim.warmup?", or what there is beside it."""
     known, (group, _, name) = list(dict.fromkeys(known)), key.rpartition(".")
+    if MEANT.get(name) in known:
+        return f"did you mean {MEANT[name]}{ALSO.get(MEANT[name], '?')}"
     beside = [one for one in known if one.rpartition(".")[0] == group]
     alike = difflib.get_close_matches(name, [one.rpartition(".")[2] for one in beside], 1)
     if alike:
@@ -155,8 +169,8 @@ def check_demanded(words: Iterable[str], sweep: bool) -> None:
     ``words``: "option=value"; of a ``sweep`` the experiment may give the values too. Raises UserError.
     """
     said = dict(word.lstrip("+").partition("=")[::2] for word in words)
-    name = said.get("experiment", "").strip("'\"")
-    if name in choices("experiment"):
+    name, going_on = said.get("experiment", "").strip("'\""), said.get("resume", "null") not in ("null", "auto")
+    if name in choices("experiment") and not going_on:
         missing = sorted(demanded(name, sweep) - set(said))
         if missing:
             raise UserError(

@@ -51,6 +51,10 @@ def verb(task: Callable) -> Callable:
 
     if task.__module__ == "__main__":
         use_utf8()
+        if command == "train":
+            from src.config.resume import completed
+
+            sys.argv[1:] = _answer(lambda: completed(sys.argv[1:]))
         _answer(lambda: check_words(command, sys.argv[1:]))
     return wrapped
 
@@ -87,6 +91,7 @@ def check_words(command: str, words: Sequence[str]) -> None:
     """
     from src.config.checks import check_demanded, check_options
     from src.config.fit import check_fit, use_previous_language
+    from src.config.resume import resumed
 
     flags = {word for word in words if word.startswith("-")}
     if flags - {*SWEEP, *PLAIN}:
@@ -99,6 +104,8 @@ def check_words(command: str, words: Sequence[str]) -> None:
         check_demanded(chosen, sweep)
         cfg = compose(command, chosen, overrides, sweep)
         check_options(command, cfg)
+        if command == "train":
+            cfg = resumed(cfg, chosen, say=lambda note: None)
         if command == "train" and not OmegaConf.missing_keys(cfg):
             try:
                 cfg = use_previous_language(cfg)

@@ -16,7 +16,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from src.config.added_keys import run_config
-from src.config.make import config_hash
+from src.config.make import config_hash, counted
 from src.errors import UserError
 from src.records.files import write_bytes
 from src.records.folder import checkpoint_path, result, resumable
@@ -173,17 +173,32 @@ class RandomState(Callback):
 def unfinished(cfg: DictConfig, run: Path) -> Path | None:
     """The folder whose training ``resume=auto`` goes on with: the newest beside ``run`` of the same configuration.
 
-    It has a checkpoint and no result yet. Folders whose configuration is damaged are named and left out.
+    It has a checkpoint and no result yet. Folders whose configuration is damaged are named and left out; where there is
+    none but one of another configuration, in what that differs is said.
     """
-    wanted = config_hash(cfg)
+    wanted, other = config_hash(cfg), None
     folders = [path.parent for path in run.parent.glob("*/checkpoints") if resumable(path.parent)]
     for folder in sorted(folders, key=lambda path: (path / "checkpoints").stat().st_mtime, reverse=True):
         try:
-            if result(folder) is None and config_hash(run_config(folder)) == wanted:
-                return folder
+            if result(folder) is None:
+                found = run_config(folder)
+                if config_hash(found) == wanted:
+                    return folder
+                other = other or (folder, found)
         except UserError as error:
             print(f"note: resume=auto leaves out {folder}: {error}", flush=True)
+    if other:
+        print(
+            f"note: resume=auto begins anew: {other[0]} has {_differing(counted(other[1]), counted(cfg))}.", flush=True
+        )
     return None
+
+
+def _differing(there: dict, here: dict) -> str:
+    """ "fusion.tau=0.2 (here 0.3) and 2 more"."""
+    keys = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+    more = f" and {len(keys) - 3} more" if keys[3:] else ""
+    return ", ".join(f"{key}={there.get(key)} (here {here.get(key)})" for key in keys[:3]) + more
 
 
 def take_over(earlier: Path, run: Path) -> Path:
