@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from src.config import checks, command_line, table
 from src.config.classes import flatten, trait
-from src.config.make import _rehearse_fusion
+from src.config.make import _rehearse_fusion, data_sets
 from src.errors import UserError
 from src.metrics.extra import METRICS
 
@@ -204,7 +204,16 @@ WRONG = {
     "doctor run=3": "did you mean runs?",
 }
 
+BESIDE = {  # what else the data of conf/data/<name>.yaml need
+    "captions_text": "fusion=blind",
+    "documents": "fusion=flamingo language.model.context=256",
+    "mixture": "fusion=flamingo",
+    "scenes_interleaved": "fusion=flamingo",
+}
 RIGHT = [
+    *(f"train debug=smoke data={data} {BESIDE.get(data, '')}" for data in checks.choices("data")),
+    *(f"train debug=overfit data={data} {BESIDE.get(data, '')}" for data in checks.choices("data")),
+    "train debug=smoke experiment=flickr8k language.weights=/nowhere fusion=clipcap",
     *(f"train fusion={fusion}" for fusion in FUSIONS),
     "train debug=smoke",
     "train debug=overfit",
@@ -258,6 +267,17 @@ def read_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OmegaConf, "load", staticmethod(load))
         yield
+
+
+@pytest.mark.parametrize("data", checks.choices("data"))
+def test_a_smoke_test_takes_a_part_of_whatever_data(data):
+    words = f"data={data} {BESIDE.get(data, '')}".split()
+    cfg, whole = (command_line.compose("train", [*words, *more], []) for more in (["debug=smoke"], []))
+    for one, all_of_it in zip(data_sets(cfg).values(), data_sets(whole).values(), strict=True):
+        assert (one.batch_size, one.workers) == (8, 0)
+        assert one.source.keys() == all_of_it.source.keys()
+        less = one.train_fraction < 1 or one.source.get("train", 99) == 64
+        assert less or data in ("folder", "documents", "shards")  # which are as large as their owner made them
 
 
 def ask(line: str) -> None:

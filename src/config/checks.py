@@ -155,7 +155,7 @@ def groups(command: str = "train") -> tuple[str, ...]:
     """The folders of conf/ that a command chooses from, decode of src.evaluate for example."""
     written = OmegaConf.load(HOME / "conf" / f"{command}.yaml").get("defaults", [])
     names = (str(next(iter(entry))) for entry in written if OmegaConf.is_dict(entry))
-    return tuple(name.removeprefix("optional ") for name in names if not name.startswith("override "))
+    return tuple(name.removeprefix("optional ") for name in names if "/" not in name)  # hydra/..., debug/small
 
 
 def choices(group: str) -> list[str]:
