@@ -374,7 +374,7 @@ def test_what_does_not_read_back_alike_is_not_exported(trained, tmp_path, monkey
 
 
 WRONG = {
-    "no run folder": (("run=/nowhere", "to=x"), "/nowhere/checkpoints/best.ckpt is missing"),
+    "no run folder": (("run=/nowhere", "to=x"), "/nowhere is not a run folder"),
     "no target": (("run={trained}",), "to= is missing"),
     "an unknown choice": (("run={trained}", "to={tmp}/x", "frozen=yes"), "frozen must be reference or include"),
     "an export": (("run={exported}", "to={tmp}/x"), "is an export"),
