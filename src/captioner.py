@@ -53,6 +53,7 @@ class Captioner(lightning.LightningModule):
         self.tagged = tagged
         self._compiled: Callable[[Visual | None, Text], tuple[Tensor, Terms]] | None = None
         self._last_ids: list[str] = []  # of the batch at work, for messages
+        self._fill_up = 1.0  # what the loss of the batch at work is multiplied by, see on_train_batch_start
         factor = optim.get("loss_spike")
         self.spikes = None if factor is None else LossSpikes(factor)
         self.strict_loading = False  # frozen parts are absent from checkpoints; load_state_dict checks the rest
@@ -156,6 +157,11 @@ class Captioner(lightning.LightningModule):
     def readout_parameters(self) -> Iterable[nn.Parameter]:
         return chain(self.fusion.parameters(), self.language.parameters())
 
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        """Lightning divides every loss by the batches that an update adds up, also where an epoch has fewer left."""
+        wanted = self.trainer.accumulate_grad_batches
+        self._fill_up = wanted / min(wanted, self.trainer.num_training_batches - index // wanted * wanted)
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
         self._last_ids = batch.ids
         if index == 0:
@@ -172,12 +178,7 @@ class Captioner(lightning.LightningModule):
             self.log(f"{name}{term}", value, batch_size=len(batch.ids))
         if self.trainer.is_global_zero and self.global_step % self.trainer.log_every_n_steps == 0:
             self.log_dict({f"fusion/{name}": value for name, value in self.fusion.scalars().items()})
-        return self._fill_up(index) * batch.weight * total
-
-    def _fill_up(self, index: int) -> float:
-        """Lightning divides every loss by the batches that an update adds up, also where an epoch has fewer left."""
-        wanted = self.trainer.accumulate_grad_batches
-        return wanted / min(wanted, self.trainer.num_training_batches - index // wanted * wanted)
+        return self._fill_up * batch.weight * total
 
     def _watch(self, batch: Batch, loss: Tensor) -> None:
         """Mark the update for leaving out when its loss is a spike; all processes decide by their mean."""
