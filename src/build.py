@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src.captioner import PARTS, Captioner
+from src.config.added_keys import run_config
 from src.config.make import check_saved, data_sets, make
 from src.contracts import Language, Source, Tokenizer
 from src.data.base import Streamed
@@ -21,7 +22,7 @@ from src.loading.mixture import Mixture
 from src.loading.module import CaptionData, DocumentData
 from src.records import exported
 from src.records.files import verify
-from src.records.folder import checkpoint_path, is_export, run_config
+from src.records.folder import checkpoint_path, is_export
 from src.records.weights import read_checkpoint
 from src.text.tokenizers import load_tokenizer
 from src.vision.base import Vision
