@@ -20,7 +20,7 @@ from src.benchmarking.tables import text
 from src.config.classes import HOME
 from src.config.command_line import verb
 from src.errors import UserError
-from src.records.environment.environment import environment
+from src.records.environment import environment
 from src.records.files import write_json, write_text
 
 PEERS = ("vision_encoder_decoder", "blip", "open_clip_coca")

@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src.captioner import PARTS, Captioner
+from src.config.added_keys import run_config
 from src.config.make import check_saved, data_sets, make
 from src.contracts import Language, Source, Tokenizer
 from src.data.base import Streamed
@@ -24,7 +25,7 @@ from src.objectives.base import Objective
 from src.objectives.default import default_objectives
 from src.records import exported
 from src.records.files import verify
-from src.records.folder import checkpoint_path, is_export, run_config
+from src.records.folder import checkpoint_path, is_export
 from src.records.weights import read_checkpoint
 from src.text.tokenizers import load_tokenizer
 from src.vision.base import Vision

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -61,6 +62,7 @@ class Captioner(lightning.LightningModule):
         self.tagged = tagged
         self._compiled: tuple[Callable, Callable] | None = None  # of encode and learn
         self._last_ids: list[str] = []  # of the batch at work, for messages
+        self._fill_up = 1.0  # what the loss of the batch at work is multiplied by, see on_train_batch_start
         factor = optim.get("loss_spike")
         self.spikes = None if factor is None else LossSpikes(factor)
         self.strict_loading = False  # frozen parts are absent from checkpoints; load_state_dict checks the rest
@@ -211,6 +213,11 @@ class Captioner(lightning.LightningModule):
     def readout_parameters(self) -> Iterable[nn.Parameter]:
         return chain(self.fusion.parameters(), self.language.parameters())
 
+    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+        """Lightning divides every loss by the batches that an update adds up, also where an epoch has fewer left."""
+        wanted = self.trainer.accumulate_grad_batches
+        self._fill_up = wanted / min(wanted, self.trainer.num_training_batches - index // wanted * wanted)
+
     def training_step(self, batch: Batch, index: int) -> Tensor:
         self._last_ids = batch.ids
         if index == 0:
@@ -231,7 +238,7 @@ class Captioner(lightning.LightningModule):
                 self.log(f"{where}{name}", loss.mean, batch_size=len(batch.ids))
         if self.trainer.is_global_zero and self.global_step % self.trainer.log_every_n_steps == 0:
             self.log_dict({f"fusion/{name}": value for name, value in self.fusion.scalars().items()})
-        return total
+        return self._fill_up * total
 
     def _check_rows(self, batch: Batch) -> None:
         for view in batch.views.values():
@@ -343,7 +350,8 @@ class Captioner(lightning.LightningModule):
     def parameter_groups(self) -> list[dict]:
         """Disjoint groups covering every trainable parameter: per part, with and without weight decay.
 
-        Norms, biases, gates (all parameters with fewer than two axes) and learnt constants are not decayed.
+        Norms, biases, gates (all parameters with fewer than two axes) and learnt constants are not decayed. Raises
+        AssertionError where a parameter that trains is in no group, or in two.
         """
         groups = []
         for part in PARTS:
@@ -360,7 +368,18 @@ class Captioner(lightning.LightningModule):
                     lr = self.regime[f"lr_{part if part in BASE else 'fusion'}"]
                     name = part if decayed else f"{part}/no_decay"
                     groups.append({"name": name, "params": parameters, "lr": lr, "weight_decay": decay})
+        self._require_all(groups)
         return groups
+
+    def _require_all(self, groups: list[dict]) -> None:
+        """A parameter outside of PARTS would be saved but never trained, one of two parts be trained twice."""
+        times = Counter(id(parameter) for group in groups for parameter in group["params"])
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and times[id(parameter)] != 1:
+                raise AssertionError(
+                    f"{name} is in {times[id(parameter)]} of the optimiser's groups, and must be in one to be trained: "
+                    f"put its module into one of {', '.join(PARTS)}, or add that to captioner.PARTS."
+                )
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameter_groups(), betas=tuple(self.optim["betas"]), fused=True)

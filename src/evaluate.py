@@ -15,11 +15,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from src.config.added_keys import run_config
 from src.config.command_line import verb
 from src.config.make import data_sets
 from src.errors import UserError
 from src.metrics.extra import check_names
-from src.records.folder import checkpoint_path, run_config
+from src.records.folder import checkpoint_path
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="evaluate")

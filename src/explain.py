@@ -11,9 +11,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
+from src.config.added_keys import run_config
 from src.config.command_line import verb
 from src.errors import UserError
-from src.records.folder import checkpoint_path, run_config
+from src.records.folder import checkpoint_path
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="explain")

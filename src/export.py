@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from src.config.added_keys import run_config
 from src.config.command_line import verb
 from src.errors import UserError
 from src.records.files import verify, write_json, write_text
-from src.records.folder import EXPORTED_CONFIG, HERE, checkpoint_path, is_export, run_config
+from src.records.folder import EXPORTED_CONFIG, HERE, checkpoint_path, is_export
 from src.records.secrets import MASK, is_secret, masked, names_secret
 
 if TYPE_CHECKING:

@@ -16,9 +16,10 @@ from src.config.command_line import verb
 from src.config.fit import use_previous_language
 from src.config.machine_faults import told_when_machine_fails
 from src.config.make import check, make
+from src.config.resume import resumed
 from src.records.environment import environment
 from src.records.files import SUMS, seal, told_when_full, write_json, write_text
-from src.records.folder import checkpoint_path, complete, write_skipped
+from src.records.folder import checkpoint_path, complete, removed_where_nothing_came_of_it, write_skipped
 from src.training.signals import Interrupts
 
 
@@ -26,13 +27,14 @@ from src.training.signals import Interrupts
 @verb
 def main(cfg: DictConfig) -> float | None:
     """Configuration -> parts -> fit -> best checkpoint -> scores on the test split -> run folder."""
-    cfg = use_previous_language(cfg)
-    sources = check(cfg)
-    tracker = make(cfg.logger)
     run = Path(HydraConfig.get().runtime.output_dir)
-    print(f"run folder: {run}", flush=True)
-    with Interrupts() as interrupts, told_when_full(run), told_when_machine_fails(run):
-        return train(cfg, sources, tracker, run, interrupts)
+    with removed_where_nothing_came_of_it(run, cfg.name):
+        cfg = use_previous_language(resumed(cfg, HydraConfig.get().overrides.task, say=print))
+        sources = check(cfg)
+        tracker = make(cfg.logger)
+        print(f"run folder: {run}", flush=True)
+        with Interrupts() as interrupts, told_when_full(run), told_when_machine_fails(run):
+            return train(cfg, sources, tracker, run, interrupts)
 
 
 def train(cfg: DictConfig, sources: dict, tracker, run: Path, interrupts: Interrupts) -> float | None:
@@ -104,12 +106,16 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
     from src.training.caption_curve import CaptionValidation
     from src.training.checkpoints import BestCheckpoint, LastCheckpoint, RandomState, SafeCheckpointIO
     from src.training.cost import CostMeter
+    from src.training.validations import TimeLimit, Validations
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements between our lines
+    warnings.filterwarnings("ignore", ".*Previous log files in this directory will be deleted")  # all but before-*.csv
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")  # lightning's own business
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     meter = CostMeter()
+    options = {**OmegaConf.to_container(cfg.trainer, resolve=True), "precision": precision(cfg.trainer.precision)}
     callbacks = [
+        Validations(options.pop("val_check_interval")),
         BestCheckpoint(run),
         LastCheckpoint(run, interrupts, again=cfg.resume == "auto"),  # behind the best, which it knows of
         RandomState(),
@@ -120,30 +126,23 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
     main_set = next(iter(parts.data_sets().values()))
     if cfg.val_captions and main_set.source.has_images and not main_set.source.interleaved:
         callbacks.insert(0, CaptionValidation(main_set.data, cfg.val_captions))
-    options = {**OmegaConf.to_container(cfg.trainer, resolve=True), "precision": precision(cfg.trainer.precision)}
+    if max_time := options.pop("max_time", None):
+        callbacks.append(TimeLimit(max_time))
     if options["strategy"] == "fsdp":
         from src.training.sharding import FullySharded
 
         options["strategy"] = FullySharded()
     options["accumulate_grad_batches"] *= parts.data.batches_per_update
-    if isinstance(options["val_check_interval"], int):  # Lightning counts batches there, this configuration steps
-        steps = even_interval(options["val_check_interval"], options["max_steps"])
-        options["val_check_interval"] = steps * options["accumulate_grad_batches"]
     trainer = lightning.Trainer(
         default_root_dir=run,
         logger=loggers,
         callbacks=callbacks,
         plugins=[SafeCheckpointIO()],
         enable_model_summary=False,
-        check_val_every_n_epoch=None,  # validations are counted in steps
+        check_val_every_n_epoch=None,  # see Validations
         **options,
     )
     return trainer, meter
-
-
-def even_interval(wanted: int, steps: int) -> int:
-    """About ``wanted``, such that the last validation comes when training ends: what it has not seen is not kept."""
-    return wanted if steps < 1 else steps // max(1, round(steps / wanted))
 
 
 def fit(trainer, parts, cfg: DictConfig) -> None:

@@ -17,9 +17,9 @@ from test_verbs import run
 
 from src.config import checks, command_line, table
 from src.config.checks import groups
-from src.config.classes import trait
+from src.config.classes import flatten, trait
 from src.config.help import help_text
-from src.config.make import _rehearse_fusion
+from src.config.make import _rehearse_fusion, data_sets
 from src.errors import UserError
 from src.fusion.base import Retriever
 from src.metrics.extra import METRICS
@@ -40,6 +40,12 @@ WRONG = {
     "train optim.warmupp=0.1": "did you mean optim.warmup?",
     "train sede=1": "did you mean seed?",
     "train max_steps=3": "did you mean trainer.max_steps?",
+    "train lr=1e-4": "did you mean regime.lr_fusion (and regime.lr_language, regime.lr_vision)?",
+    "train +optim.lr=1e-4": "did you mean regime.lr_fusion (and",
+    "train epochs=3": "did you mean trainer.max_epochs (with trainer.max_steps=-1)?",
+    "train trainer.epochs=3": "did you mean trainer.max_epochs (with trainer.max_steps=-1)?",
+    "train device=cuda": "did you mean trainer.accelerator (auto, gpu or cpu; how many: trainer.devices)?",
+    "train steps=3": "did you mean trainer.max_steps?",
     "train seed=1 +seed=2": "seed is there already; leave out the +.",
     "train ~optim.betas": "can be changed, but not taken out",
     "train ~optim": "can be changed, but not taken out",
@@ -50,6 +56,8 @@ WRONG = {
     "train seed=0,1": "several values are a sweep, which needs -m; a list is written [a,b].",
     "train name=${foo}": "'foo' not found",
     "train language=hub": "language.name= is missing",
+    "train experiment=flickr8k": "experiment=flickr8k leaves language.weights to you; say language.weights=<value>",
+    "train -m experiment=flickr8k_tenth seed=0,1": "experiment=flickr8k_tenth leaves language.weights to you",
     # names behind a plus
     "train +optim.lr=1": "optim.lr=1 is no option of src.train",
     "train ++optim.warmup_steps=10": "did you mean optim.warmup?",
@@ -138,6 +146,7 @@ WRONG = {
     "train regime.lr_language=0": "regime.lr_language=0 while regime.train_language=true would train nothing",
     "train regime.train_vision=true regime.lr_vision=0": "use regime.train_vision=false",
     "train trainer.max_steps=-1": "Training would never end",
+    "train trainer.max_steps=-1 +trainer.max_time=00:01:00:00": "set trainer.max_steps or trainer.max_epochs too.",
     "train data.max_tokens=129": "model reads 128 positions; lower data.max_tokens, or raise language.model.context.",
     "train language=gpt2 data.max_tokens=2000": "the language model reads 1024 positions; lower data.max_tokens.",
     "train decode.max_tokens=200": "decode.max_tokens=200 does not fit",
@@ -213,13 +222,22 @@ WRONG = {
     "doctor run=3": "did you mean runs?",
 }
 
+BESIDE = {  # what else the data of conf/data/<name>.yaml need
+    "captions_text": "fusion=blind",
+    "documents": "fusion=flamingo language.model.context=256",
+    "mixture": "fusion=flamingo",
+    "scenes_interleaved": "fusion=flamingo",
+}
 RIGHT = [
+    *(f"train debug=smoke data={data} {BESIDE.get(data, '')}" for data in checks.choices("data")),
+    *(f"train debug=overfit data={data} {BESIDE.get(data, '')}" for data in checks.choices("data")),
+    "train debug=smoke experiment=flickr8k language.weights=/nowhere fusion=clipcap",
     *(f"train fusion={fusion}" for fusion in FUSIONS),
     "train debug=smoke",
     "train debug=overfit",
     "train optim=guarded optim.loss_spike=3 trainer.devices=auto",
     "train trainer.devices=2 trainer.strategy=ddp_find_unused_parameters_true trainer.accelerator=cpu",
-    "train +trainer.deterministic=true +trainer.max_time=00:01:00:00 trainer.max_steps=-1",
+    "train +trainer.deterministic=true +trainer.max_time=00:01:00:00 trainer.max_steps=-1 trainer.max_epochs=9",
     "train data=mixture fusion=flamingo data@data.members.pairs=flickr8k data.weights.pairs=0.2",
     "train data=documents fusion=flamingo language.model.context=256",
     "train data=captions_text fusion=blind regime.lr_fusion=0",
@@ -272,9 +290,57 @@ def read_once():
         yield
 
 
+@pytest.mark.parametrize("data", checks.choices("data"))
+def test_a_smoke_test_takes_a_part_of_whatever_data(data):
+    words = f"data={data} {BESIDE.get(data, '')}".split()
+    cfg, whole = (command_line.compose("train", [*words, *more], []) for more in (["debug=smoke"], []))
+    for one, all_of_it in zip(data_sets(cfg).values(), data_sets(whole).values(), strict=True):
+        assert (one.batch_size, one.workers) == (8, 0)
+        assert one.source.keys() == all_of_it.source.keys()
+        less = one.train_fraction < 1 or one.source.get("train", 99) == 64
+        assert less or data in ("folder", "documents", "shards")  # which are as large as their owner made them
+
+
 def ask(line: str) -> None:
     command, *words = shlex.split(line)
     command_line.check_words(command, words)
+
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "conf" / "experiment").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_what_an_experiment_leaves_open_is_asked_for(name):
+    """To OmegaConf ??? is nothing, over which a default below it wins; it is what the experiment is about."""
+    written = OmegaConf.load(ROOT / "conf" / "experiment" / f"{name}.yaml")
+    started_from = [entry for entry in written.get("defaults", []) if entry in EXPERIMENTS]
+    texts = [OmegaConf.load(ROOT / "conf" / "experiment" / f"{one}.yaml") for one in started_from] + [written]
+    left_open = {key for text in texts for key, value in flatten(OmegaConf.to_container(text)) if value == "???"}
+    assert checks.demanded(name) == left_open
+    values = [f"{key}=/nowhere" for key in left_open]
+    ask(f"train experiment={name} {' '.join(values)}")
+    for value in values:
+        for sweep in ("", "-m seed=0,1 "):
+            with pytest.raises(
+                UserError, match=re.escape(f"experiment={name} leaves {value.partition('=')[0]} to you")
+            ):
+                ask(f"train {sweep}experiment={name} {' '.join(set(values) - {value})}")
+
+
+def test_what_an_experiment_starts_from_may_be_filled_in(tmp_path, monkeypatch):
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    texts = {
+        "open": "{a: {b: '???', c: 1}}",
+        "filled": "{defaults: [open, _self_], a: {b: 2}}",
+        "opened": "{defaults: [filled, override /data: coco], a: {c: '???'}}",
+        "swept": "{defaults: [open], hydra: {sweeper: {params: {a.b: '1,2'}}}}",
+    }
+    for name, text in texts.items():
+        (tmp_path / "conf" / "experiment" / f"{name}.yaml").write_text(text)
+    monkeypatch.setattr(checks, "HOME", tmp_path)
+    asked = {name: checks.demanded(name) for name in texts}
+    assert asked == {"open": {"a.b"}, "filled": set(), "opened": {"a.c"}, "swept": {"a.b"}}
+    assert checks.demanded("swept", sweep=True) == set()
 
 
 @pytest.mark.parametrize("line", WRONG)

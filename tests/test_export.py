@@ -21,13 +21,13 @@ from test_verbs import SMOKE, run
 from test_vision import local_dir
 
 from src.build import build, restore_captioner
+from src.config.added_keys import run_config
 from src.config.fit import use_previous_language
 from src.config.make import check
 from src.errors import UserError
 from src.export import check_empty, export
 from src.language.load import tiny
 from src.pretrained import caption_pictures, load
-from src.records.folder import run_config
 from src.text.tokenizers import ByteLevelBPE
 from src.vision.open_clip import OpenClip
 
@@ -380,7 +380,7 @@ def test_what_does_not_read_back_alike_is_not_exported(trained, tmp_path, monkey
 
 
 WRONG = {
-    "no run folder": (("run=/nowhere", "to=x"), "/nowhere/checkpoints/best.ckpt is missing"),
+    "no run folder": (("run=/nowhere", "to=x"), "/nowhere is not a run folder"),
     "no target": (("run={trained}",), "to= is missing"),
     "an unknown choice": (("run={trained}", "to={tmp}/x", "frozen=yes"), "frozen must be reference or include"),
     "an export": (("run={exported}", "to={tmp}/x"), "is an export"),

@@ -14,9 +14,9 @@ import pytest
 from conftest import ROOT
 from test_verbs import SMOKE, run
 
+from src.config.added_keys import run_config
 from src.config.checks import LEASED
 from src.launch.hydra_plugins.process_pool import Job, ProcessPool, _folder
-from src.records.folder import run_config
 
 pytestmark = pytest.mark.slow
 SWEEP = ("-m", *SMOKE, "trainer.max_steps=2", "hydra.launcher.jobs=2")

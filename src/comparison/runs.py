@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from src.config.added_keys import decoding_without_absent, run_config
 from src.config.classes import flatten
 from src.config.make import INCIDENTAL, is_below
 from src.errors import UserError
 from src.records.files import SUMS, listed, verify
-from src.records.folder import run_config
 
 # What may differ between runs of one arm. How they decode is looked at by src.compare, which knows what was scored;
 # extra metrics change no other score.
@@ -28,7 +28,8 @@ SHORT = re.compile(r"^(fusion|regime)\.")  # left out of labels
 class Run:
     """One run folder, or one of its evaluations.
 
-    ``config``: flat, "fusion.tau" -> value; ``metrics``, ``environment``: the JSON files as they are; ``rows``:
+    ``config``: flat, "fusion.tau" -> value, with options that were added since (src.config.added_keys); ``metrics``,
+    ``environment``: the JSON files, where added options of the decoder are left out that change nothing; ``rows``:
     predictions.jsonl, one dict per picture (id, caption, references, per-image scores).
     """
 
@@ -170,6 +171,8 @@ def _read(folder: Path, result: Path) -> Run:
         raise UserError(f"{result / 'metrics.json'} holds no scores; run src.evaluate on this run again.")
     if result != folder and (folder / "metrics.json").is_file():  # the run itself knows what its training cost
         metrics["cost"] = {**_json(folder / "metrics.json").get("cost", {}), **metrics.get("cost", {})}
+    if isinstance(metrics.get("decoding"), dict):
+        metrics["decoding"] = decoding_without_absent(metrics["decoding"])
     return Run(
         folder,
         _config(folder),

@@ -21,6 +21,18 @@ from src.records.secrets import is_secret
 
 LEASED = "FUSION_SWEEP_LEASE"  # set where a sweep gave a job its GPU: the job is not to go to the CPU unnoticed
 NAMES = 12  # that a hint lists at most
+# What other programs call options of src.train, and what more there is to say about those.
+MEANT = {
+    **dict.fromkeys(("lr", "learning_rate"), "regime.lr_fusion"),
+    **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "trainer.max_epochs"),
+    **dict.fromkeys(("steps", "num_steps", "iterations"), "trainer.max_steps"),
+    **dict.fromkeys(("device", "gpu", "gpus", "cuda", "cpu"), "trainer.accelerator"),
+}
+ALSO = {
+    "regime.lr_fusion": " (and regime.lr_language, regime.lr_vision)?",
+    "trainer.max_epochs": " (with trainer.max_steps=-1)?",
+    "trainer.accelerator": " (auto, gpu or cpu; how many: trainer.devices)?",
+}
 
 
 def check_options(command: str, cfg: DictConfig) -> None:
@@ -112,6 +124,8 @@ def _written(command: str) -> dict[str, table.Rule]:
 def hint(key: str, known: Iterable[str]) -> str:
     """ "did you mean optim.warmup?", or what there is beside it."""
     known, (group, _, name) = list(dict.fromkeys(known)), key.rpartition(".")
+    if MEANT.get(name) in known:
+        return f"did you mean {MEANT[name]}{ALSO.get(MEANT[name], '?')}"
     beside = [one for one in known if one.rpartition(".")[0] == group]
     alike = difflib.get_close_matches(name, [one.rpartition(".")[2] for one in beside], 1)
     if alike:
@@ -140,12 +154,39 @@ def groups(command: str = "train") -> tuple[str, ...]:
     """The folders of conf/ that a command chooses from, decode of src.evaluate for example."""
     written = OmegaConf.load(HOME / "conf" / f"{command}.yaml").get("defaults", [])
     names = (str(next(iter(entry))) for entry in written if OmegaConf.is_dict(entry))
-    return tuple(name.removeprefix("optional ") for name in names if not name.startswith("override "))
+    return tuple(name.removeprefix("optional ") for name in names if "/" not in name)  # hydra/..., debug/small
 
 
 def choices(group: str) -> list[str]:
     """The words that may stand behind ``<group>=``."""
     return sorted(path.stem for path in (HOME / "conf" / group).glob("[!_]*.yaml"))
+
+
+def check_demanded(words: Iterable[str], sweep: bool) -> None:
+    """Refuse to begin without what an experiment demands (???): with OmegaConf the default below it would win.
+
+    ``words``: "option=value"; of a ``sweep`` the experiment may give the values too. Raises UserError.
+    """
+    said = dict(word.lstrip("+").partition("=")[::2] for word in words)
+    name, going_on = said.get("experiment", "").strip("'\""), said.get("resume", "null") not in ("null", "auto")
+    if name in choices("experiment") and not going_on:
+        missing = sorted(demanded(name, sweep) - set(said))
+        if missing:
+            raise UserError(
+                f"experiment={name} leaves {missing[0]} to you; say {missing[0]}=<value> (what it means: "
+                f"conf/experiment/{name}.yaml)."
+            )
+
+
+def demanded(experiment: str, sweep: bool = False) -> set[str]:
+    """The options that conf/experiment/<experiment>.yaml, or what it starts from, leaves to the command line."""
+    written = OmegaConf.to_container(OmegaConf.load(HOME / "conf" / "experiment" / f"{experiment}.yaml"))
+    below = (entry for entry in written.pop("defaults", []) if isinstance(entry, str) and entry != "_self_")
+    found = set().union(*(demanded(name, sweep) for name in below))
+    for key, value in flatten(written):
+        key = key.removeprefix("hydra.sweeper.params.") if sweep else key
+        found = found | {key} if value == "???" else found - {key}
+    return found
 
 
 @functools.cache

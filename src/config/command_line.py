@@ -55,6 +55,10 @@ def verb(task: Callable) -> Callable:
         if set(FLAGS) & set(sys.argv[1:]):
             print(help_text(command, task.__globals__["__doc__"]))
             sys.exit(0)
+        if command == "train":
+            from src.config.resume import completed
+
+            sys.argv[1:] = _answer(lambda: completed(sys.argv[1:]))
         _answer(lambda: check_words(command, sys.argv[1:]))
     return wrapped
 
@@ -89,8 +93,9 @@ def check_words(command: str, words: Sequence[str]) -> None:
 
     Of a sweep every value is looked at once, beside the first ones of the other options.
     """
-    from src.config.checks import check_options
+    from src.config.checks import check_demanded, check_options
     from src.config.fit import check_fit, use_previous_language
+    from src.config.resume import resumed
 
     flags = {word for word in words if word.startswith("-")}
     if flags - {*SWEEP, *PLAIN}:
@@ -100,8 +105,11 @@ def check_words(command: str, words: Sequence[str]) -> None:
     for override in overrides:
         check_word(command, override, sweep)
     for chosen in _alternatives(overrides):
+        check_demanded(chosen, sweep)
         cfg = compose(command, chosen, overrides, sweep)
         check_options(command, cfg)
+        if command == "train":
+            cfg = resumed(cfg, chosen, say=lambda note: None)
         if command == "train" and not OmegaConf.missing_keys(cfg):
             try:
                 cfg = use_previous_language(cfg)

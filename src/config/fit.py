@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from src.config.added_keys import run_config
 from src.config.classes import trait
 from src.errors import UserError
-from src.records.folder import run_config
 
 SIZES = ("width", "layers", "heads", "context")  # of language models; of those that are named:
 GPT2 = {
@@ -196,7 +196,12 @@ def _check_made_later(cfg: DictConfig) -> None:
 
 def _check_trainer(cfg: DictConfig) -> None:
     trainer = cfg.trainer
-    if trainer.max_steps == -1 and trainer.max_epochs in (-1, None) and not trainer.get("max_time"):
+    if trainer.max_steps == -1 and trainer.max_epochs in (-1, None):
+        if trainer.get("max_time"):
+            raise UserError(
+                f"trainer.max_time={trainer.max_time} does not say how many steps the learning rate is to come down "
+                "in; set trainer.max_steps or trainer.max_epochs too."
+            )
         raise UserError("Training would never end: set trainer.max_steps or trainer.max_epochs.")
     devices = trainer.devices
     many = len(devices) if OmegaConf.is_list(devices) else devices if isinstance(devices, int) else 1

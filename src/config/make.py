@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
+from src.config.added_keys import without_absent
 from src.config.checks import check_device, check_options
 from src.config.checks import check_secrets as check_secrets
 from src.config.classes import HOME as HOME
@@ -65,11 +66,15 @@ INCIDENTAL = (
 
 def config_hash(cfg: DictConfig) -> str:
     """sha256 of everything that a run's results depend on: equal for the same run asked for twice."""
+    return hashlib.sha256(json.dumps(counted(cfg), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def counted(cfg: DictConfig) -> dict[str, object]:
+    """The flat options that a run's results depend on."""
     plain = OmegaConf.to_container(cfg, resolve=False)
     plain.pop("hydra", None)
     plain = OmegaConf.to_container(OmegaConf.create({**plain, "name": ""}), resolve=True)
-    flat = {key: value for key, value in flatten(plain) if not is_below(key, INCIDENTAL)}
-    return hashlib.sha256(json.dumps(flat, sort_keys=True, default=str).encode()).hexdigest()
+    return {key: value for key, value in flatten(without_absent(plain)) if not is_below(key, INCIDENTAL)}
 
 
 def is_below(key: str, tops: Iterable[str]) -> bool:

@@ -17,11 +17,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from src.errors import UserError
-from src.records.files import _write_sums, listed, seal, verify, write_jsonl, write_text
+from src.records.files import SUMS, _write_sums, listed, seal, verify, write_jsonl, write_text
 
 MANIFEST = "manifest.json"  # of an exported folder: sha256 of its files, and where frozen parts come from
 EXPORTED_CONFIG, EXPORTED_WEIGHTS = "captioner.yaml", "model.safetensors"
@@ -34,6 +37,29 @@ def complete(run: Path, score: str, value: float) -> None:
     content = json.dumps({"score": score, "value": value}, indent=2) + "\n"
     _write_sums(run, listed(run, strict=False) | {"result.json": hashlib.sha256(content.encode()).hexdigest()})
     write_text(run / "result.json", content)
+
+
+@contextmanager
+def removed_where_nothing_came_of_it(run: Path, name: str) -> Iterator[None]:
+    """Around a run: a start that fails leaves no folder behind that holds nothing but what every start writes.
+
+    The first process of several sees to it. ``name``: of the run, and of the folder above if that was made for it.
+    """
+    try:
+        yield
+    except BaseException:
+        if os.environ.get("LOCAL_RANK", "0") == "0" and _holds_nothing(run):
+            shutil.rmtree(run, ignore_errors=True)
+            with suppress(OSError):  # others lie beside it
+                if run.parent.name == name:
+                    run.parent.rmdir()
+        raise
+
+
+def _holds_nothing(run: Path) -> bool:
+    """Whether there is neither a checkpoint nor a line of the log nor anything that is not of a run's beginning."""
+    begun = {"config.yaml", "environment.json", SUMS, "tokenizer"}
+    return all(path.name in begun or (path.is_dir() and not any(path.iterdir())) for path in run.glob("*"))
 
 
 def result(run: Path) -> dict | None:
@@ -61,8 +87,10 @@ def write_skipped(run: Path, sources: Iterable) -> None:
         write_jsonl(run / "skipped.jsonl", left_out)
 
 
-def run_config(folder: Path | str):
-    """The configuration of a finished or running run, or of an exported one.
+def written_config(folder: Path | str):
+    """The configuration of a finished or running run, or of an exported one, as it stands in the file.
+
+    ``src.config.added_keys.run_config`` reads it with the options that were added since.
 
     Raises UserError when ``folder`` is neither, or when the file cannot be read.
     """
@@ -99,6 +127,8 @@ def checkpoint_path(folder: Path | str, which: str = "best") -> Path:
     path = Path(folder) / "checkpoints" / f"{which}.ckpt"
     if is_export(folder):
         raise UserError(f"{folder} is an export, which src.caption reads; give the run folder that it was made from.")
+    if not (Path(folder) / "config.yaml").is_file():
+        raise UserError(f"{folder} is not a run folder: it has no config.yaml; give the folder that src.train printed.")
     if not path.is_file():
         raise UserError(
             f"{path} is missing: training did not get that far, or the file was lost; give another run, or train this "

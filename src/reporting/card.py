@@ -13,10 +13,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from src.config.added_keys import run_config
 from src.config.make import data_sets
 from src.errors import UserError
 from src.records.exported import Frozen
-from src.records.folder import run_config
 
 # What a run was trained on -> what that is, and the terms of its use.
 DATA = {

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.comparison.runs import Arm, Run
+from src.config.added_keys import run_config
 from src.errors import UserError
-from src.records.folder import run_config
 
 if TYPE_CHECKING:
     from PIL import Image

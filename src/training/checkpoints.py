@@ -15,10 +15,11 @@ from omegaconf import DictConfig
 from torch import distributed
 from torch.distributed.tensor import DTensor
 
-from src.config.make import config_hash
+from src.config.added_keys import run_config
+from src.config.make import config_hash, counted
 from src.errors import UserError
 from src.records.files import write_bytes
-from src.records.folder import checkpoint_path, result, resumable, run_config
+from src.records.folder import checkpoint_path, result, resumable
 from src.records.weights import damage
 from src.training.signals import Interrupts, Stopped, requeue
 
@@ -50,20 +51,12 @@ class BestCheckpoint(ModelCheckpoint):
         best = {here(path): score for path, score in state_dict["best_k_models"].items()}
         super().load_state_dict({**state_dict, **moved, "best_k_models": best, "dirpath": self.dirpath})
 
-    def on_train_end(self, trainer, module) -> None:
-        """An epoch, or +trainer.max_time, may end before val_check_interval comes: what was trained is kept anyway."""
-        super().on_train_end(trainer, module)
-        if not self.best_model_path:
-            if trainer.is_global_zero:
-                print("note: training ended before its first validation; the weights at its end are kept as the best.")
-            trainer.save_checkpoint(Path(self.dirpath) / "best.ckpt")
-
 
 class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other callbacks, whose state is in it
     """``last.ckpt`` after every validation, and when a signal asks the training to stop.
 
     (``ModelCheckpoint(save_last=True)`` writes it after those validations only that were the best so far.) It is never
-    written between batches whose gradients are added up, which no checkpoint holds, but after the step.
+    written between batches whose gradients are added up, which no checkpoint holds: validations come after steps too.
 
     A signal lets all processes finish the step under way, save and end. A validation that is due or under way is
     finished first: the checkpoint after it knows whether it was the best. ``again``: under SLURM, SIGUSR1
@@ -73,9 +66,6 @@ class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other c
     def __init__(self, run: Path, interrupts: Interrupts, again: bool):
         self.path, self.interrupts, self.again = run / "checkpoints" / "last.ckpt", interrupts, again
         self.step = 0  # the last one that was finished
-        self.between = False  # whether the next batch belongs to the same step as the last one
-        self.owed = False  # whether to save when it is finished
-        self.saved = False  # whether there is anything yet
         self.agreed, self.group = 0, None  # the signal that all processes know of, and how they talk about it
 
     def on_train_start(self, trainer, module) -> None:
@@ -87,17 +77,14 @@ class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other c
             self.group = distributed.new_group(backend="gloo")  # on CPUs: no step waits for a GPU
 
     def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
-        self.between = trainer.global_step == self.step
-        if self.between:
-            return
+        if trainer.global_step == self.step:
+            return  # the next batch belongs to the same step
         self.step, self.agreed = trainer.global_step, self._agree()
-        if (self.agreed or self.owed) and not validation_follows(trainer):
+        if self.agreed and not validation_follows(trainer):
             self._save(trainer)
 
     def on_validation_end(self, trainer, module) -> None:
-        if self.between:
-            self.owed = True
-        elif not trainer.sanity_checking:
+        if not trainer.sanity_checking:
             self._save(trainer)
 
     def on_train_batch_start(self, trainer, module, batch, index) -> None:
@@ -105,8 +92,6 @@ class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other c
 
     def on_train_end(self, trainer, module) -> None:
         self.interrupts.under_way, self.agreed = False, self._agree()
-        if not self.saved:  # no validation has come: what is still to be done must not be able to lose the training
-            self._save(trainer)
         self._stop(trainer)
 
     def on_exception(self, trainer, module, exception) -> None:
@@ -117,7 +102,6 @@ class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other c
     def _save(self, trainer) -> None:
         _require_sound(trainer)
         trainer.save_checkpoint(self.path)
-        self.owed, self.saved = False, True
 
     def _agree(self) -> int:
         """The signal that any process has noted, or 0."""
@@ -152,7 +136,7 @@ def _require_sound(trainer) -> None:
 
 
 def validation_follows(trainer) -> bool:
-    """Whether validation comes right after the batch that is being finished; validations are counted in batches."""
+    """Whether validation comes right after the batch that is being finished, see src.training.validations."""
     return trainer.enable_validation and (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
 
 
@@ -189,17 +173,32 @@ class RandomState(Callback):
 def unfinished(cfg: DictConfig, run: Path) -> Path | None:
     """The folder whose training ``resume=auto`` goes on with: the newest beside ``run`` of the same configuration.
 
-    It has a checkpoint and no result yet. Folders whose configuration is damaged are named and left out.
+    It has a checkpoint and no result yet. Folders whose configuration is damaged are named and left out; where there is
+    none but one of another configuration, in what that differs is said.
     """
-    wanted = config_hash(cfg)
+    wanted, other = config_hash(cfg), None
     folders = [path.parent for path in run.parent.glob("*/checkpoints") if resumable(path.parent)]
     for folder in sorted(folders, key=lambda path: (path / "checkpoints").stat().st_mtime, reverse=True):
         try:
-            if result(folder) is None and config_hash(run_config(folder)) == wanted:
-                return folder
+            if result(folder) is None:
+                found = run_config(folder)
+                if config_hash(found) == wanted:
+                    return folder
+                other = other or (folder, found)
         except UserError as error:
             print(f"note: resume=auto leaves out {folder}: {error}", flush=True)
+    if other:
+        print(
+            f"note: resume=auto begins anew: {other[0]} has {_differing(counted(other[1]), counted(cfg))}.", flush=True
+        )
     return None
+
+
+def _differing(there: dict, here: dict) -> str:
+    """ "fusion.tau=0.2 (here 0.3) and 2 more"."""
+    keys = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+    more = f" and {len(keys) - 3} more" if keys[3:] else ""
+    return ", ".join(f"{key}={there.get(key)} (here {here.get(key)})" for key in keys[:3]) + more
 
 
 def take_over(earlier: Path, run: Path) -> Path:
