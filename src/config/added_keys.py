@@ -19,8 +19,6 @@ from src.config.classes import is_ours, parameters
 from src.records.folder import written_config
 
 ABSENT: dict[str, object] = {
-    "projector": None,
-    "objectives": None,
     "src.data.folder.Folder.images": None,
     "src.data.folder.Folder.image_column": None,
     "src.data.folder.Folder.caption_column": None,
