@@ -23,7 +23,8 @@ PAGES = [
     if GOLDEN not in path.parents
 ]
 STUDIES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
-STAND_INS = {one: "fusion=cross_attention" for one in ("fusion=mine", "fusion=X")}  # what the reader puts in
+# What the reader puts in, and a run that is not there.
+STAND_INS = {one: "fusion=cross_attention" for one in ("fusion=mine", "fusion=X")} | {"resume=runs/...": "resume=auto"}
 COMPARED = re.compile(
     r"\b(ahead of|is ahead|better than|worse than|behind|level with|as good as|beats?|outperforms?)\b"
 )
