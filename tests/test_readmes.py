@@ -114,7 +114,7 @@ def test_commands_are_found_where_they_stand():
         ("```bash\npython -m src.train fusion=srau \\\n    sede=1\n```\n", "did you mean seed?"),
         ("Say `python -m src.evaluate run=<a run>\nsplitt=val` then.", "did you mean split?"),
         (
-            "#   python -m src.train experiment=flickr8k \\\n#       optim.warmupp=0   (once)\n",
+            "#   python -m src.train experiment=flickr8k language.weights=lm \\\n#       optim.warmupp=0   (once)\n",
             "did you mean optim.warmup?",
         ),
         ("`python -m src.trian fusion=srau`", "is no command"),
