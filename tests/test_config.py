@@ -18,6 +18,7 @@ from test_verbs import run
 from src.config import checks, command_line, table
 from src.config.checks import groups
 from src.config.classes import flatten, trait
+from src.config.fit import use_previous_language
 from src.config.help import help_text
 from src.config.make import _rehearse_fusion, data_sets
 from src.errors import UserError
@@ -513,6 +514,14 @@ def test_the_language_model_of_an_earlier_run_has_its_own_sizes(tmp_path):
     with pytest.raises(UserError, match=r"fusion.n_uni=2 leaves .* the language model has 2\."):
         ask(f"train fusion=coca language.weights={tmp_path} fusion.n_uni=2")
     ask(f"train -m fusion=coca language.weights={tmp_path},/not/yet fusion.n_uni=1")
+
+
+def test_a_run_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "config.yaml").write_text(OmegaConf.to_yaml(command_line.compose("train", [], [])))
+    cfg = use_previous_language(command_line.compose("train", ["language.weights='~/lm'"], []))
+    assert cfg.language.weights == str(tmp_path / "lm")
 
 
 def test_a_place_that_is_read_only(tmp_path, monkeypatch):

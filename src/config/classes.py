@@ -90,7 +90,7 @@ def parameters(key: str, target: str) -> dict[str, str]:
         made = (defined(cls, "__init__") for cls in lineage)
         found = next((one for one in made if one is not None), None)
     if isinstance(found, ast.FunctionDef):
-        every = found.args.args + found.args.kwonlyargs
+        every = [a for a in found.args.args + found.args.kwonlyargs if a.arg not in ("self", "cls")]
         return {a.arg: ast.unparse(a.annotation) if a.annotation else "" for a in every}
     return _imported_parameters(key, target)
 

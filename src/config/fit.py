@@ -151,7 +151,8 @@ def use_previous_language(cfg: DictConfig) -> DictConfig:
     weights = cfg.language.get("weights")
     if weights is None:
         return cfg
-    language = OmegaConf.merge(run_config(weights).language, {"weights": str(Path(weights))})
+    folder = Path(weights).expanduser()
+    language = OmegaConf.merge(run_config(folder).language, {"weights": str(folder)})
     if "dropout" in cfg.language.model and "dropout" in language.model:
         language.model.dropout = cfg.language.model.dropout
     OmegaConf.set_struct(cfg, False)
