@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from src.contracts import Batch, Language, Memory, Target, Text, Tokenizer, UserError, Visual
-from src.fusion.base import Fusion, Terms
+from src.fusion.base import Fusion
 from src.layers.cache import Cache
 from src.layers.chunked_loss import summed_cross_entropy
 from src.layers.packed import packed
-from src.objectives.base import Loss, Objective
+from src.objectives.base import Loss, Objective, Walked
 from src.projectors.base import Projector
 from src.records.weights import tensor_hash
 from src.training.loss_spikes import LossSpikes
@@ -60,7 +60,7 @@ class Captioner(lightning.LightningModule):
         self.heads = nn.ModuleDict({name: head for name, head in heads.items() if head is not None})
         self.tokenizer, self.regime, self.optim, self.decoder = tokenizer, regime, optim, decoder
         self.tagged = tagged
-        self._compiled: tuple[Callable, Callable] | None = None  # of encode and learn
+        self._compiled: Callable[[Visual | None, Mapping[str, Text]], dict[str, Walked]] | None = None
         self._last_ids: list[str] = []  # of the batch at work, for messages
         self._fill_up = 1.0  # what the loss of the batch at work is multiplied by, see on_train_batch_start
         factor = optim.get("loss_spike")
@@ -141,9 +141,16 @@ class Captioner(lightning.LightningModule):
         """
         if not batch.views:
             raise ValueError("The batch has no views; they are made where it is loaded (objectives.base.with_views).")
-        encode = self._compiled[0] if self.training and self._compiled else self.fusion.encode
-        memory = Memory(encode(self.language, self.visual(batch)))
-        return {name: self.objectives[name].loss(self, memory, view) for name, view in batch.views.items()}
+        walk = self._compiled if self.training and self._compiled else self.walk
+        walked = walk(self.visual(batch), {name: view.text for name, view in batch.views.items()})
+        return {name: self.objectives[name].loss(self, walked[name], view) for name, view in batch.views.items()}
+
+    def walk(self, visual: Visual | None, texts: Mapping[str, Text]) -> dict[str, Walked]:
+        """The whole way of training through fusion and language model, for the text of every objective."""
+        memory = self.fusion.encode(self.language, visual)
+        return {
+            name: self.objectives[name].walk(self.fusion, self.language, memory, text) for name, text in texts.items()
+        }
 
     def total(self, batch: Batch, losses: Mapping[str, Loss]) -> Tensor:
         """What training follows: all losses of a batch in their reductions, weighted."""
@@ -153,11 +160,6 @@ class Captioner(lightning.LightningModule):
             total = total + self.objectives[name].share(self.fusion) * scale * mean
             total = total + sum(weight * value for value, weight in terms.values())
         return batch.weight * total
-
-    def learn(self, memory: Memory, text: Text) -> tuple[Tensor, Terms]:
-        """The fusion's walk of training: hidden states of all columns but the last, and losses of its own."""
-        learn = self._compiled[1] if self.training and self._compiled else self.fusion.learn
-        return learn(self.language, memory, text)
 
     def cross_entropy(self, hidden_BTD: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Mean nats per target, 0 where there is none (documents of pictures only), and how many there are.
@@ -171,7 +173,7 @@ class Captioner(lightning.LightningModule):
 
     def text_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean nats per token of the batch's text as it stands, whatever is trained, and how many tokens."""
-        hidden_BTD, _ = self.learn(self.memory(batch), batch.text)
+        hidden_BTD, _ = self.fusion.learn(self.language, self.memory(batch), batch.text)
         return self.cross_entropy(hidden_BTD, Target.next(batch.text))
 
     def log_probabilities(self, memory: Memory, text: Text) -> Tensor:
@@ -194,21 +196,18 @@ class Captioner(lightning.LightningModule):
         Where the machine cannot compile, the first step raises UserError.
         """
 
-        def compiled(method: Callable) -> Callable:
-            fast = torch.compile(method, dynamic=True)
+        compiled = torch.compile(self.walk, dynamic=True)
 
-            def call(*arguments):
-                try:
-                    return fast(*arguments)
-                except torch._dynamo.exc.BackendCompilerFailed as error:
-                    raise UserError(
-                        f"compile=true does not work on this machine ({str(error.inner_exception).splitlines()[0]}); "
-                        "say compile=false, or install a C++ compiler (on a GPU: Triton)."
-                    ) from error
+        def walk(visual: Visual | None, texts: Mapping[str, Text]) -> dict[str, Walked]:
+            try:
+                return compiled(visual, texts)
+            except torch._dynamo.exc.BackendCompilerFailed as error:
+                raise UserError(
+                    f"compile=true does not work on this machine ({str(error.inner_exception).splitlines()[0]}); "
+                    "say compile=false, or install a C++ compiler (on a GPU: Triton)."
+                ) from error
 
-            return call
-
-        self._compiled = compiled(self.fusion.encode), compiled(self.fusion.learn)
+        self._compiled = walk
 
     def readout_parameters(self) -> Iterable[nn.Parameter]:
         return chain(self.fusion.parameters(), self.language.parameters())

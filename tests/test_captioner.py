@@ -161,10 +161,10 @@ def make_logits(name: str):
 def test_a_module_beside_the_parts_is_not_passed_over_in_silence():
     """It would be saved, and never trained; a parameter of two parts would be trained twice."""
     model = make_captioner()
-    model.projector = nn.Linear(2, 2)
-    with pytest.raises(AssertionError, match=r"projector\.weight is in 0 of the optimiser's groups"):
+    model.bridge = nn.Linear(2, 2)
+    with pytest.raises(AssertionError, match=r"bridge\.weight is in 0 of the optimiser's groups"):
         model.parameter_groups()
-    model.projector.requires_grad_(False)
+    model.bridge.requires_grad_(False)
     model.parameter_groups()
     model.fusion.borrowed = model.language.model.get_input_embeddings()
     with pytest.raises(AssertionError, match=r"\.weight is in 2 of the optimiser's groups"):

@@ -40,8 +40,8 @@ class Matches(Objective):
     def view(self, batch, chance):
         return View(batch.text, label_B=torch.tensor([b % 2 for b in range(len(batch.text.ids_BT))]))
 
-    def loss(self, of, memory, view):
-        hidden_BTD, _ = of.learn(memory, view.text)
+    def loss(self, of, walked, view):
+        hidden_BTD, _ = walked
         logits_BC = of.heads["matches"](hidden_BTD.mean(1).float())
         mean = torch.nn.functional.cross_entropy(logits_BC, view.label_B)
         return Loss(mean, torch.tensor(len(view.label_B)))

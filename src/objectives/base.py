@@ -1,8 +1,9 @@
 """What every objective promises: a view of the batch, made where data are loaded, and a loss of it, made in the step.
 
-    view(batch, chance) -> View            what is read and what is to be predicted; nothing but data
-    loss(of, memory, view) -> Loss         nats, and of how many tokens or rows they are the mean
-    head(language) -> module or None       parameters of its own, which lie in ``captioner.heads``
+    view(batch, chance) -> View              what is read and what is to be predicted; nothing but data
+    walk(fusion, lm, memory, text) -> walked the way through the model, which may be compiled
+    loss(of, walked, view) -> Loss           nats, and of how many tokens or rows they are the mean
+    head(language) -> module or None         parameters of its own, which lie in ``captioner.heads``
 
 Objectives are frozen dataclasses of options, so that loading processes can be handed them. A loss that only one
 mechanism has (CoCa's contrastive term on its own lower half) is no objective but a term of its ``learn``.
@@ -20,9 +21,12 @@ from typing import ClassVar, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from src.contracts import Batch, Language, LanguageSpec, Memory, Target, Text, View
-from src.fusion.base import Fusion, Terms, Writer
+from src.fusion.base import Fusion, Writer
 
 Chance = Callable[[int], random.Random]  # row b of a batch -> its draws, a function of (seed, epoch, id) alone
+
+
+Walked = tuple  # what an objective's ``walk`` hands to its ``loss``: of a Writer (hidden_BTD, terms)
 
 
 class Loss(NamedTuple):
@@ -42,10 +46,6 @@ class Learner(Protocol):
     fusion: Fusion
     language: Language
     heads: Mapping[str, nn.Module]
-
-    def learn(self, memory: Memory, text: Text) -> tuple[Tensor, Terms]:
-        """The mechanism's ``learn``: hidden states of all columns but the last, and losses of its own."""
-        ...
 
     def cross_entropy(self, hidden_BTD: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Mean nats per target token, and how many there are."""
@@ -71,9 +71,13 @@ class Objective(ABC):
     def view(self, batch: Batch, chance: Chance) -> View:
         """What this objective makes of a batch, in the process that loads it."""
 
+    def walk(self, fusion: Fusion, lm: Language, memory: Memory, text: Text) -> Walked:
+        """What the loss is made of; of a Writer, the hidden states and own losses of its ``learn``."""
+        return fusion.learn(lm, memory, text)
+
     @abstractmethod
-    def loss(self, of: Learner, memory: Memory, view: View) -> Loss:
-        """The loss of a view whose pictures are in ``memory``."""
+    def loss(self, of: Learner, walked: Walked, view: View) -> Loss:
+        """The loss of a view, of what ``walk`` made of its text."""
 
 
 def with_views(batch: Batch, objectives: Mapping[str, Objective], chance: Chance) -> Batch:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from src.contracts import Batch, Memory, Target, View
+from src.contracts import Batch, Target, View
 from src.fusion.base import Writer
-from src.objectives.base import Chance, Learner, Loss, Objective
+from src.objectives.base import Chance, Learner, Loss, Objective, Walked
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,6 @@ class NextToken(Objective):
     def view(self, batch: Batch, chance: Chance) -> View:
         return View(batch.text, Target.next(batch.text))
 
-    def loss(self, of: Learner, memory: Memory, view: View) -> Loss:
-        hidden_BTD, terms = of.learn(memory, view.text)
+    def loss(self, of: Learner, walked: Walked, view: View) -> Loss:
+        hidden_BTD, terms = walked
         return Loss(*of.cross_entropy(hidden_BTD, view.target), terms)
