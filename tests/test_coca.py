@@ -375,9 +375,7 @@ def test_a_mask_shifted_by_one_is_noticed(monkeypatch):
     language = make_language()
     fusion, text, begin = make_coca(language), padded_text(8, 5), language.begin
     check_cls_sees_its_text_alone(fusion, language, text)
-    monkeypatch.setattr(
-        language, "begin", lambda x, valid, ragged=False, cache=None: begin(x, valid.roll(1, 1), ragged, cache)
-    )
+    monkeypatch.setattr(language, "begin", lambda x, text: begin(x, replace(text, valid_BT=text.valid_BT.roll(1, 1))))
     padded = Text(text.ids_BT[1:], text.valid_BT[1:], text.phi_BT[1:])
     y = fusion.embed_texts(language, padded)
     monkeypatch.undo()

@@ -245,7 +245,7 @@ def test_meteor_without_counts_is_counted_again_or_left_out_and_never_the_mean(r
     assert comparison.cells["srau", "METEOR"] is None and comparison.cells["clipcap", "METEOR"] is None
     assert comparison.cells["blind", "METEOR"].mean == pytest.approx(comparison.arms[0].runs[0].scores["METEOR"])
     (note,) = [note for note in comparison.notes if "counted again" in note]
-    assert "METEOR needs Java." in note and "metrics=[meteor] of src.evaluate" in note
+    assert "METEOR needs Java." in note and "src.evaluate with metrics=[meteor]" in note
     assert "Not defined for clipcap, srau: METEOR." in comparison.notes
     assert "| METEOR |" in markdown(comparison) and "METEOR" in latex(comparison)
     called = compared(runs, scores=["CIDEr-D"])  # Java is not asked for what nobody wants

@@ -448,7 +448,7 @@ def test_pinning_reaches_every_tensor(tokenizer, monkeypatch):
     assert len(pinned) == 9  # the text's three and pixels; the view's text again, and its target's two
     module.features = {"train": Table()}
     assert next(iter(module.train_dataloader())).pin_memory().visual.tokens_IMNC.shape[0] == 4
-    assert len(pinned) == 5 + 6  # text (3), target places, tokens, pooled
+    assert len(pinned) == 9 + 10  # with tokens and pooled vectors in place of pixels
 
 
 # -------------------------------------------------------------------------------------------------- lazily drawn source
