@@ -20,7 +20,7 @@ from src.benchmarking.tables import text
 from src.config.classes import HOME
 from src.config.command_line import verb
 from src.errors import UserError
-from src.records.environment.environment import environment
+from src.records.environment import environment
 from src.records.files import write_json, write_text
 
 PEERS = ("vision_encoder_decoder", "blip", "open_clip_coca")
@@ -78,7 +78,7 @@ def _take(job: Job, settings: dict) -> dict:
 def checked(cfg: DictConfig) -> dict:
     """The configuration as plain data, lists filled in. Raises UserError for what cannot be measured.
 
-    Types and ranges have been checked before: see src.options.
+    Types and ranges have been checked before: see src.config.table.
     """
     settings = OmegaConf.to_container(cfg, resolve=True)
     batches = settings["decode"]["batches"]

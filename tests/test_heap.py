@@ -17,7 +17,7 @@ from src.training import freed_memory as heap
 # Page faults of ten rounds over blocks of changing sizes, after ten that are not counted.
 SCRIPT = """
 import resource, sys
-from src.heap import keep_freed_memory
+from src.training.freed_memory import keep_freed_memory
 
 print(keep_freed_memory() if sys.argv[1] == "keep" else "untouched")
 for turn in range(20):
