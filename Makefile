@@ -44,4 +44,4 @@ benchmark: setup ## speed and memory of every mechanism and of other libraries, 
 	$(BIN)/python -m src.benchmark $(ARGS)
 
 bench-score: setup ## how long scoring takes, beside pycocoevalcap
-	$(BIN)/python -m benchmarks.score
+	$(BIN)/python -m src.benchmarking.scoring

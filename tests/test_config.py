@@ -422,7 +422,7 @@ def test_metrics_of_the_table_are_those_there_are():
 
 
 def test_what_only_a_constructor_knows_is_refused_with_the_sizes_of_this_run():
-    """A mechanism of one's own has no entry in src.pairs; and no stand-in is too small for a large model."""
+    """A mechanism of one's own has no entry in src.config.fit; and no stand-in is too small for a large model."""
     line = ["fusion=coca", "language=hub", "language.name=some/large-model"]
     for right in ("fusion.n_uni=30", "fusion.pooler_heads=25"):
         cfg = command_line.compose("train", [*line, right], command_line.parse([*line, right]))

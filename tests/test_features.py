@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import time
 from dataclasses import replace
 from multiprocessing import get_context
@@ -14,8 +15,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from omegaconf import OmegaConf
 from PIL import Image
 
+from src.build import build_vision
+from src.config.make import make
 from src.contracts import Example, UserError
 from src.data.base import PictureFiles
 from src.data.scenes import Scenes
@@ -24,6 +29,7 @@ from src.vision.vit import ViT
 from tests.conftest import nudge
 
 COUNT = 21
+GOLDEN = ROOT / "tests" / "golden" / "commit_25be8f1"
 
 
 class Files(PictureFiles):
@@ -177,6 +183,23 @@ def test_each_drawn_scene_is_in_the_key(vision, source, monkeypatch):
     before = cache_key(vision, source, examples, 0)[0]
     examples[7] = replace(examples[7], extra=examples[8].extra)
     assert cache_key(vision, source, examples, 0)[0] != before
+
+
+def test_a_cache_of_an_earlier_version_is_taken(tmp_path, monkeypatch):
+    """Built by commit 25be8f1: opened by today's code without a picture being encoded."""
+    folder = shutil.copytree(GOLDEN / "features", tmp_path / "features")
+    cfg = OmegaConf.load(GOLDEN / "run" / "config.yaml")
+    vision, source = build_vision(cfg).eval(), make(cfg.data.source)
+    for split in ("train", "val", "test", "compositional"):
+        examples = source.examples(split)
+        with monkeypatch.context() as patch:
+            patch.setattr(vision, "encode", lambda *given: pytest.fail("computed again"))
+            found = build(folder, vision, source, examples).visual(range(len(examples)))
+        with torch.no_grad():
+            live = vision(torch.stack([source.pixels(one, 32) for one in examples])[:, None], 2)
+        torch.testing.assert_close(found.tokens_IMNC.float(), live.tokens_IMNC, atol=1e-2, rtol=1e-2)
+        torch.testing.assert_close(found.levels_IMKNC.float(), live.levels_IMKNC, atol=1e-2, rtol=1e-2)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in (GOLDEN / "features").iterdir()}
 
 
 # --------------------------------------------------------------------------------------------------------------------

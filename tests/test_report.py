@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from random import Random
 from urllib.parse import quote
+from xml.etree import ElementTree
 
 import pytest
 from omegaconf import OmegaConf
@@ -318,19 +319,23 @@ def test_nine_arms_look_different():
 
 
 def test_front_of_the_pareto_plot():
-    points = [plots.Point(i, str(i), x, y, y, y) for i, (x, y) in enumerate([(1, 1), (2, 3), (3, 2), (4, 3), (5, 4)])]
+    points = [
+        plots.Point(i, str(i), x, Cell(y, None, y, y, (y,)))
+        for i, (x, y) in enumerate([(1, 1), (2, 3), (3, 2), (4, 3), (5, 4)])
+    ]
     assert [p.index for p in plots.front(points, 1)] == [0, 1, 4]
     assert [p.index for p in plots.front(points, -1)] == [0]
 
 
 def test_marks_of_the_forest_plot_stand_where_the_numbers_are():
-    points = [plots.Point(0, "a", 0, 0.5, 0.4, 0.6), plots.Point(1, "b", 0, 1.0, 0.9, 1.1)]
+    cells = [Cell(0.5, None, 0.4, 0.6, ()), Cell(1.0, None, 0.9, 1.1, ())]
+    points = [plots.Point(i, "ab"[i], 0, cell) for i, cell in enumerate(cells)]
     content = str(plots.forest(points, "score"))
     ends = [
         tuple(map(float, m))
-        for m in re.findall(r'<line x1="([\d.]+)" y1="[\d.]+" x2="([\d.]+)" [^>]*interval', content)
+        for m in re.findall(r'<g class="arm-.">.*?<path d="M ([\d.]+) [\d.]+ L ([\d.]+) [\d.]+"', content)
     ]
-    middles = [float(m) for m in re.findall(r'translate\(([\d.]+) [\d.]+\)" class="marker', content)]
+    middles = [float(m) for m in re.findall(r'<use href="#\w+" x="([\d.]+)" [^>]*fill: var\(--a', content)]
     assert middles == pytest.approx([sum(pair) / 2 for pair in ends], abs=0.1)
     assert (middles[1] - middles[0]) / (ends[0][1] - ends[0][0]) == pytest.approx(0.5 / 0.2, rel=0.01)
 
@@ -338,8 +343,32 @@ def test_marks_of_the_forest_plot_stand_where_the_numbers_are():
 def test_labels_at_the_end_of_curves_do_not_cover_each_other():
     series = [plots.Series(i, f"arm{i}", ((0, 1), (10, 0.5 + i / 1000))) for i in range(7)]
     content = str(plots.curves(series, "step", "val/loss"))
-    places = sorted(float(y) for y in re.findall(r'y="([\d.]+)" text-anchor="start" class="coloured"', content))
+    places = sorted(float(y) for y in re.findall(r'<g class="name"><text x="[\d.]+" y="([\d.]+)"', content))
     assert len(places) == 7 and min(b - a for a, b in itertools.pairwise(places)) >= plots.LINE - 0.11
+
+
+def test_plots_name_what_the_mouse_is_on_and_take_the_colours_of_the_page():
+    """Names as they were written: no formula, no markup, nothing that XML cannot hold."""
+    label = "lr=$1e-3$ \x0b<b>"
+    points = [
+        plots.Point(i, f"{label}{i}", 2.0**i, Cell(0.5 + i, None, 0.4 + i, 0.6 + i, (0.5 + i,))) for i in range(9)
+    ]
+    series = [plots.Series(point.index, point.label, ((0, 1.0), (20_000, 2.0))) for point in points]
+    for plot in (plots.forest(points, "$a$"), plots.pareto(points, "cost", "$a$", 1), plots.curves(series, "x", "$a$")):
+        root = ElementTree.fromstring(plot)
+        tips = {
+            group.get("class"): group.findtext("title") for group in root.iter("g") if group.find("title") is not None
+        }
+        assert len(tips) == 9 and all(tip.startswith("lr=$1e-3$  <b>") for tip in tips.values())
+        assert "lr=$1e-3$  <b>0" in "".join(text.text for text in root.iter("text")) and "$a$" in root.get("aria-label")
+        assert {found for found in re.findall(r"(?:fill|stroke): ([^;\"]*)", plot)} <= {
+            "none", *(f"var(--{name})" for name in plots.VARIABLES.values())
+        }  # fmt: skip
+
+
+def test_ids_of_plots_do_not_meet_on_the_page(comparison):
+    ids = re.findall(r'\bid="([^"]*)"', page(comparison, *gallery(comparison.arms)))
+    assert len(ids) == len(set(ids)) > 9
 
 
 def test_long_curves_are_thinned_and_short_ones_are_not():
@@ -355,7 +384,7 @@ def test_data_efficiency_appears_where_fractions_were_swept(tmp_path):
             write_run(tmp_path / "runs" / f"{fusion}{share}", fusion, rows, train_fraction=share)
     content = page(compare(arms := arms_of(tmp_path / "runs"), resamples=200), *gallery(arms))
     plot = re.search(r'<svg[^>]*aria-label="truth over share of the training data".*?</svg>', content)[0]
-    assert re.findall(r'class="coloured">([^<]*)<', plot) == ["clipcap", "flamingo"]
+    assert re.findall(r'<g class="name"><text[^>]*>([^<]*)<', plot) == ["clipcap", "flamingo"]
 
 
 def test_no_data_efficiency_without_a_sweep_and_one_arm_alone_is_a_report(tmp_path):

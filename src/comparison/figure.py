@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -18,7 +20,7 @@ from src.errors import UserError
 
 # Okabe and Ito 2008, "Color universal design": for all kinds of colour vision
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C8C8C")
-MARKERS = "osD^vP*X<"  # one more than colours, so that the ninth curve shares no more than its colour
+MARKERS = "osD^vPpX<"  # one more than colours, so that the ninth curve shares no more than its colour
 WIDE = 10  # ratio of largest to smallest value along a setting above which its axis is logarithmic
 
 
@@ -31,8 +33,12 @@ def draw(comparison: Comparison, along: str | None = None) -> bytes:
     if along is None:
         size = (1.5 + 3.6 * n, 1.1 + 0.34 * len(comparison.arms))
         figure, axes = plt.subplots(1, n, figsize=size, squeeze=False, sharey=True, layout="constrained")
+        colours = [COLOURS[-1 if arm.label == comparison.baseline else 0] for arm in comparison.arms]
         for axis, score in zip(axes.flat, scores, strict=True):
-            _rows(axis, comparison, score)
+            cells = [comparison.cells[arm.label, score] for arm in comparison.arms]
+            rows(axis, [Row(arm.label, *found) for arm, *found in zip(comparison.arms, cells, colours, strict=True)])
+            axis.tick_params("y", labelsize=9)
+            axis.set_title(score, fontsize=10)
     else:
         lines = _lines(comparison, along)
         figure, axes = plt.subplots(1, n, figsize=(1 + 4.2 * n, 3.6), squeeze=False, layout="constrained")
@@ -45,17 +51,29 @@ def draw(comparison: Comparison, along: str | None = None) -> bytes:
     return _png(figure)
 
 
-def _rows(axis: Axes, comparison: Comparison, score: str) -> None:
-    for row, arm in enumerate(comparison.arms):
-        cell = comparison.cells[arm.label, score]
-        if cell is not None:
-            colour = COLOURS[-1] if arm.label == comparison.baseline else COLOURS[0]
-            axis.plot([cell.low, cell.high], [row, row], color=colour, linewidth=2.5, alpha=0.6)
-            axis.plot(cell.per_seed, [row] * len(cell.per_seed), "|", color=colour, markersize=11)
-            axis.plot(cell.mean, row, "o", color=colour, markersize=6)
-    axis.set_yticks(range(len(comparison.arms)), [arm.label for arm in comparison.arms], fontsize=9)
-    axis.set_ylim(len(comparison.arms) - 0.5, -0.5)  # the first arm on top
-    axis.set_title(score, fontsize=10)
+@dataclass(frozen=True)
+class Row:
+    """An arm in a forest plot; ``cell`` None: its row stays empty."""
+
+    label: str
+    cell: Cell | None
+    colour: str
+    marker: str = "o"
+
+
+def rows(axes: Axes, arms: Sequence[Row]) -> list[list[Artist]]:
+    """One row per arm, the first on top: mean, interval, every seed as a small tick. Returns the marks of each."""
+    drawn = []
+    for place, arm in enumerate(arms):
+        marks = []
+        if (cell := arm.cell) is not None:
+            marks += axes.plot([cell.low, cell.high], [place, place], color=arm.colour, linewidth=2.5, alpha=0.6)
+            marks += axes.plot(cell.per_seed, [place] * len(cell.per_seed), "|", color=arm.colour, markersize=11)
+            marks += axes.plot(cell.mean, place, arm.marker, color=arm.colour)
+        drawn.append(marks)
+    axes.set_yticks(range(len(arms)), [arm.label for arm in arms])
+    axes.set_ylim(len(arms) - 0.5, -0.5)
+    return drawn
 
 
 def _curves(

@@ -36,7 +36,7 @@ ALSO = {
 
 
 def check_options(command: str, cfg: DictConfig) -> None:
-    """Refuse unknown options, wrong types and values out of range, in whatever way they came in; see src.options.
+    """Refuse unknown options, wrong types and values out of range, in whatever way they came in; see src.config.table.
 
     Imports nothing heavy. What is missing (???) is left to the command. Raises UserError.
     """
@@ -105,7 +105,8 @@ def known_options(command: str) -> list[str]:
 def _written(command: str) -> dict[str, table.Rule]:
     """The options that stand in conf/ for a command, whatever is chosen, with the types of their defaults.
 
-    For those that src.options says nothing about. Options of classes are not among them: other classes have others.
+    For those that src.config.table says nothing about. Options of classes are not among them: other classes have
+    others.
     """
     files = {HOME / "conf" / f"{command}.yaml": ""}
     files |= {path: f"{group}." for group in groups(command) for path in (HOME / "conf" / group).glob("*.yaml")}

@@ -11,28 +11,32 @@ A cache is built in a folder beside its place and renamed into it whole, so a ha
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import math
 import os
 import shutil
+import tempfile
 import time
-import uuid
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.lib.format import write_array_header_1_0
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from src.contracts import Example, Source, VisionSpec, Visual
+from src.contracts import Example, Source, Visual
+from src.data.order import InOrder, Pick
 from src.errors import UserError
+from src.loading.batches import Loader
 from src.records.files import told_when_full
+from src.vision.base import Vision
 
 FORMAT = 1  # part of the key: raise it when the files change their meaning
 # Half precision: an eighth of bfloat16's rounding error in the same space, and numpy can read it. Its smaller range,
@@ -43,24 +47,6 @@ PROBES = 16  # rows that are looked at without being asked for, both for the key
 ABANDONED = 24 * 3600  # seconds without a write, after which an unfinished build is taken for dead
 
 Shapes = dict[str, tuple[int, ...]]
-
-
-class Encoder(Protocol):
-    """What is asked of a vision encoder here (a torch module of src.vision; rooms do not import their neighbours)."""
-
-    spec: VisionSpec
-    training: bool
-    mean: Tensor
-
-    def identity(self) -> str: ...
-
-    def __call__(self, pixels_IM3hw: Tensor, levels: int = 0) -> Visual: ...
-
-    def train(self, mode: bool) -> Encoder: ...
-
-    def eval(self) -> Encoder: ...
-
-    def to(self, device: torch.device) -> Encoder: ...
 
 
 class FeatureCache:
@@ -83,7 +69,7 @@ class FeatureCache:
     def open_or_build(
         cls,
         folder: Path,
-        vision: Encoder,
+        vision: Vision,
         source: Source,
         examples: Sequence[Example],
         levels: int,
@@ -105,9 +91,11 @@ class FeatureCache:
         if cache is not None:
             return cache
         with told_when_full(folder), _scratch(folder) as scratch:
-            _build(scratch, key, vision, source, examples, levels, batch_size, workers, progress)
+            _require_space(folder, len(ids), _shapes(vision, levels))
+            new = scratch / "new"
+            _build(new, key, vision, source, examples, levels, batch_size, workers, progress)
             if cls._open_intact(place, ids, tokens) is None:  # nobody else was faster
-                _install(scratch, place)
+                _install(new, place)
         return cls(place, ids, tokens)
 
     @classmethod
@@ -171,7 +159,7 @@ class FeatureCache:
 # --------------------------------------------------------------------------------------------------------------------
 # key
 # --------------------------------------------------------------------------------------------------------------------
-def cache_key(vision: Encoder, source: Source, examples: Sequence[Example], levels: int) -> tuple[str, list[str]]:
+def cache_key(vision: Vision, source: Source, examples: Sequence[Example], levels: int) -> tuple[str, list[str]]:
     """The key, and the ids of the examples. Raises UserError for missing files and for ids that are not unique.
 
     A picture file enters with its size and time of change, a drawn picture with what is known of it. A few pictures
@@ -208,43 +196,32 @@ def _spread(count: int) -> list[int]:
     return sorted({round(x) for x in np.linspace(0, count - 1, min(count, PROBES))})
 
 
-def _checksum(arrays: Sequence[np.ndarray]) -> int:
+def _checksum(arrays: Iterable[np.ndarray]) -> int:
     """CRC-32 of the arrays, one after the other."""
-    value = 0
-    for array in arrays:
-        value = zlib.crc32(array, value)
-    return value
+    return functools.reduce(lambda value, array: zlib.crc32(array, value), arrays, 0)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # building
 # --------------------------------------------------------------------------------------------------------------------
 class _Pictures(Dataset):
-    """Pixels by position. A picture that cannot be read is handed on as its error: raised in a loader's worker, it
-    would reach the user wrapped in the worker's traceback."""
+    """Pixels of whole batches; a picture that cannot be read is handed on as its error, which the Loader raises."""
 
     def __init__(self, source: Source, examples: Sequence[Example], size: int):
         self.source, self.examples, self.size = source, examples, size
 
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, row: int) -> Tensor | UserError:
+    def __getitem__(self, pick: Pick) -> Tensor | UserError:
         try:
-            return self.source.pixels(self.examples[row], self.size)
+            pixels = [self.source.pixels(self.examples[row], self.size) for row in pick[1]]
         except UserError as error:
             return error
-
-
-def _stack(pictures: list[Tensor | UserError]) -> Tensor | UserError:
-    errors = [picture for picture in pictures if isinstance(picture, UserError)]
-    return errors[0] if errors else torch.stack(pictures)[:, None]  # (X, 3, h, w) -> (I, M=1, 3, h, w)
+        return torch.stack(pixels)[:, None]  # (I, M=1, 3, h, w)
 
 
 def _build(
-    scratch: Path,
+    folder: Path,
     key: str,
-    vision: Encoder,
+    vision: Vision,
     source: Source,
     examples: Sequence[Example],
     levels: int,
@@ -252,35 +229,48 @@ def _build(
     workers: int,
     progress: bool,
 ) -> None:
-    """Write all files of a cache into ``scratch``, batch by batch: memory holds a few batches at a time."""
-    count, shapes = len(examples), _shapes(vision, levels)
-    _require_space(scratch, count, shapes)
-    loader = DataLoader(
-        _Pictures(source, examples, vision.spec.image_size),
-        batch_size,
-        num_workers=workers if count > batch_size else 0,  # one batch is decoded before workers have started
-        collate_fn=_stack,
-        generator=torch.Generator(),  # its own: a run that builds draws the same numbers as one that finds the cache
-    )
-    checksums = np.zeros(count, np.uint32)
+    """Write a cache as the new ``folder``, batch by batch: memory holds a few batches at a time."""
+    count, shapes, order = len(examples), _shapes(vision, levels), InOrder(len(examples), batch_size)
+    # One batch is decoded before workers have started.
+    loader = Loader(_Pictures(source, examples, vision.spec.image_size), order, workers if len(order) > 1 else 0)
+    folder.mkdir()
+    checksums: list[int] = []
     bar = tqdm(total=count, desc=f"features of {source.name}", unit="picture", disable=not progress)
-    with _writers(scratch, count, shapes) as writers, _frozen(vision) as device, bar:
-        row = 0
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(open(folder / f"{name}.npy", "wb")) for name in shapes}
+        for name, shape in shapes.items():
+            header = {"descr": DTYPE.str, "fortran_order": False, "shape": (count, *shape)}
+            write_array_header_1_0(files[name], header)
+        device = stack.enter_context(_frozen(vision))
+        stack.enter_context(bar)
         for pixels_IM3hw in loader:
-            if isinstance(pixels_IM3hw, UserError):
-                raise pixels_IM3hw
             arrays = _encode(vision, pixels_IM3hw.to(device), levels)
             for name, array in arrays.items():
-                writers[name].write(array)
-            for parts in zip(*arrays.values(), strict=True):
-                checksums[row] = _checksum(parts)
-                row += 1
+                files[name].write(array)
+            checksums += map(_checksum, zip(*arrays.values(), strict=True))
             bar.update(len(pixels_IM3hw))
-    np.save(scratch / "checksums.npy", checksums)
-    _write_manifest(scratch, key, source.name, type(vision).__name__, shapes, checksums)
+    np.save(folder / "checksums.npy", np.array(checksums, np.uint32))
+    manifest = {
+        "key": key,
+        "source": source.name,
+        "vision": type(vision).__name__,
+        "count": count,
+        "dtype": DTYPE.name,
+        "shapes": shapes,
+        "bytes": {file.name: file.stat().st_size for file in sorted(folder.iterdir())},
+        "checksum": zlib.crc32(np.array(checksums, np.uint32)),
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
-def _encode(vision: Encoder, pixels_IM3hw: Tensor, levels: int) -> dict[str, np.ndarray]:
+def _shapes(vision: Vision, levels: int) -> Shapes:
+    """The arrays of a cache by name, without the axis of rows."""
+    spec = vision.spec
+    shapes: Shapes = {"tokens": (spec.tokens, spec.width), "pooled": (spec.pooled_width,)}
+    return shapes | ({"levels": (levels, spec.tokens, spec.width)} if levels else {})
+
+
+def _encode(vision: Vision, pixels_IM3hw: Tensor, levels: int) -> dict[str, np.ndarray]:
     """Features by name, in the order of ``_shapes``, without the axis of one picture per context."""
     # float32 and no_grad: what an encoder may keep of an inference_mode pass could not be used in training later.
     with torch.no_grad(), torch.autocast(pixels_IM3hw.device.type, enabled=False):
@@ -294,15 +284,8 @@ def _encode(vision: Encoder, pixels_IM3hw: Tensor, levels: int) -> dict[str, np.
     return arrays
 
 
-def _shapes(vision: Encoder, levels: int) -> Shapes:
-    """The arrays of a cache by name, without the axis of rows."""
-    spec = vision.spec
-    shapes: Shapes = {"tokens": (spec.tokens, spec.width), "pooled": (spec.pooled_width,)}
-    return shapes | ({"levels": (levels, spec.tokens, spec.width)} if levels else {})
-
-
 @contextmanager
-def _frozen(vision: Encoder) -> Iterator[torch.device]:
+def _frozen(vision: Vision) -> Iterator[torch.device]:
     """The encoder in eval mode, on the GPU if there is one; afterwards as it was."""
     training, home = vision.training, vision.mean.device
     device = torch.device("cuda") if torch.cuda.is_available() else home
@@ -313,40 +296,12 @@ def _frozen(vision: Encoder) -> Iterator[torch.device]:
         vision.train(training).to(home)
 
 
-@contextmanager
-def _writers(scratch: Path, count: int, shapes: Shapes) -> Iterator[dict]:
-    """Open .npy files, their headers written, to which rows are appended."""
-    files = {name: open(scratch / f"{name}.npy", "wb") for name in shapes}
-    try:
-        for name, file in files.items():
-            header = {"descr": DTYPE.str, "fortran_order": False, "shape": (count, *shapes[name])}
-            write_array_header_1_0(file, header)
-        yield files
-    finally:
-        for file in files.values():
-            file.close()
-
-
-def _write_manifest(scratch: Path, key: str, source: str, vision: str, shapes: Shapes, checksums: np.ndarray) -> None:
-    manifest = {
-        "key": key,
-        "source": source,
-        "vision": vision,
-        "count": len(checksums),
-        "dtype": DTYPE.name,
-        "shapes": shapes,
-        "bytes": {file.name: file.stat().st_size for file in sorted(scratch.iterdir())},
-        "checksum": zlib.crc32(checksums),
-    }
-    (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1))
-
-
 def _require_space(folder: Path, count: int, shapes: Shapes) -> None:
-    wanted = count * DTYPE.itemsize * sum(int(np.prod(shape)) for shape in shapes.values())
+    wanted = count * DTYPE.itemsize * sum(map(math.prod, shapes.values()))
     free = shutil.disk_usage(folder).free
     if wanted > free:
         raise UserError(
-            f"The cached features of {count} pictures take {wanted / 1e9:.1f} GB and {folder.parent} has "
+            f"The cached features of {count} pictures take {wanted / 1e9:.1f} GB and {folder} has "
             f"{free / 1e9:.1f} GB left; set data.cache_dir to a larger disk."
         )
 
@@ -356,40 +311,22 @@ def _require_space(folder: Path, count: int, shapes: Shapes) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder beside the caches (a rename must not cross disks), gone afterwards unless it was renamed."""
+    """An empty folder beside the caches (a rename must not cross disks), deleted afterwards with all that is in it."""
     folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
-    scratch = _aside(folder)
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    for path in folder.glob(".building-*"):  # what killed builds have left: each is as large as a cache
+        with suppress(OSError):  # its builder has just deleted it
+            if time.time() - max(one.stat().st_mtime for one in (path, *path.rglob("*"))) > ABANDONED:
+                shutil.rmtree(path)
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder, ignore_cleanup_errors=True) as scratch:
+        yield Path(scratch)
 
 
-def _aside(folder: Path) -> Path:
-    return folder / f".building-{uuid.uuid4().hex}"
-
-
-def _sweep(folder: Path) -> None:
-    """Delete what killed builds have left: each is as large as a cache."""
-    for path in folder.glob(".building-*"):
-        try:
-            newest = max(entry.stat().st_mtime for entry in (path, *path.iterdir()))
-        except OSError:
-            continue  # its builder has just renamed or deleted it
-        if time.time() - newest > ABANDONED:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _install(scratch: Path, place: Path) -> None:
-    """Rename ``scratch`` to ``place``, out of which a damaged cache is moved first."""
+def _install(new: Path, place: Path) -> None:
+    """Rename the folder ``new`` to ``place``; a damaged cache that is there moves to where ``new`` came from."""
     try:
         if place.exists():
-            damaged = _aside(place.parent)
-            os.replace(place, damaged)
-            shutil.rmtree(damaged, ignore_errors=True)
-        os.replace(scratch, place)
+            os.replace(place, new.with_name("damaged"))
+        os.replace(new, place)
     except OSError:
         if not place.exists():  # else another process was faster by a moment, and its cache is as good
             raise

@@ -6,8 +6,8 @@
     tokenizer/          as in the run
     language/, vision/  configuration of a library's model whose tensors are here; only where there is one
 
-``frozen`` says of each part that did not train its sha256 (of src.hashing), where it came from, and whether it is
-included. Reading executes nothing: there is no pickle in it.
+``frozen`` says of each part that did not train its sha256 (of src.records.weights), where it came from, and whether
+it is included. Reading executes nothing: there is no pickle in it.
 """
 
 from __future__ import annotations

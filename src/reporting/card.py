@@ -32,6 +32,7 @@ WEIGHTS = {
     "given out for non-commercial research",
     "gpt2": "weights of GPT-2 by OpenAI (modified MIT licence)",
 }
+TEMPLATE = Path(__file__).with_suffix(".md")
 COSTS = {  # of metrics.json -> in words, factor, form
     "train_seconds": ("minutes of training", 1 / 60, ",.1f"),
     "step_ms": ("milliseconds a step (median)", 1, ",.1f"),
@@ -40,12 +41,6 @@ COSTS = {  # of metrics.json -> in words, factor, form
     "peak_memory_mb": ("megabytes of memory at most", 1, ",.0f"),
     "captions_per_second": ("captions a second", 1, ",.1f"),
 }
-NOT_SCORED = "The run had not been scored when it was exported."
-INTENDED = (
-    "Research on how language models are made to see: comparing mechanisms, looking at what they attend to, building "
-    "on them. Not for decisions about people, for surveillance, or for anything that safety depends on; as "
-    "descriptions for people who cannot see a picture only after someone has looked at both."
-)
 
 
 @dataclass(frozen=True)
@@ -79,9 +74,23 @@ class About:
 
 
 def model_card(about: About) -> str:
-    """Markdown with YAML metadata on top."""
-    sections = "\n".join(f"\n## {title}\n\n{text}" for title, text in _sections(about) if text)
-    return f"---\n{_metadata(about)}\n---\n\n# {about.name}\n\n{_introduction(about)}\n{sections}\n"
+    """Markdown with YAML metadata on top: card.md, filled in."""
+    from jinja2 import Environment, StrictUndefined
+
+    # No escaping: this is Markdown, and everything in it comes from the run that is exported.
+    layout = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    environment = Environment(undefined=StrictUndefined, **layout)
+    environment.filters |= {"kind": data_kind, "data_name": lambda kind: DATA[kind][0]}
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        about=about,
+        metadata=_metadata(about),
+        kinds=data_kinds(about.cfg),
+        commit=about.environment.get("commit"),
+        costs=list(_costs(about)),
+        data_sets=data_sets(about.cfg),
+        licences=licences(about),
+        truth=next(iter(about.scored.values()), {"scores": {}})["scores"].get("truth"),
+    )
 
 
 def _metadata(about: About) -> str:
@@ -105,98 +114,12 @@ def _metadata(about: About) -> str:
     ).to_yaml()
 
 
-def _introduction(about: About) -> str:
-    parts = ", ".join(f"`{part}={about.choice(part)}`" for part in about.parts)
-    data = " and ".join(DATA[kind][0] for kind in data_kinds(about.cfg))
-    return f"English captions by vision-language fusion: {parts}; trained on {data}, seed {about.cfg.seed}."
-
-
-def _sections(about: About) -> Iterator[tuple[str, str]]:
-    yield "Use", _use(about)
-    yield "Scores", "\n\n".join(_scores(name, content) for name, content in about.scored.items()) or NOT_SCORED
-    yield "Cost", _cost(about)
-    yield "Parts", _parts(about)
-    yield "Training", _training(about)
-    yield "Licences", "\n".join(f"- {note}" for note in licences(about))
-    yield "Intended use", INTENDED
-    yield "Limits", "\n".join(f"- {limit}" for limit in limits(about))
-
-
-def _use(about: About) -> str:
-    commit = about.environment.get("commit")
-    return (
-        f"In a checkout of vision-language-fusion{f' (made at commit {commit})' if commit else ''}:\n\n"
-        "```python\n"
-        "from src.pretrained import caption_pictures, load\n\n"
-        f'captioner = load("{about.name}")  # this folder\n'
-        'captions = caption_pictures(captioner, ["photo.jpg"])  # {"photo.jpg": "..."}\n'
-        "```\n\n"
-        f"or `python -m src.caption run={about.name} images=photos/`. Loading executes nothing that is in this folder, "
-        "and refuses files that differ from `manifest.json`."
-    )
-
-
-def _scores(name: str, content: dict) -> str:
-    """One table: a row per score, and how the captions were decoded."""
-    decoding = ", ".join(f"{key} {value}" for key, value in content.get("decoding", {}).items())
-    data = f" of `{content['data']['name']}`" if "data" in content else ""
-    pictures = f"{content['pictures']:,} pictures" if content.get("pictures") else ""
-    what = [f"Split `{content.get('split')}`{data}", pictures]
-    rows = [
-        f"| {score} | {'-' if value is None else format(value, '.4f')} |" for score, value in content["scores"].items()
-    ]
-    remarks = [f"{score}: {why}" for kind in ("missing", "notes") for score, why in content.get(kind, {}).items()]
-    sha256 = content.get("references_sha256")
-    tail = [f"References: sha256 `{sha256}`."] if sha256 else []
-    head = ", ".join(filter(None, [*what, f"decoding: {decoding}" if decoding else "", f"from `{name}`"]))
-    table = "\n".join(["| score | value |", "|---|---|", *rows])
-    return "\n\n".join([f"{head}.", table, *remarks, *tail])
-
-
-def _cost(about: About) -> str:
+def _costs(about: About) -> Iterator[tuple[str, str]]:
+    """What is known of the cost, in the words and form of ``COSTS``."""
     cost = next((content["cost"] for content in about.scored.values() if content.get("cost")), {})
-    rows = [
-        f"| {words} | {cost[key] * factor:{form}} |"
-        for key, (words, factor, form) in COSTS.items()
-        if cost.get(key) is not None
-    ]
-    rows += [f"| parameters, {kind} | {about.parameters[kind]:,} |" for kind in ("trainable", "total")]
-    machine = about.environment.get("machine", {})
-    where = f"\n\nMeasured on {machine['platform']}, {machine['cores']} cores." if machine else ""
-    return "\n".join(["| cost | value |", "|---|---|", *rows]) + where
-
-
-def _parts(about: About) -> str:
-    rows = []
-    for part in about.parts:
-        frozen = about.frozen.get(part)
-        if frozen is None:
-            where = "trained, in `model.safetensors`"
-        else:
-            place = "in `model.safetensors`" if frozen.included else "not in this folder"
-            where = f"frozen, from `{frozen.source}`, {place}, sha256 `{frozen.sha256}`"
-        rows.append(f"| {part} | `{about.choice(part)}` | {about.parameters[part]:,} | {where} |")
-    return "\n".join(["| part | what | parameters | weights |", "|---|---|---|---|", *rows])
-
-
-def _training(about: About) -> str:
-    environment, lines = about.environment, []
-    if "command" in environment:
-        lines.append(f"```bash\n{environment['command']}\n```\n")
-    if environment.get("commit"):
-        changed = ", with uncommitted changes" if environment.get("uncommitted_changes") else ""
-        lines.append(f"Commit `{environment['commit']}`{changed}; seed {about.cfg.seed}.")
-    versions = [f"{name} {version}" for name, version in environment.get("packages", {}).items() if version]
-    if versions:
-        lines.append(f"Python {environment.get('python')}, {', '.join(versions)}.")
-    for name, options in data_sets(about.cfg).items():
-        described = ", ".join(f"{key} `{value}`" for key, value in options.source.items() if key != "_target_")
-        title = f"Data {name}" if name else "Data"
-        lines.append(f"{title}: {DATA[data_kind(options.source)][0]}" + (f" ({described})." if described else "."))
-        if options.train_fraction < 1:
-            lines.append(f"Only {options.train_fraction:.0%} of its training split were used.")
-    lines.append("All options: `captioner.yaml`.")
-    return "\n".join(lines)
+    for key, (words, factor, form) in COSTS.items():
+        if cost.get(key) is not None:
+            yield words, format(cost[key] * factor, form)
 
 
 def licences(about: About) -> Iterator[str]:
@@ -211,25 +134,6 @@ def licences(about: About) -> Iterator[str]:
         yield f"{DATA[kind][0]}: {DATA[kind][1]}."
     for name in dict.fromkeys(name for cfg in configs for part in about.parts for name in foreign_weights(cfg, part)):
         yield f"{WEIGHTS.get(name, f'weights {name}, under the terms of their publisher')}."
-
-
-def limits(about: About) -> Iterator[str]:
-    kinds = data_kinds(about.cfg)
-    if set(kinds) == {"scenes"}:
-        yield "It has only seen drawn scenes: of photographs its captions say nothing."
-    else:
-        yield f"It says what captions of {' and '.join(DATA[kind][0] for kind in kinds)} say, in their manner."
-        yield "Captions about people repeat what annotators presumed, such as their gender, age or occupation."
-    yield "It gives wrong captions in the same tone as right ones; colours, numbers, places and rare things above all."
-    scores = next(iter(about.scored.values()), {"scores": {}})["scores"]
-    if scores.get("truth") is not None:
-        yield f"Of its captions of the pictures above, {1 - scores['truth']:.1%} are not wholly true."
-    yield "The scores are those of one seed; differences of a few hundredths to another run are no finding."
-    if about.environment.get("uncommitted_changes"):
-        yield "It was trained with changes that are in no commit, so that it cannot be trained again exactly."
-    for part, frozen in about.frozen.items():
-        if not frozen.included:
-            yield f"Loading it needs the frozen {part} weights, {frozen.source}; others are refused by their sha256."
 
 
 def data_kinds(cfg: DictConfig) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -85,6 +86,19 @@ def _at(node: dict | float | None, path: tuple[str, ...]) -> float | None:
 
 def _mean(values: list[float | None]) -> float | None:
     return None if None in values else fmean(values)
+
+
+def number_text(value: float | None, digits: int = 3) -> str:
+    """A number as people write it: .823 as 0.823, 2.81 M, 23.5 G; "-" for None."""
+    if value is None:
+        return "-"
+    for factor, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= factor:
+            scale = 1e3 if unit == "k" else factor
+            return f"{value / scale:.{max(0, 2 - int(math.log10(abs(value) / scale)))}f} {unit}"
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:.0f}"
+    return f"{value:.{digits}f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def score_text(value: float) -> str:

@@ -25,6 +25,7 @@ from src.reporting.numbers import (
     direction,
     interval_text,
     leaders,
+    number_text,
     p_equation,
     p_text,
     score_text,
@@ -79,7 +80,7 @@ def page(comparison: Comparison, gallery: dict | None, notes: Sequence[str]) -> 
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "number": plots.number_text,
+        "number": number_text,
         "score": score_text,
         "p": p_text,
         "p_sign": p_equation,
@@ -200,7 +201,7 @@ def _points(comparison: Comparison, score: str, x: Callable[[Arm], float | None]
     for index, arm in enumerate(comparison.arms):
         cell, at = comparison.cells.get((arm.label, score)), x(arm)
         if cell is not None and at is not None:
-            points.append(plots.Point(index, arm.label, at, cell.mean, cell.low, cell.high, cell.per_seed))
+            points.append(plots.Point(index, arm.label, at, cell))
     return points
 
 

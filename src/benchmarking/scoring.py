@@ -1,6 +1,6 @@
 """How long scoring takes: BLEU, ROUGE-L and CIDEr-D of 5,000 predictions with 5 references each, tokenisation included.
 
-python -m benchmarks.score
+python -m src.benchmarking.scoring
 
 Ours against pycocoevalcap 1.2 in the same process, on COCO captions that its package carries. Where there is no Java
 for pycocoevalcap's tokenizer, it gets our tokens, and only our time includes tokenisation. Exit status 1 where ours

@@ -1,12 +1,11 @@
 """How long a comparison at the size of COCO's test split takes, and how much memory; one thread.
 
-python benchmarks/compare.py
+python -m src.benchmarking.comparing
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from itertools import product
 from pathlib import Path
@@ -14,7 +13,6 @@ from random import Random
 from resource import RUSAGE_SELF, getrusage
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is loaded
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from src.comparison.arms import compare
 from src.comparison.runs import Arm, Run
