@@ -31,14 +31,17 @@ def main(cfg: DictConfig) -> float:
     chosen = HydraConfig.get().runtime.choices
     name, options = data_set(cfg, run)
     from src.build import parameter_counts, restore_on, use_features
-    from src.tasks.evaluation import evaluate, evaluate_few_shot, report
+    from src.tasks.choose import choose
+    from src.tasks.results import report
 
     parts = restore_on(run, options, cfg.split, cfg.get("decode"))
     if chosen.get("data"):
         parts.data.image_tag = parts.captioner.tagged  # captions begin as those that it has learnt
+    task = choose(cfg.task, parts.source, metrics, cfg.tokens, cfg.shots)
+    task.check(parts, cfg.split)
     shots = None if cfg.shots is None else f"{cfg.shots}-shot"
     counted = None if cfg.tokens == "words" else cfg.tokens
-    words = [chosen.get("data"), cfg.data_set, cfg.split, shots, chosen.get("decode"), counted]
+    words = [chosen.get("data"), cfg.data_set, cfg.split, cfg.task, shots, chosen.get("decode"), counted]
     folder = Path(cfg.output) if cfg.output else run / "evaluate" / "-".join(filter(None, words))
     check_same(folder, cfg.split, parts.data.fingerprint(cfg.split), f"output={run}/evaluate/<name> keeps both")
     if not (chosen.get("data") or cfg.output):
@@ -46,13 +49,10 @@ def main(cfg: DictConfig) -> float:
         more = "for other data than the run's say data=<name> data.root=<folder>"
         check_same(trained_on, cfg.split, parts.data.fingerprint(cfg.split), more)
     use_features(parts.data, options, parts.captioner, [cfg.split])
-    if cfg.shots is None:
-        result = evaluate(parts, cfg.split, metrics, cfg.tokens)
-    else:
-        result = evaluate_few_shot(parts, cfg.split, cfg.shots, metrics, cfg.tokens)
+    result = task.evaluate(parts, cfg.split)
     about = {"name": parts.source.name, "source": OmegaConf.to_container(options.source, resolve=True)}
-    report(parts, result, folder, {"parameters": parameter_counts(parts.captioner)}, cfg.samples, about)
-    return result.scores.get("CIDEr-D", result.scores.get("loss"))
+    report(parts.data, result, folder, {"parameters": parameter_counts(parts.captioner)}, cfg.samples, about)
+    return result.headline[1]
 
 
 def data_set(cfg: DictConfig, run: Path) -> tuple[str, DictConfig]:

@@ -6,6 +6,7 @@ python -m src.explain run=runs/... images=photos/
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import hydra
@@ -50,12 +51,11 @@ def pictures(cfg: DictConfig, captioner) -> dict:
     from src.config.make import data_sets, make
 
     source = make(next(iter(data_sets(run_config(Path(cfg.run))).values())).source)
-    if source.interleaved:
-        raise UserError("images= must be given for a run on documents.")
     if hasattr(source, "prepare"):
         source.prepare(captioner.vision.preprocessing)
-    examples = source.examples("test")[: cfg.samples]
-    return {example.id: source.pixels(example, captioner.vision.spec.image_size) for example in examples}
+    shown = (picture for example in source.examples("test") for picture in example.pictures)
+    size = captioner.vision.spec.image_size
+    return {picture.id: source.pixels(picture, size) for picture in itertools.islice(shown, cfg.samples)}
 
 
 if __name__ == "__main__":

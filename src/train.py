@@ -39,15 +39,16 @@ def train(cfg: DictConfig, sources: dict, tracker, run: Path, interrupts: Interr
     """Everything after the configuration has been checked; None in other processes than the first."""
     from src.benchmarking.flops import training_flops
     from src.build import build, parameter_counts
-    from src.tasks.evaluation import check_scorable
+    from src.tasks.choose import tasks_of
     from src.training.cost import peak_memory_mb
 
     begin(cfg, run)
     parts = build(cfg, sources)
-    for one in parts.data_sets().values():
+    tasks = tasks_of(parts, cfg.task, cfg.metrics)
+    for name, one in parts.data_sets().items():
         for split in ("train", "val", *([cfg.test_split] if one.source.has_images else [])):
             one.data.examples(split)  # a split without examples is found now, not behind the training
-        check_scorable(one, cfg.test_split)
+        tasks[name].check(one, cfg.test_split)
     keep_tokenizer(parts, run)
     if cfg.compile:
         parts.captioner.compile_training()
@@ -63,7 +64,7 @@ def train(cfg: DictConfig, sources: dict, tracker, run: Path, interrupts: Interr
         parts = trained(parts, cfg, run)
         cost["training_flops"] = training_flops(parts.captioner, next(iter(parts.data.val_dataloader())))
         cost["peak_memory_mb"] = peak_memory_mb()
-        score, value = finish(parts, cfg, run, cost)
+        score, value = finish(parts, tasks, cfg, run, cost)
         tracker.report(parts, cfg, run)
     complete(run, score, value)  # the last act
     return value
@@ -118,7 +119,7 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
         meter,
     ]
     main_set = next(iter(parts.data_sets().values()))
-    if cfg.val_captions and main_set.source.has_images and not main_set.source.interleaved:
+    if cfg.val_captions and main_set.source.has_images and main_set.source.task == "caption":
         callbacks.insert(0, CaptionValidation(main_set.data, cfg.val_captions))
     options = {**OmegaConf.to_container(cfg.trainer, resolve=True), "precision": precision(cfg.trainer.precision)}
     if options["strategy"] == "fsdp":
@@ -176,9 +177,10 @@ def trained(parts, cfg: DictConfig, run: Path):
     return parts
 
 
-def finish(parts, cfg: DictConfig, run: Path, cost: dict) -> tuple[str, float]:
+def finish(parts, tasks: dict, cfg: DictConfig, run: Path, cost: dict) -> tuple[str, float]:
     """Score the best checkpoint, write the results, show some captions. Returns the score that sweeps compare."""
-    from src.tasks.evaluation import evaluate, report, split_loss
+    from src.tasks.base import split_loss
+    from src.tasks.results import report
 
     results = []
     for name, one in parts.data_sets().items():
@@ -190,10 +192,9 @@ def finish(parts, cfg: DictConfig, run: Path, cost: dict) -> tuple[str, float]:
             print(f"{name} val loss {scores['loss']:.4f} nats per token; use it with language.weights={run}".strip())
             results.append(("loss", scores["loss"]))
         else:
-            result = evaluate(one, cfg.test_split, cfg.metrics)
-            report(one, result, folder, cost, cfg.samples)
-            score = "CIDEr-D" if "CIDEr-D" in result.scores else "loss"
-            results.append((score, result.scores[score]))
+            result = tasks[name].evaluate(one, cfg.test_split)
+            report(one.data, result, folder, cost, cfg.samples)
+            results.append(result.headline)
     return results[0]
 
 
