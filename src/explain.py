@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from src.config.command_line import verb
 from src.errors import UserError
-from src.records.folder import checkpoint_path, run_config
+from src.records.folder import Saved, run_config
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="explain")
@@ -22,8 +22,8 @@ from src.records.folder import checkpoint_path, run_config
 def main(cfg: DictConfig) -> None:
     """Pictures -> PNG files in the run folder; which ones there are depends on what the mechanism notes."""
     run = Path(cfg.run)
-    checkpoint_path(run)
-    from src.build import restore_captioner
+    Saved.at(run).weights()
+    from src.pretrained import restore_captioner
 
     captioner = restore_captioner(run)
     if captioner.vision is None:

@@ -18,7 +18,7 @@ from src.config.machine_faults import told_when_machine_fails
 from src.config.make import check, make
 from src.records.environment import environment
 from src.records.files import SUMS, seal, told_when_full, write_json, write_text
-from src.records.folder import checkpoint_path, complete, write_skipped
+from src.records.folder import Saved, complete, write_skipped
 from src.training.signals import Interrupts
 
 
@@ -168,11 +168,12 @@ def fit(trainer, parts, cfg: DictConfig) -> None:
 
 def trained(parts, cfg: DictConfig, run: Path):
     """The parts with the weights of the best checkpoint, where captions are made fastest."""
-    from src.build import load_weights, place, restore
+    from src.build import Parts, place
+    from src.pretrained import restore_captioner, take_over
 
     if cfg.trainer.strategy == "fsdp":
-        return restore(run)  # this process has slices of the weights only
-    load_weights(parts.captioner, checkpoint_path(run))
+        return Parts(restore_captioner(run), parts.data)  # this process has slices of the weights only
+    take_over(parts.captioner, Saved.run(run).checkpoint)
     place(parts.captioner, cfg)  # Lightning has moved it to the CPU
     return parts
 
