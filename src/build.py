@@ -13,8 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from src.captioner import PARTS, Captioner
-from src.config.added_keys import run_config
-from src.config.make import check_saved, data_sets, make
+from src.config.make import data_sets, make
 from src.contracts import Language, Source, Tokenizer
 from src.data.base import Streamed
 from src.errors import UserError
@@ -23,10 +22,7 @@ from src.loading.mixture import Mixture
 from src.loading.module import CaptionData, DocumentData
 from src.objectives.base import Objective
 from src.objectives.default import default_objectives
-from src.records import exported
-from src.records.files import verify
-from src.records.folder import checkpoint_path, is_export
-from src.records.weights import read_checkpoint
+from src.records.folder import Saved
 from src.text.tokenizers import load_tokenizer
 from src.vision.base import Vision
 
@@ -51,9 +47,9 @@ class Parts:
         return {"": self}
 
 
-def build(cfg: DictConfig, sources: dict[str, Source], tokenizer_folder: Path | None = None) -> Parts:
-    """Build all parts around data sources. ``tokenizer_folder``: restore a run's tokenizer instead of making one."""
-    tokenizer = build_tokenizer(cfg, sources, tokenizer_folder)
+def build(cfg: DictConfig, sources: dict[str, Source]) -> Parts:
+    """Build all parts around data sources."""
+    tokenizer = build_tokenizer(cfg, sources)
     language = build_language(cfg, tokenizer)
     vision = build_vision(cfg) if any(source.has_images for source in sources.values()) else None
     captioner = build_captioner(cfg, vision, language, tokenizer)
@@ -65,23 +61,16 @@ def build(cfg: DictConfig, sources: dict[str, Source], tokenizer_folder: Path | 
     return Parts(captioner, data[""])
 
 
-def build_tokenizer(cfg: DictConfig, sources: dict[str, Source], folder: Path | None) -> Tokenizer:
-    """From ``folder``, from the run named by language.weights, or made anew from the training captions."""
-    folder = folder or (Path(cfg.language.weights) / "tokenizer" if cfg.language.weights else None)
-    if folder is not None:
-        return saved_tokenizer(folder)
+def build_tokenizer(cfg: DictConfig, sources: dict[str, Source]) -> Tokenizer:
+    """From the run named by language.weights, or made anew from the training captions."""
+    if cfg.language.weights:
+        return load_tokenizer(Saved.at(cfg.language.weights).tokenizer())
     made = make(cfg.language.tokenizer)
     if not callable(made):
         return made
     share = TOKENIZER_EXAMPLES // len(sources)
     examples = (e for source in sources.values() for e in itertools.islice(iter(source.examples("train")), share))
     return made([caption for example in examples for caption in example.captions])
-
-
-def saved_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in a folder of a run or export. Raises UserError when it is missing or damaged."""
-    verify(folder.parent, folder.name)
-    return load_tokenizer(folder)
 
 
 def build_language(cfg: DictConfig, tokenizer: Tokenizer) -> Language:
@@ -95,13 +84,11 @@ def build_language(cfg: DictConfig, tokenizer: Tokenizer) -> Language:
 
 def previous_language(run: Path) -> dict[str, torch.Tensor]:
     """Language weights of a run; a run that kept its language frozen points on to the run it took it from."""
-    checkpoint = load_checkpoint(run)
-    state, included = checkpoint["state_dict"], checkpoint.get("included", {})
-    weights = {name.removeprefix("language."): x for name, x in state.items() if name.startswith("language.")}
-    weights = included.get("language", weights)
+    saved = Saved.at(run)
+    weights = saved.part("language")
     if weights:
         return weights
-    earlier = run_config(run).language.weights
+    earlier = saved.config().language.weights
     if earlier is None:
         raise UserError(f"{run} holds no trained language model; give a run that trained one (regime=finetune_lm).")
     return previous_language(Path(earlier))
@@ -208,77 +195,10 @@ def use_features(data: CaptionData, options: DictConfig, captioner: Captioner, s
         }
 
 
-def restore(run: Path, decode: DictConfig | None = None) -> Parts:
-    """The parts of a run with its trained weights. ``decode`` replaces the run's way of decoding."""
-    cfg = _run_config(run, decode)
-    sources = {name: make(options.source) for name, options in data_sets(cfg).items()}
-    parts = build(cfg, sources, run / "tokenizer")
-    load_weights(parts.captioner, checkpoint_path(run))
-    place(parts.captioner, cfg)
-    return parts
-
-
-def restore_on(run: Path, options: DictConfig, split: str, decode: DictConfig | None = None) -> Parts:
-    """A run's captioner with its trained weights, and one data set of which ``split`` is to be read; no features yet.
-
-    ``options``: as in conf/data, of the run's own data or of others. Raises UserError where they do not go together.
-    """
-    source = make(options.source)
-    if split not in source.splits():
-        raise UserError(f"split={split} does not exist; this data has {', '.join(source.splits())}.")
-    captioner = restore_captioner(run, decode)
-    if captioner.fusion.sees and not source.has_images:
-        raise UserError(f"{run} reads pictures, and data={source.name} has none.")
-    return Parts(captioner, build_data(options, run_config(run).seed, source, captioner))
-
-
-def restore_captioner(run: Path, decode: DictConfig | None = None) -> Captioner:
-    """The captioner of a run with its best weights, without its data (which need not be here); also an exported one."""
-    checkpoint = load_checkpoint(run)
-    cfg = _run_config(run, decode)
-    tokenizer = saved_tokenizer(run / "tokenizer")
-    saw = "vision" in checkpoint["frozen"] or any(name.startswith("vision.") for name in checkpoint["state_dict"])
-    parts = {"vision": build_vision(cfg) if saw else None, "language": build_language(cfg, tokenizer)}
-    for part, tensors in checkpoint.get("included", {}).items():
-        _fill(parts[part], tensors, f"{run}: the frozen {part}")  # before the fusion looks at it
-    captioner = build_captioner(cfg, **parts, tokenizer=tokenizer)
-    captioner.check_origin(checkpoint)
-    captioner.load_state_dict(checkpoint["state_dict"])
-    place(captioner, cfg)
-    return captioner
-
-
 def place(captioner: Captioner, cfg: DictConfig) -> None:
     """Onto the GPU that torch would use, if there is one; a run that was told to train on the CPU stays there."""
     if cfg.trainer.accelerator != "cpu" and torch.accelerator.is_available():
         captioner.to(torch.accelerator.current_accelerator())
-
-
-def _fill(module: torch.nn.Module, tensors: dict[str, torch.Tensor], what: str) -> None:
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise UserError(f"{what} does not fit its configuration ({str(error).splitlines()[-1].strip()}).") from error
-
-
-def _run_config(run: Path, decode: DictConfig | None) -> DictConfig:
-    cfg = run_config(run)
-    check_saved(cfg, run)
-    if decode is not None:
-        cfg.decode = decode
-    return cfg
-
-
-def load_weights(captioner: Captioner, path: Path) -> None:
-    """Trained tensors of a checkpoint into ``captioner``, after checking that the frozen parts are the same."""
-    checkpoint = read_checkpoint(path)
-    captioner.check_origin(checkpoint)
-    captioner.load_state_dict(checkpoint["state_dict"])
-
-
-def load_checkpoint(run: Path) -> dict:
-    """The best checkpoint of a run, or the same of an exported folder."""
-    return exported.read(run) if is_export(run) else read_checkpoint(checkpoint_path(run))
 
 
 def precision(wanted: str) -> str:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from src.config.command_line import verb
 from src.errors import UserError
 from src.records.files import seal, write_jsonl
-from src.records.folder import weights_path
+from src.records.folder import Saved
 
 SHEET_LIMIT = 100  # pictures on the sheet; captions.jsonl has all
 
@@ -24,7 +24,7 @@ SHEET_LIMIT = 100  # pictures on the sheet; captions.jsonl has all
 @verb
 def main(cfg: DictConfig) -> None:
     """Pictures -> captions.jsonl and a sheet. A picture that can't be read is named and skipped."""
-    weights_path(cfg.run)
+    Saved.at(cfg.run).weights()
     from src.data.images import as_image, find_pictures, load_picture
 
     files = find_pictures(cfg.images)
@@ -32,8 +32,7 @@ def main(cfg: DictConfig) -> None:
 
     from tqdm import tqdm
 
-    from src.build import restore_captioner
-    from src.pretrained import picture_batches
+    from src.pretrained import picture_batches, restore_captioner
     from src.records.sheet import write_sheet
 
     captioner = restore_captioner(Path(cfg.run), cfg.get("decode"))

@@ -16,7 +16,7 @@ The order of the rooms: config -> data -> vision -> fusion -> language -> loss o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -41,6 +41,11 @@ class Example:
     image: str | None = None
     extra: dict = field(default_factory=dict)  # what is known beside the captions, e.g. the true scene
 
+    @property
+    def pictures(self) -> tuple[Example, ...]:
+        """Itself."""
+        return (self,)
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -63,6 +68,11 @@ class Document:
         """The texts, where a vocabulary is learnt or a data set is identified."""
         return tuple(chunk.text for chunk in self.chunks)
 
+    @property
+    def pictures(self) -> tuple[Example, ...]:
+        """In reading order."""
+        return tuple(chunk.picture for chunk in self.chunks if chunk.picture)
+
 
 class Source(Protocol):
     """A data set: named splits of examples (or of documents), and the pixels of one example."""
@@ -70,6 +80,7 @@ class Source(Protocol):
     name: str
     has_images: bool
     interleaved: bool  # whether ``examples`` are documents
+    task: str  # what is asked of a captioner on them where task= does not say, of ``src.tasks.choose``
 
     def splits(self) -> tuple[str, ...]: ...
 
@@ -350,3 +361,16 @@ class Language(Protocol):
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# answers
+# --------------------------------------------------------------------------------------------------------------------
+class Speaker(Protocol):
+    """Who answers in words: a captioner, or a pipeline that trains nothing."""
+
+    def caption(
+        self, batches: Iterable[Batch], decoder: Callable | None = None, prompted: bool = False
+    ) -> dict[str, str]:
+        """Captions by id. ``decoder``: another than its own; ``prompted``: go on with the text of the batches."""
+        ...

@@ -4,6 +4,7 @@ python -m src.evaluate run=runs/... split=val decode=greedy
 python -m src.evaluate run=runs/... shots=4
 python -m src.evaluate run=runs/... data=coco data.root=<folder>   other pictures than the run's
 python -m src.evaluate run=runs/... data.root=<folder>             the run's own, which lie there now
+python -m src.evaluate run=exported/srau data=coco data.root=<folder>
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from src.config.command_line import verb
 from src.config.make import data_sets
 from src.errors import UserError
 from src.metrics.extra import check_names
-from src.records.folder import checkpoint_path
+from src.records import exported
+from src.records.folder import Saved
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="evaluate")
@@ -28,32 +30,35 @@ from src.records.folder import checkpoint_path
 def main(cfg: DictConfig) -> float:
     """Results go to their own folder: what the run itself wrote stays."""
     run, metrics = Path(cfg.run), check_names(cfg.metrics, cfg.tokens)
-    checkpoint_path(run)
+    Saved.at(run).weights()
     chosen = HydraConfig.get().runtime.choices
     name, options = data_set(cfg, run)
-    from src.build import parameter_counts, restore_on, use_features
-    from src.tasks.evaluation import evaluate, evaluate_few_shot, report
+    from src.build import parameter_counts, use_features
+    from src.pretrained import restore_on
+    from src.tasks.choose import choose
+    from src.tasks.results import report
 
     parts = restore_on(run, options, cfg.split, cfg.get("decode"))
     if chosen.get("data"):
         parts.data.image_tag = parts.captioner.tagged  # captions begin as those that it has learnt
+    task = choose(cfg.task, parts.source, metrics, cfg.tokens, cfg.shots)
+    task.check(parts, cfg.split)
     shots = None if cfg.shots is None else f"{cfg.shots}-shot"
     counted = None if cfg.tokens == "words" else cfg.tokens
-    words = [chosen.get("data"), cfg.data_set, cfg.split, shots, chosen.get("decode"), counted]
+    words = [chosen.get("data"), cfg.data_set, cfg.split, cfg.task, shots, chosen.get("decode"), counted]
     folder = Path(cfg.output) if cfg.output else run / "evaluate" / "-".join(filter(None, words))
+    if not Saved.at(run).is_run and exported.holds(run, folder):
+        raise UserError(f"{folder} came with the export, whose files stay as they are; say output=<another folder>.")
     check_same(folder, cfg.split, parts.data.fingerprint(cfg.split), f"output={run}/evaluate/<name> keeps both")
     if not (chosen.get("data") or cfg.output):
         trained_on = run / name if (run / name / "metrics.json").is_file() else run
         more = "for other data than the run's say data=<name> data.root=<folder>"
         check_same(trained_on, cfg.split, parts.data.fingerprint(cfg.split), more)
     use_features(parts.data, options, parts.captioner, [cfg.split])
-    if cfg.shots is None:
-        result = evaluate(parts, cfg.split, metrics, cfg.tokens)
-    else:
-        result = evaluate_few_shot(parts, cfg.split, cfg.shots, metrics, cfg.tokens)
+    result = task.evaluate(parts, cfg.split)
     about = {"name": parts.source.name, "source": OmegaConf.to_container(options.source, resolve=True)}
-    report(parts, result, folder, {"parameters": parameter_counts(parts.captioner)}, cfg.samples, about)
-    return result.scores.get("CIDEr-D", result.scores.get("loss"))
+    report(parts.data, result, folder, {"parameters": parameter_counts(parts.captioner)}, cfg.samples, about)
+    return result.headline[1]
 
 
 def data_set(cfg: DictConfig, run: Path) -> tuple[str, DictConfig]:

@@ -6,6 +6,7 @@ python -m src.explain run=runs/... images=photos/
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import hydra
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 from src.config.added_keys import run_config
 from src.config.command_line import verb
 from src.errors import UserError
-from src.records.folder import checkpoint_path
+from src.records.folder import Saved
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="explain")
@@ -22,8 +23,8 @@ from src.records.folder import checkpoint_path
 def main(cfg: DictConfig) -> None:
     """Pictures -> PNG files in the run folder; which ones there are depends on what the mechanism notes."""
     run = Path(cfg.run)
-    checkpoint_path(run)
-    from src.build import restore_captioner
+    Saved.at(run).weights()
+    from src.pretrained import restore_captioner
 
     captioner = restore_captioner(run)
     if captioner.vision is None:
@@ -51,12 +52,11 @@ def pictures(cfg: DictConfig, captioner) -> dict:
     from src.config.make import data_sets, make
 
     source = make(next(iter(data_sets(run_config(Path(cfg.run))).values())).source)
-    if source.interleaved:
-        raise UserError("images= must be given for a run on documents.")
     if hasattr(source, "prepare"):
         source.prepare(captioner.vision.preprocessing)
-    examples = source.examples("test")[: cfg.samples]
-    return {example.id: source.pixels(example, captioner.vision.spec.image_size) for example in examples}
+    shown = (picture for example in source.examples("test") for picture in example.pictures)
+    size = captioner.vision.spec.image_size
+    return {picture.id: source.pixels(picture, size) for picture in itertools.islice(shown, cfg.samples)}
 
 
 if __name__ == "__main__":

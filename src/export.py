@@ -21,8 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from src.config.added_keys import run_config
 from src.config.command_line import verb
 from src.errors import UserError
+from src.records.exported import EXPORTED_CONFIG, HERE
 from src.records.files import verify, write_json, write_text
-from src.records.folder import EXPORTED_CONFIG, HERE, checkpoint_path, is_export
+from src.records.folder import Saved, checkpoint_path
 from src.records.secrets import MASK, is_secret, masked, names_secret
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def export(run: Path, to: Path, include: bool) -> dict[str, Frozen]:
 
 def fill(folder: Path, run: Path, name: str, include: bool) -> dict[str, Frozen]:
     """Write everything into ``folder`` and read it back; ``name`` is what it is going to be called."""
-    from src.build import parameter_counts, restore_captioner
+    from src.build import parameter_counts
+    from src.pretrained import restore_captioner
     from src.records import exported
     from src.reporting.card import About, model_card
 
@@ -125,7 +127,7 @@ def source(part: str, cfg: DictConfig) -> tuple[str, bool]:
     options = cfg[part]
     weights = options.get("weights")
     if weights:
-        return str(weights), is_export(weights) or (Path(weights) / "config.yaml").is_file()
+        return str(weights), Saved.at(weights).is_there
     if options.get("pretrained"):
         return f"{options.model}:{options.pretrained}", False
     if isinstance(options.get("model"), str) and options.model.startswith(("local-dir:", "hf-hub:")):

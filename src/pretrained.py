@@ -1,4 +1,4 @@
-"""Captioners for other people's code: of a run folder or an exported one, in one call.
+"""Captioners out of a folder, of src.train or src.export: for other people's code in one call, and for the commands.
 
 captioner = load("exported/srau")
 caption_pictures(captioner, ["a.jpg", "b.jpg"])  # {"a.jpg": "a dog runs over the grass", ...}
@@ -6,16 +6,21 @@ caption_pictures(captioner, ["a.jpg", "b.jpg"])  # {"a.jpg": "a dog runs over th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 
-from src.build import restore_captioner
+from src.build import Parts, build_captioner, build_data, build_language, build_vision, place
 from src.captioner import Captioner
+from src.config.added_keys import run_config
+from src.config.make import check_saved, make
 from src.contracts import Batch
 from src.data.images import load_picture
 from src.errors import UserError
+from src.records.folder import Saved
+from src.text.tokenizers import load_tokenizer
 
 
 def load(folder: str | Path) -> Captioner:
@@ -24,6 +29,55 @@ def load(folder: str | Path) -> Captioner:
     Raises UserError when a file differs from the manifest, a frozen part cannot be had, or ``folder`` is neither.
     """
     return restore_captioner(Path(folder)).eval()
+
+
+def restore_captioner(folder: Path, decode: DictConfig | None = None) -> Captioner:
+    """The captioner of a run with its best weights, or of an export, without its data (which need not be here).
+
+    ``decode`` replaces its own way of decoding. Raises UserError as ``load`` does.
+    """
+    saved = Saved.at(folder)
+    checkpoint = saved.checkpoint  # first: every file of an export is compared with its manifest
+    cfg = run_config(folder)
+    check_saved(cfg, folder)
+    if decode is not None:
+        cfg.decode = decode
+    tokenizer = load_tokenizer(saved.tokenizer())
+    saw = "vision" in saved.frozen or bool(saved.part("vision"))
+    parts = {"vision": build_vision(cfg) if saw else None, "language": build_language(cfg, tokenizer)}
+    for part, tensors in saved.included.items():
+        _fill(parts[part], tensors, f"{folder}: the frozen {part}")  # before the fusion looks at it
+    captioner = build_captioner(cfg, **parts, tokenizer=tokenizer)
+    take_over(captioner, checkpoint)
+    place(captioner, cfg)
+    return captioner
+
+
+def restore_on(folder: Path, options: DictConfig, split: str, decode: DictConfig | None = None) -> Parts:
+    """The same, with one data set of which ``split`` is to be read; no features yet.
+
+    ``options``: as in conf/data, of its own data or of others. Raises UserError where they do not go together.
+    """
+    source = make(options.source)
+    if split not in source.splits():
+        raise UserError(f"split={split} does not exist; this data has {', '.join(source.splits())}.")
+    captioner = restore_captioner(folder, decode)
+    if captioner.fusion.sees and not source.has_images:
+        raise UserError(f"{folder} reads pictures, and data={source.name} has none.")
+    return Parts(captioner, build_data(options, run_config(folder).seed, source, captioner))
+
+
+def take_over(captioner: Captioner, checkpoint: Mapping) -> None:
+    """Trained tensors into ``captioner``, after checking that its frozen parts are those that they grew up with."""
+    captioner.check_origin(checkpoint)
+    captioner.load_state_dict(checkpoint["state_dict"])
+
+
+def _fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], what: str) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise UserError(f"{what} does not fit its configuration ({str(error).splitlines()[-1].strip()}).") from error
 
 
 def caption_pictures(captioner: Captioner, files: Sequence[str | Path], batch_size: int = 32) -> dict[str, str]:

@@ -194,12 +194,14 @@ class Wandb(Tracker):
             return
         import wandb
 
+        from src.tasks.results import pictures
+
         self.run.summary.update(results(parts, run))
         for name, own, folder in _data_sets(parts, run):
             key = f"samples/{name}".rstrip("/")
             rows = _rows(folder)[: cfg.samples]
             if rows:
-                shown = pictures(own, cfg.test_split, cfg.samples)
+                shown = pictures(own.data, cfg.test_split, cfg.samples)
                 self.run.log({key: sample_table(rows, shown)})
                 self.run.log({f"{key}_sheet": wandb.Image(str(folder / "samples.png"))})
         for kind, files in diagnostics(parts, cfg, run).items():
@@ -361,18 +363,6 @@ def _choices(run: Path) -> dict[str, str]:
     return json.loads((run / "environment.json").read_text(encoding="utf-8"))["choices"]
 
 
-def pictures(parts: Parts, split: str, count: int) -> dict[str, Image.Image]:
-    """Pictures of the first ``count`` examples of a split, by id."""
-    from src.contracts import Document
-    from src.tasks.evaluation import picture
-
-    found = {}
-    for example in islice(parts.data.examples(split), count):
-        shown = [c.picture for c in example.chunks if c.picture] if isinstance(example, Document) else [example]
-        found |= {one.id: picture(parts, one) for one in shown}
-    return found
-
-
 def sample_table(rows: Sequence[dict], shown: dict[str, Image.Image]):
     """A wandb.Table: picture, id, caption, references, and every score that the pictures have."""
     import wandb
@@ -394,7 +384,7 @@ def _cell(value):
 
 def diagnostics(parts: Parts, cfg: DictConfig, run: Path) -> dict[str, list[Path]]:
     """Figures by kind, in <run>/explain: where words come from, gates, prefixes; none for whoever sees no pictures."""
-    own = next((p for p in parts.data_sets().values() if p.source.has_images and not p.source.interleaved), None)
+    own = next((p for p in parts.data_sets().values() if p.source.has_images and p.source.task == "caption"), None)
     if own is None or parts.captioner.vision is None:
         return {}
     from src.diagnostics.drawing import draw

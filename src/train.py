@@ -19,7 +19,7 @@ from src.config.make import check, make
 from src.config.resume import resumed
 from src.records.environment import environment
 from src.records.files import SUMS, seal, told_when_full, write_json, write_text
-from src.records.folder import checkpoint_path, complete, removed_where_nothing_came_of_it, write_skipped
+from src.records.folder import Saved, complete, removed_where_nothing_came_of_it, write_skipped
 from src.training.signals import Interrupts
 
 
@@ -41,15 +41,16 @@ def train(cfg: DictConfig, sources: dict, tracker, run: Path, interrupts: Interr
     """Everything after the configuration has been checked; None in other processes than the first."""
     from src.benchmarking.flops import training_flops
     from src.build import build, parameter_counts
-    from src.tasks.evaluation import check_scorable
+    from src.tasks.choose import tasks_of
     from src.training.cost import peak_memory_mb
 
     begin(cfg, run)
     parts = build(cfg, sources)
-    for one in parts.data_sets().values():
+    tasks = tasks_of(parts, cfg.task, cfg.metrics)
+    for name, one in parts.data_sets().items():
         for split in ("train", "val", *([cfg.test_split] if one.source.has_images else [])):
             one.data.examples(split)  # a split without examples is found now, not behind the training
-        check_scorable(one, cfg.test_split)
+        tasks[name].check(one, cfg.test_split)
     keep_tokenizer(parts, run)
     if cfg.compile:
         parts.captioner.compile_training()
@@ -65,7 +66,7 @@ def train(cfg: DictConfig, sources: dict, tracker, run: Path, interrupts: Interr
         parts = trained(parts, cfg, run)
         cost["training_flops"] = training_flops(parts.captioner, next(iter(parts.data.val_dataloader())))
         cost["peak_memory_mb"] = peak_memory_mb()
-        score, value = finish(parts, cfg, run, cost)
+        score, value = finish(parts, tasks, cfg, run, cost)
         tracker.report(parts, cfg, run)
     complete(run, score, value)  # the last act
     return value
@@ -124,7 +125,7 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
         meter,
     ]
     main_set = next(iter(parts.data_sets().values()))
-    if cfg.val_captions and main_set.source.has_images and not main_set.source.interleaved:
+    if cfg.val_captions and main_set.source.has_images and main_set.source.task == "caption":
         callbacks.insert(0, CaptionValidation(main_set.data, cfg.val_captions))
     if max_time := options.pop("max_time", None):
         callbacks.append(TimeLimit(max_time))
@@ -166,18 +167,20 @@ def fit(trainer, parts, cfg: DictConfig) -> None:
 
 def trained(parts, cfg: DictConfig, run: Path):
     """The parts with the weights of the best checkpoint, where captions are made fastest."""
-    from src.build import load_weights, place, restore
+    from src.build import Parts, place
+    from src.pretrained import restore_captioner, take_over
 
     if cfg.trainer.strategy == "fsdp":
-        return restore(run)  # this process has slices of the weights only
-    load_weights(parts.captioner, checkpoint_path(run))
+        return Parts(restore_captioner(run), parts.data)  # this process has slices of the weights only
+    take_over(parts.captioner, Saved.run(run).checkpoint)
     place(parts.captioner, cfg)  # Lightning has moved it to the CPU
     return parts
 
 
-def finish(parts, cfg: DictConfig, run: Path, cost: dict) -> tuple[str, float]:
+def finish(parts, tasks: dict, cfg: DictConfig, run: Path, cost: dict) -> tuple[str, float]:
     """Score the best checkpoint, write the results, show some captions. Returns the score that sweeps compare."""
-    from src.tasks.evaluation import evaluate, report, split_loss
+    from src.tasks.base import split_loss
+    from src.tasks.results import report
 
     results = []
     for name, one in parts.data_sets().items():
@@ -189,10 +192,9 @@ def finish(parts, cfg: DictConfig, run: Path, cost: dict) -> tuple[str, float]:
             print(f"{name} val loss {scores['loss']:.4f} nats per token; use it with language.weights={run}".strip())
             results.append(("loss", scores["loss"]))
         else:
-            result = evaluate(one, cfg.test_split, cfg.metrics)
-            report(one, result, folder, cost, cfg.samples)
-            score = "CIDEr-D" if "CIDEr-D" in result.scores else "loss"
-            results.append((score, result.scores[score]))
+            result = tasks[name].evaluate(one, cfg.test_split)
+            report(one.data, result, folder, cost, cfg.samples)
+            results.append(result.headline)
     return results[0]
 
 

@@ -37,6 +37,7 @@ class Listed:
     groups: dict[str, list[Example]]
     has_images: bool = True
     interleaved: bool = False
+    task: str = "caption"
     name: str = "listed"
     broken: set[str] = field(default_factory=set)
 

@@ -6,19 +6,27 @@ from types import SimpleNamespace
 
 import pytest
 
+from src.config import table
+from src.config.added_keys import ABSENT
 from src.contracts import Example
 from src.data.scenes import Scenes
-from src.tasks.evaluation import exchange, score_captions
+from src.data.stories import ScenesInterleaved
+from src.errors import UserError
+from src.fusion.base import Fusion, Retriever, Writer
+from src.loading.module import CaptionData
+from src.tasks.captioning import Captioning, exchange
+from src.tasks.choose import TASKS, choose, tasks_of
+from src.tasks.retrieval import Retrieval
+from src.tasks.stories import Stories
 
 
-def parts(pictures: int = 40):
+def scenes(pictures: int = 40):
     source = Scenes(seed=0, train=4, val=2, test=pictures, compositional=2)
-    data = SimpleNamespace(
+    return SimpleNamespace(
         seed=0,
         examples=source.examples,
         references=lambda split: {e.id: list(e.captions) for e in source.examples(split)},
     )
-    return SimpleNamespace(data=data)
 
 
 def test_every_picture_gets_the_caption_of_another():
@@ -31,13 +39,13 @@ def test_every_picture_gets_the_caption_of_another():
 
 
 def test_the_gap_is_large_for_one_that_looks_and_zero_for_one_that_does_not():
-    own = parts()
-    looking = {e.id: e.captions[0] for e in own.data.examples("test")}
-    blind = {e.id: "a large green triangle" for e in own.data.examples("test")}
-    scores = score_captions(own, "test", looking, None).scores
+    own = scenes()
+    looking = {e.id: e.captions[0] for e in own.examples("test")}
+    blind = {e.id: "a large green triangle" for e in own.examples("test")}
+    scores = Captioning().score(own, "test", looking).scores
     assert scores["truth"] == 1.0 and scores["gap/truth"] > 0.8
     assert scores["gap/CIDEr-D"] == pytest.approx(scores["CIDEr-D"], rel=0.5) and scores["gap/CIDEr-D"] > 1
-    scores = score_captions(own, "test", blind, None).scores
+    scores = Captioning().score(own, "test", blind).scores
     assert scores["gap/truth"] == 0 and scores["gap/CIDEr-D"] == 0
 
 
@@ -46,11 +54,72 @@ def test_captions_without_spaces_are_told_and_counted_by_characters():
     known = {"a": ("一只狗在草地上奔跑",), "b": ("两个男孩在海边踢足球",), "c": ("一个女人骑着红色的自行车",)}
     examples = [Example(id, texts, None) for id, texts in known.items()]
     data = SimpleNamespace(seed=0, examples=lambda split: examples, references=lambda split: known)
-    words = score_captions(SimpleNamespace(data=data), "test", said, None)
+    words = Captioning().score(data, "test", said)
     assert words.scores["CIDEr-D"] == 0 and words.tokens == "words"
     assert "no spaces between words" in words.remarks["notes"]["tokens"]
-    characters = score_captions(SimpleNamespace(data=data), "test", said, None, tokens="characters")
+    characters = Captioning(tokens="characters").score(data, "test", said)
     assert characters.scores["CIDEr-D"] > 1 and characters.tokens == "characters" and not characters.remarks["notes"]
-    assert (
-        score_captions(parts(), "test", {e.id: "a" for e in parts().data.examples("test")}, None).remarks["notes"] == {}
-    )
+    plain = {e.id: "a" for e in scenes().examples("test")}
+    assert Captioning().score(scenes(), "test", plain).remarks["notes"] == {}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# which task
+# --------------------------------------------------------------------------------------------------------------------
+def captioner(fusion: type[Fusion], **about):
+    can = {name: None for name in fusion.__abstractmethods__}
+    return SimpleNamespace(fusion=type("Able", (fusion,), {**can, "__init__": lambda self: None, **about})())
+
+
+def parts(fusion: type[Fusion] = Writer, source=None, **about):
+    source = source or Scenes(seed=0, train=4, val=2, test=4, compositional=2)
+    return SimpleNamespace(captioner=captioner(fusion, **about), source=source, data=None)
+
+
+def test_the_data_decide_where_no_task_is_named():
+    stories = ScenesInterleaved(seed=0, pictures=2, train=2, val=2, test=2)
+    pairs = Scenes(seed=0, train=4, val=2, test=4, compositional=2)
+    assert type(choose(None, pairs)) is Captioning and type(choose(None, stories)) is Stories
+    assert type(choose("retrieval", pairs)) is Retrieval
+    members = {"pairs": SimpleNamespace(source=pairs), "stories": SimpleNamespace(source=stories)}
+    asked = tasks_of(SimpleNamespace(data_sets=lambda: members), "retrieval")
+    assert {name: type(task) for name, task in asked.items()} == {"pairs": Retrieval, "stories": Stories}
+
+
+def test_a_task_refuses_data_and_mechanisms_before_any_work():
+    stories = ScenesInterleaved(seed=0, pictures=2, train=2, val=2, test=2)
+    with pytest.raises(UserError, match="task=stories needs documents with several pictures"):
+        Stories().check(parts(), "test")
+    with pytest.raises(UserError, match="task=caption needs captioned pictures"):
+        Captioning().check(parts(source=stories), "test")
+    with pytest.raises(UserError, match="task=retrieval needs a mechanism that is a Retriever"):
+        Retrieval().check(parts(), "test")
+    with pytest.raises(UserError, match="contrastive_weight is 0"):
+        Retrieval().check(parts(Retriever, compares=False), "test")
+    with pytest.raises(UserError, match="fusion=flamingo"):
+        Captioning(shots=2).check(parts(multi_image=False), "test")
+    with pytest.raises(UserError, match="shots=2 needs captioned pictures"):
+        choose(None, stories, shots=2)
+    Captioning(shots=2).check(parts(multi_image=True), "test")
+    Retrieval().check(parts(Retriever), "test")
+
+
+def test_the_words_of_the_option_are_the_tasks():
+    assert all(table.TASK.fits(name) for name in TASKS) and table.TASK.says == "caption, stories or retrieval"
+    assert ABSENT["task"] is None
+
+
+class Parrot:
+    """Says the same of every picture."""
+
+    def caption(self, batches, decoder=None, prompted=False):
+        return {id: "a large red circle" for batch in batches for id in batch.ids}
+
+
+def test_whoever_speaks_can_be_asked(tokenizer):
+    """Not a captioner, and nothing that is asked of it beside ``caption``."""
+    source = Scenes(seed=0, train=4, val=2, test=20, compositional=2)
+    data = CaptionData(source, tokenizer, 64, batch_size=8, captions_per_image=1)
+    result = Captioning().answered(Parrot(), data, "test")
+    assert len(result.rows) == 20 and result.scores["gap/CIDEr-D"] == 0 and result.decoding is None
+    assert result.headline == ("CIDEr-D", result.scores["CIDEr-D"]) and result.captions_per_second > 0

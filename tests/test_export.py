@@ -20,16 +20,18 @@ from safetensors.torch import load_file
 from test_verbs import SMOKE, run
 from test_vision import local_dir
 
-from src.build import build, restore_captioner
+from src.build import build
 from src.config.added_keys import run_config
 from src.config.fit import use_previous_language
 from src.config.make import check
 from src.errors import UserError
 from src.export import check_empty, export
 from src.language.load import tiny
-from src.pretrained import caption_pictures, load
+from src.pretrained import caption_pictures, load, restore_captioner
+from src.records.folder import Saved
 from src.text.tokenizers import ByteLevelBPE
 from src.vision.open_clip import OpenClip
+from src.vision.vit import trained_vision
 
 SIZES = ("language.model.width=32", "language.model.layers=2", "decode=greedy", "decode.max_tokens=6")
 SMALL = {
@@ -365,7 +367,7 @@ def test_a_failure_on_the_way_leaves_nothing(error, trained, tmp_path, monkeypat
 
 
 def test_what_does_not_read_back_alike_is_not_exported(trained, tmp_path, monkeypatch):
-    import src.build
+    import src.pretrained
 
     def other(folder, decode=None):
         captioner = restore_captioner(folder, decode)
@@ -373,7 +375,7 @@ def test_what_does_not_read_back_alike_is_not_exported(trained, tmp_path, monkey
             captioner.fusion.requires_grad_(False).apply(lambda m: [p.mul_(-3) for p in m.parameters(recurse=False)])
         return captioner
 
-    monkeypatch.setattr(src.build, "restore_captioner", other)
+    monkeypatch.setattr(src.pretrained, "restore_captioner", other)
     with pytest.raises(UserError, match="captions in another way"):
         export(trained, tmp_path / "to", include=False)
     assert list(tmp_path.iterdir()) == []
@@ -396,6 +398,51 @@ def test_bad_input_gives_one_sentence(case, trained, exported, tmp_path):
     assert message in answer.stderr and "Traceback" not in answer.stderr and len(answer.stderr.splitlines()) == 1
 
 
-def test_other_verbs_name_what_they_need(exported):
-    answer = run("src.evaluate", f"run={exported}", ok=False)
-    assert "give the run folder that it was made from" in answer.stderr and "Traceback" not in answer.stderr
+# --------------------------------------------------------------------------------------------------------------------
+# an export where a run may stand
+# --------------------------------------------------------------------------------------------------------------------
+def scores(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())["scores"]
+
+
+def test_an_export_is_scored_like_its_run(trained, exported, tmp_path):
+    """On the data that its configuration names, and on others that are named; no file of it changes."""
+    folder = shutil.copytree(exported, tmp_path / "srau")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    run("src.evaluate", f"run={folder}")
+    own = scores(folder / "evaluate" / "test")
+    known = scores(trained)
+    assert own.keys() == known.keys()
+    for name, score in known.items():
+        assert own[name] == (score if score is None else pytest.approx(score, rel=1e-5)), name
+    small = ("data=scenes", "data.source.train=64", "data.source.val=16", "data.source.test=16")
+    run("src.evaluate", f"run={folder}", *small, f"output={tmp_path}/out")
+    assert scores(tmp_path / "out") == own
+    assert all(path.read_bytes() == content for path, content in before.items())
+    load(folder)  # which compares all files with the manifest
+
+
+def test_scores_that_came_with_an_export_are_not_written_over(exported):
+    answer = run("src.evaluate", f"run={exported}", "split=val", "decode=greedy", ok=False)
+    assert f"{exported}/evaluate/val-greedy came with the export" in answer.stderr and "output=" in answer.stderr
+
+
+def test_an_export_is_looked_into(exported, tmp_path):
+    run("src.explain", f"run={exported}", "samples=1", f"output={tmp_path}")
+    assert (tmp_path / "visual_gate.png").is_file() and list(tmp_path.glob("attention-*.png"))
+
+
+def test_both_kinds_of_folder_answer_alike(trained, exported):
+    one, other = Saved.at(trained), Saved.at(exported)
+    assert one.is_run and not other.is_run and one.is_there and other.is_there
+    assert not Saved.at(trained / "checkpoints").is_there
+    assert one.tensors.keys() == other.tensors.keys() and one.frozen == other.frozen
+    assert all(torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items())
+    assert one.part("vision").keys() == other.part("vision").keys() and one.part("nothing") == {}
+    assert one.config().fusion == other.config().fusion
+    assert one.tokenizer() == trained / "tokenizer" and other.weights() == exported / "model.safetensors"
+
+
+def test_an_encoder_is_taken_out_of_an_export(trained, exported):
+    state = trained_vision(exported)
+    assert state and all(torch.equal(x, state[name]) for name, x in trained_vision(trained).items())

@@ -24,7 +24,6 @@ from hydra.core.utils import JobStatus
 from PIL import Image
 from test_verbs import SMOKE, run
 
-from src.build import restore_captioner
 from src.comparison.runs import find_runs
 from src.data import faults
 from src.data.scenes import Scenes
@@ -32,6 +31,7 @@ from src.errors import UserError
 from src.export import export, results
 from src.loading.features import FeatureCache
 from src.metrics.files import read_predictions
+from src.pretrained import restore_captioner
 from src.records import exported
 from src.records.files import SUMS, seal, verify, write_bytes, write_json, write_jsonl, write_text
 from src.records.folder import complete, result

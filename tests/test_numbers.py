@@ -18,9 +18,10 @@ from test_verbs import SMOKE
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
-from src.build import load_weights
 from src.captioner import check_rows
 from src.contracts import UserError
+from src.pretrained import take_over
+from src.records.weights import read_checkpoint
 from src.text.tokenizers import ByteLevelBPE, FastTokenizer, load_tokenizer
 from src.training.loss_spikes import ENOUGH, WINDOW, LossSpikes
 
@@ -214,12 +215,12 @@ def test_a_tokenizer_that_the_checkpoint_was_not_trained_with(tmp_path):
     checkpoint = {"state_dict": model.state_dict()}
     model.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, path)
-    load_weights(make_captioner(), path)
+    take_over(make_captioner(), read_checkpoint(path))
     other = make_captioner()
     decode = other.tokenizer.decode
     other.tokenizer.decode = lambda ids: decode([{70: 71, 71: 70}.get(id, id) for id in ids])
     with pytest.raises(UserError, match="tokenizer differs from the one that this checkpoint was trained with"):
-        load_weights(other, path)
+        take_over(other, read_checkpoint(path))
     with pytest.raises(UserError, match="tokenizer differs"):
         other.on_load_checkpoint(checkpoint)
 

@@ -19,9 +19,9 @@ from conftest import ROOT
 from test_verbs import SMOKE, run
 from trainings import Trainings
 
-from src.build import load_checkpoint
 from src.comparison.runs import find_runs
 from src.errors import UserError
+from src.records.folder import Saved
 from src.training.checkpoints import LastCheckpoint, SafeCheckpointIO, damage, take_over
 from src.training.signals import Interrupts
 from src.vision.vit import trained_vision
@@ -273,7 +273,7 @@ def test_a_damaged_checkpoint_is_named(fault, trained, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "best.ckpt").write_bytes(broken[fault])
     with pytest.raises(UserError, match=r"best\.ckpt is damaged"):
-        load_checkpoint(tmp_path)
+        Saved.at(tmp_path).checkpoint  # noqa: B018
     with pytest.raises(UserError, match=r"best\.ckpt is damaged"):
         trained_vision(tmp_path)  # vision.weights=<run>
 

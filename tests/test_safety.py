@@ -17,12 +17,11 @@ from PIL import Image
 from test_export import SIZES, make_run
 from test_verbs import SMOKE, run
 
-from src.build import restore, restore_captioner
 from src.config.classes import flatten_all, is_ours
 from src.config.make import make
 from src.errors import UserError
 from src.export import export
-from src.pretrained import load
+from src.pretrained import load, restore_captioner
 from src.records import exported
 from src.records.environment import environment
 from src.records.secrets import is_secret, masked
@@ -108,7 +107,7 @@ def test_a_run_folder_that_names_a_foreign_class(key, tiny_run, tmp_path):
     cfg = OmegaConf.load(folder / "config.yaml")
     OmegaConf.update(cfg, key, {"_target_": "os.system", "command": f"touch {tmp_path}/ran"}, merge=False)
     OmegaConf.save(cfg, folder / "config.yaml")
-    for read in (restore, restore_captioner, load):
+    for read in (restore_captioner, load):
         with pytest.raises(UserError, match=rf"{folder}: {key}._target_=os.system is refused"):
             read(folder)
     assert not (tmp_path / "ran").exists()

@@ -76,6 +76,7 @@ class Pictures:
     name = "benchmark"
     has_images = True
     interleaved = False
+    task = "caption"
 
     def pixels(self, example: Example, size: int) -> Tensor:
         return torch.zeros(3, size, size, dtype=torch.uint8)

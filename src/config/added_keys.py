@@ -19,6 +19,7 @@ from src.config.classes import is_ours, parameters
 from src.records.folder import written_config
 
 ABSENT: dict[str, object] = {
+    "task": None,
     "src.data.folder.Folder.images": None,
     "src.data.folder.Folder.image_column": None,
     "src.data.folder.Folder.caption_column": None,

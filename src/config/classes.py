@@ -113,6 +113,12 @@ def trait(target: str, name: str):
     return None
 
 
+def lineage(target: str) -> list[str]:
+    """The names of a class and of its bases, as far as they are written in rooms of ours."""
+    found = _written_here(target)
+    return [cls.name for cls in _lineage(target, found)] if isinstance(found, ast.ClassDef) else []
+
+
 def _lineage(target: str, cls: ast.ClassDef) -> Iterator[ast.ClassDef]:
     """A class, then its bases and theirs, as far as they are written in rooms of ours."""
     yield cls

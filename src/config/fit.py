@@ -15,7 +15,7 @@ from typing import NamedTuple
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.added_keys import run_config
-from src.config.classes import trait
+from src.config.classes import lineage, trait
 from src.errors import UserError
 
 SIZES = ("width", "layers", "heads", "context")  # of language models; of those that are named:
@@ -138,6 +138,7 @@ def check_fit(cfg: DictConfig) -> None:
         check_mixture(cfg.data.members, cfg.data.weights, cfg.data.schedule)
     if parts.data.text_only and trait(cfg.fusion._target_, "sees") is not False:
         raise UserError("This fusion reads pictures and the data has none; use fusion=blind or data with pictures.")
+    _check_task(cfg)
     _check_positions(cfg, parts.language.context)
     if cfg.resume not in (None, "auto"):
         run_config(str(cfg.resume))
@@ -249,6 +250,19 @@ def _check_heard(cfg: DictConfig) -> None:
         for name in set(single if interleaved else several) & set(options):
             kind = "single pictures" if interleaved else "documents with several pictures"
             raise UserError(f"{group}.{name} belongs to data of {kind}, and these are others.")
+
+
+def _check_task(cfg: DictConfig) -> None:
+    """What is asked of a captioner on the first data set must be what these data and the mechanism are for."""
+    task, source = cfg.get("task"), next(iter(_members(cfg).values())).source._target_
+    if task is None:
+        return
+    if trait(source, "has_images") is False or trait(source, "task") != ("stories" if task == "stories" else "caption"):
+        what = "documents with several pictures" if task == "stories" else "captioned pictures"
+        raise UserError(f"task={task} needs {what}, and these data have others; leave task= out.")
+    needed = "Retriever" if task == "retrieval" else "Writer"
+    if needed not in lineage(cfg.fusion._target_):
+        raise UserError(f"task={task} needs a mechanism that is a {needed}, and this is none; choose another fusion=.")
 
 
 def check_mixture(members: Mapping, weights: Mapping[str, float], schedule: str) -> None:

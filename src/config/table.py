@@ -95,6 +95,7 @@ METRICS = word("meteor", "spice", "clipscore")  # those of src.metrics.extra
 METRICS = METRICS | several(METRICS)
 IDS = ("cocoid", "image_id", "id", "imgid", "file_name", "file_stem", "file_number")  # those of src.metrics.ids
 TOKENS = word("words", "characters")  # those of src.metrics.tokens
+TASK = word("caption", "stories", "retrieval")  # those of src.tasks.choose
 SEED = whole(0, 2**32 - 1)  # what numpy takes
 COUNT, SIZE, RATE, SHARE = whole(0), whole(1), number("[0, inf)"), number("[0, 1]")
 
@@ -150,6 +151,7 @@ TRAIN = {
     "resume": TEXT | NOTHING,
     "samples": SIZE,
     "test_split": TEXT,
+    "task": TASK | NOTHING,
     "metrics": METRICS,
     "val_captions": COUNT,
     "compile": FLAG,
@@ -184,6 +186,7 @@ COMMANDS = {
     "evaluate": {
         "run": TEXT,
         "split": TEXT,
+        "task": TASK | NOTHING,
         "data_set": TEXT | NOTHING,
         **DATA,
         "data.root": TEXT | NOTHING,

@@ -34,6 +34,7 @@ class PictureFiles:
 
     has_images = True
     interleaved = False
+    task = "caption"
     resize = "squash"
     interpolation = "bicubic"
 
@@ -113,10 +114,7 @@ class ListedPictures(PictureFiles):
 
 def _paths(item: Example | Document) -> Iterator[str]:
     """Its picture files."""
-    if isinstance(item, Example):
-        yield item.image
-    else:
-        yield from (chunk.picture.image for chunk in item.chunks if chunk.picture)
+    return (picture.image for picture in item.pictures)
 
 
 def _with_paths(item: Item, paths: Mapping[str, str]) -> Item:

@@ -44,6 +44,7 @@ class CaptionsText:
     name = "captions_text"
     has_images = False
     interleaved = False
+    task = "caption"
 
     def __init__(
         self,

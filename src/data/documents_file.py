@@ -30,6 +30,7 @@ class Documents(ListedPictures):
 
     name = "documents"
     interleaved = True
+    task = "stories"
 
     def __init__(
         self,

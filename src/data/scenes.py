@@ -271,6 +271,7 @@ class DrawnWorld:
 
     has_images = True
     interleaved = False
+    task = "caption"
 
     def __init__(self, name: str, groups: dict[str, Sequence]):
         self.name, self._groups = name, groups

@@ -43,6 +43,7 @@ class ScenesInterleaved(DrawnWorld):
     """
 
     interleaved = True
+    task = "stories"
 
     def __init__(self, seed: int, pictures: int, train: int, val: int, test: int):
         most = min(len(COLOURS), len(SHAPES)) - 1

@@ -91,8 +91,7 @@ class CaptionData(lightning.LightningDataModule):
         examples = self.source.examples(split)
         # Sources that make examples on demand make them right; looking at each would make them all.
         if isinstance(examples, list):
-            if not self.source.interleaved:
-                examples = without_empty_captions(examples, f"{self.source.name}/{split}")
+            examples = self._usable(examples, f"{self.source.name}/{split}")
             _require_distinct(examples, f"{self.source.name}/{split}")
         if split == "train" and self.train_fraction < 1 and isinstance(examples, Streamed):
             examples = examples.share(self.train_fraction, self.seed)
@@ -101,6 +100,9 @@ class CaptionData(lightning.LightningDataModule):
         if len(examples) == 0:
             raise UserError(f"data={self.source.name} has no examples in its split {split!r}.")
         return examples
+
+    def _usable(self, examples: list[Example], where: str) -> list[Example]:
+        return without_empty_captions(examples, where)
 
     def references(self, split: str) -> dict[str, list[str]]:
         """The captions of each picture as their authors wrote them, by id."""
@@ -175,6 +177,9 @@ class DocumentData(CaptionData):
     def prompts(self, documents: Sequence[Document]) -> Batch:
         """Documents whose last chunk is to be continued."""
         return prompts(documents, self.source, self.tokenizer, self.image_size, self.max_tokens)
+
+    def _usable(self, examples: list[Document], where: str) -> list[Document]:
+        return examples  # text of a document may be empty between two pictures
 
     def _batches(self, split: str, captions_per_image: int) -> DocumentBatches:
         return DocumentBatches(

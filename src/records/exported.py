@@ -17,15 +17,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from src.errors import UserError
 from src.records.files import sha256, write_json
-from src.records.folder import EXPORTED_CONFIG, EXPORTED_WEIGHTS, MANIFEST
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST = "manifest.json"
+EXPORTED_CONFIG, EXPORTED_WEIGHTS = "captioner.yaml", "model.safetensors"
+HERE = "<folder>"  # in captioner.yaml: the exported folder itself, wherever it lies
 FORMAT = 1
 CARD = "README.md"  # people may edit it: it has no hash
 REPAIR = "copy the folder again, or export the run again"
@@ -43,6 +45,9 @@ class Frozen:
 
 def write(folder: Path, tensors: Mapping[str, Tensor], frozen: Mapping[str, Frozen]) -> None:
     """Write the tensors, then the manifest of all that ``folder`` holds by then. Raises UserError where it cannot."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
     kept, tied = _without_twins(tensors)
     path = folder / EXPORTED_WEIGHTS
     try:
@@ -64,6 +69,9 @@ def read(folder: Path) -> dict:
     Every file is compared with the manifest before anything is read. Raises UserError naming the one that differs, and
     for a frozen part that is neither here nor where it came from.
     """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     manifest = verify(folder)
     frozen = {part: Frozen(**about) for part, about in manifest["frozen"].items()}
     for part, about in frozen.items():
@@ -104,6 +112,12 @@ def verify(folder: Path) -> dict:
         if sha256(folder / name) != wanted:
             raise UserError(f"{folder / name} is not what was exported (its sha256 differs); {REPAIR}.")
     return manifest
+
+
+def holds(folder: Path, path: Path) -> bool:
+    """Whether ``path`` is a file of the export in ``folder``, or a folder with such files: neither may change."""
+    names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+    return any((folder / name).is_relative_to(path) for name in names)
 
 
 def _below(part: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

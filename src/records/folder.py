@@ -19,16 +19,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src.errors import UserError
+from src.records import exported
 from src.records.files import SUMS, _write_sums, listed, seal, verify, write_jsonl, write_text
 
-MANIFEST = "manifest.json"  # of an exported folder: sha256 of its files, and where frozen parts come from
-EXPORTED_CONFIG, EXPORTED_WEIGHTS = "captioner.yaml", "model.safetensors"
-HERE = "<folder>"  # in captioner.yaml: the exported folder itself, wherever it lies
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def complete(run: Path, score: str, value: float) -> None:
@@ -75,9 +78,111 @@ def result(run: Path) -> dict | None:
 # --------------------------------------------------------------------------------------------------------------------
 # reading a run
 # --------------------------------------------------------------------------------------------------------------------
-def is_export(folder: Path | str) -> bool:
-    """Whether ``folder`` was written by src.export, though its manifest may have been lost since."""
-    return any((Path(folder) / name).is_file() for name in (MANIFEST, EXPORTED_CONFIG))
+@dataclass(frozen=True)
+class Saved:
+    """A trained captioner in a folder, as src.train (a run) or src.export left it; ``at`` finds out which of both.
+
+    ``read``: all that a checkpoint holds, of the folder. Nothing is read before it is asked for.
+    """
+
+    folder: Path
+    config_name: str
+    weights_name: str
+    read: Callable[[Path], dict]
+
+    @classmethod
+    def at(cls, folder: Path | str) -> Saved:
+        """Of an export the manifest may have been lost since; whatever is none is taken for a run."""
+        folder = Path(folder)
+        marks = (exported.MANIFEST, exported.EXPORTED_CONFIG)
+        return cls.export(folder) if any((folder / name).is_file() for name in marks) else cls.run(folder)
+
+    @classmethod
+    def run(cls, folder: Path) -> Saved:
+        return cls(folder, "config.yaml", "checkpoints/best.ckpt", _best_checkpoint)
+
+    @classmethod
+    def export(cls, folder: Path) -> Saved:
+        return cls(folder, exported.EXPORTED_CONFIG, exported.EXPORTED_WEIGHTS, exported.read)
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the folder is one of either kind."""
+        return (self.folder / self.config_name).is_file()
+
+    @property
+    def is_run(self) -> bool:
+        """Whether training left it: with checkpoints, in a folder that results may be added to."""
+        return self.config_name == "config.yaml"
+
+    def config(self):
+        """The configuration. Raises UserError when the folder is of neither kind, or when the file cannot be read."""
+        from omegaconf import OmegaConf
+        from yaml import YAMLError
+
+        path = self.folder / self.config_name
+        verify(self.folder, path.name)
+        self._require_there()
+        try:
+            cfg = OmegaConf.load(path)
+        except (YAMLError, ValueError, OSError) as error:
+            raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}).") from None
+        return OmegaConf.create(_placed(OmegaConf.to_container(cfg), str(self.folder)))
+
+    def _require_there(self) -> None:
+        if not self.is_there:
+            raise UserError(
+                f"{self.folder} is not a run folder: it has no {self.config_name}; give the folder that src.train "
+                "printed."
+            )
+
+    def weights(self) -> Path:
+        """The file with the trained tensors. Raises UserError when it is missing."""
+        self._require_there()
+        path = self.folder / self.weights_name
+        if not path.is_file():
+            raise UserError(
+                f"{path} is missing: training did not get that far, or the file was lost; give another run, or train "
+                "this one again."
+            )
+        return path
+
+    def tokenizer(self) -> Path:
+        """Its folder. Raises UserError when a file in it is not what was written."""
+        verify(self.folder, "tokenizer")
+        return self.folder / "tokenizer"
+
+    @cached_property
+    def checkpoint(self) -> dict:
+        """All that was kept of the training of this captioner."""
+        return self.read(self.folder)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """What was trained, "<part>.<name>"."""
+        return self.checkpoint["state_dict"]
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        """sha256 of every part that did not train."""
+        return self.checkpoint.get("frozen", {})
+
+    @property
+    def included(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of those frozen parts that lie here, part by part."""
+        return self.checkpoint.get("included", {})
+
+    def part(self, part: str) -> dict[str, Tensor]:
+        """All tensors of a part that lie here, trained or frozen; none where the part came from elsewhere."""
+        begin = f"{part}."
+        trained = {name.removeprefix(begin): x for name, x in self.tensors.items() if name.startswith(begin)}
+        return self.included.get(part, trained)
+
+
+def _best_checkpoint(run: Path) -> dict:
+    from src.records.weights import read_checkpoint
+
+    return read_checkpoint(checkpoint_path(run))
 
 
 def write_skipped(run: Path, sources: Iterable) -> None:
@@ -91,21 +196,8 @@ def written_config(folder: Path | str):
     """The configuration of a finished or running run, or of an exported one, as it stands in the file.
 
     ``src.config.added_keys.run_config`` reads it with the options that were added since.
-
-    Raises UserError when ``folder`` is neither, or when the file cannot be read.
     """
-    from omegaconf import OmegaConf
-    from yaml import YAMLError
-
-    path = Path(folder) / (EXPORTED_CONFIG if is_export(folder) else "config.yaml")
-    verify(folder, path.name)
-    if not path.is_file():
-        raise UserError(f"{folder} is not a run folder: it has no {path.name}; give the folder that src.train printed.")
-    try:
-        cfg = OmegaConf.load(path)
-    except (YAMLError, ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}).") from None
-    return OmegaConf.create(_placed(OmegaConf.to_container(cfg), str(folder))) if is_export(folder) else cfg
+    return Saved.at(folder).config()
 
 
 def _placed(node, folder: str):
@@ -114,27 +206,14 @@ def _placed(node, folder: str):
         return {name: _placed(value, folder) for name, value in node.items()}
     if isinstance(node, list):
         return [_placed(value, folder) for value in node]
-    return node.replace(HERE, folder) if isinstance(node, str) else node
-
-
-def weights_path(folder: Path | str) -> Path:
-    """The file with the trained tensors of a run or of an exported folder. Raises UserError when it is missing."""
-    return Path(folder) / EXPORTED_WEIGHTS if is_export(folder) else checkpoint_path(folder)
+    return node.replace(exported.HERE, folder) if isinstance(node, str) else node
 
 
 def checkpoint_path(folder: Path | str, which: str = "best") -> Path:
-    """``checkpoints/<which>.ckpt`` of a run. Raises UserError when it is missing."""
-    path = Path(folder) / "checkpoints" / f"{which}.ckpt"
-    if is_export(folder):
-        raise UserError(f"{folder} is an export, which src.caption reads; give the run folder that it was made from.")
-    if not (Path(folder) / "config.yaml").is_file():
-        raise UserError(f"{folder} is not a run folder: it has no config.yaml; give the folder that src.train printed.")
-    if not path.is_file():
-        raise UserError(
-            f"{path} is missing: training did not get that far, or the file was lost; give another run, or train this "
-            "one again."
-        )
-    return path
+    """``checkpoints/<which>.ckpt`` of a run. Raises UserError when it is missing, and for an export, which has none."""
+    if not Saved.at(folder).is_run:
+        raise UserError(f"{folder} is an export and has no checkpoints; give the run folder that it was made from.")
+    return replace(Saved.run(Path(folder)), weights_name=f"checkpoints/{which}.ckpt").weights()
 
 
 def resumable(folder: Path) -> bool:

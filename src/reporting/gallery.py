@@ -100,21 +100,14 @@ def _examples(run: Run, ids: set[str]) -> tuple[tuple[dict, object] | None, list
     for name, node in sources.items():
         try:
             source = make(node)
-            examples = {one.id: one for one in _pictures(source, split) if one.id in ids}
+            pictures = (picture for example in source.examples(split) for picture in example.pictures)
+            examples = {one.id: one for one in pictures if one.id in ids}
         except UserError as error:
             reason = f"{name}: {error}".removeprefix(": ")
             continue
         if examples:
             return (examples, source), []
     return None, [f"Without pictures, and without verdicts on them: {reason}"]
-
-
-def _pictures(source, split: str) -> Iterator[Example]:
-    for example in source.examples(split):
-        if source.interleaved:
-            yield from (chunk.picture for chunk in example.chunks if chunk.picture)
-        else:
-            yield example
 
 
 def _marks(rows: list[dict], ids: list[str], examples: dict[str, Example]) -> list | None:

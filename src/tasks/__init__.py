@@ -1,1 +1,1 @@
-"""What a trained captioner is asked to do, and what its answers are worth."""
+"""What a captioner, or whoever else speaks of pictures, is asked to do, and what the answers are worth."""

@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from src.contracts import UserError, VisionSpec
 from src.hub import reason
 from src.layers.attention import softmax
-from src.records.folder import checkpoint_path
-from src.records.weights import read_checkpoint
+from src.records.folder import Saved
 from src.vision.base import Vision
 
 
@@ -86,9 +85,8 @@ class ViT(Vision):
 
 
 def trained_vision(run: Path) -> dict[str, Tensor]:
-    """The encoder's tensors in the best checkpoint of a run. Raises UserError where none was trained."""
-    state = read_checkpoint(checkpoint_path(run))["state_dict"]
-    found = {name.removeprefix("vision."): x for name, x in state.items() if name.startswith("vision.")}
+    """The encoder's tensors of a run or an export. Raises UserError where none lies there."""
+    found = Saved.at(run).part("vision")
     if not found:
         raise UserError(f"{run} holds no trained vision encoder; give a run that trained one.")
     return found

@@ -1,0 +1,136 @@
+"""task=caption: what a picture shows, scored against what people wrote; on scenes also whether it is true."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+
+from src.build import Parts
+from src.contracts import Batch, Document, Example
+from src.data.base import stable_number
+from src.errors import UserError
+from src.fusion.base import Retriever
+from src.loading.documents import few_shot
+from src.loading.module import CaptionData
+from src.metrics.captions import CaptionScorer
+from src.metrics.extra import extra_scores
+from src.metrics.tokens import note_on_tokens
+from src.metrics.truth import truth_scores
+from src.scenes.world import Scene
+from src.tasks.base import Evaluation, SpokenTask, split_loss
+from src.tasks.retrieval import retrieval_scores
+
+LOOKING = ("truth", "CIDEr-D")  # scores that fall to the level of a blind model when pictures are shuffled
+
+
+@dataclass
+class Captioning(SpokenTask):
+    """``metrics``: beside BLEU, ROUGE-L and CIDEr-D, of ``metrics.extra``; ``tokens``: what those count.
+
+    ``shots``: that many training pictures and their captions stand before each picture; which ones depends on the run's
+    seed and the picture's id alone. None: plain captioning, with the loss, and for a mechanism that compares pictures
+    with texts how well it finds them.
+    """
+
+    metrics: Sequence[str] = ()
+    tokens: str = "words"
+    shots: int | None = None
+
+    name = "caption"
+
+    @property
+    def prompted(self) -> bool:
+        return self.shots is not None
+
+    def check(self, parts: Parts, split: str) -> None:
+        super().check(parts, split)
+        if self.shots is not None and (not parts.captioner.fusion.multi_image or self.shots < 0):
+            raise no_examples(self.shots)
+
+    def ask(self, data: CaptionData, split: str) -> Iterable[Batch]:
+        if self.shots is None:
+            return data.pictures(split)
+        return prompt_batches(data, self._with_examples(data, split, self.shots))
+
+    def _with_examples(self, data: CaptionData, split: str, shots: int) -> list[Document]:
+        pool = data.examples("train")
+
+        def prompt(example: Example) -> Document:
+            chance = Random(stable_number(data.seed, "shots", example.id))
+            return few_shot(example, [pool[int(chance.random() * len(pool))] for _ in range(shots)])
+
+        return [prompt(example) for example in data.examples(split)]
+
+    def score(self, data: CaptionData, split: str, said: Mapping[str, str]) -> Evaluation:
+        """Standard scores against the references; on scenes also whether captions are true.
+
+        "gap/" scores: minus the same score with shuffled pictures; 0 for a captioner that does not look.
+        """
+        references = data.references(split)
+        examples = {example.id: example for example in data.examples(split)}
+        scorer = CaptionScorer(references, self.tokens)
+        scenes = {id: Scene.from_dict(e.extra["scene"]) for id, e in examples.items() if "scene" in e.extra}
+        corpus, per_image = _scores(scorer, scenes, said)
+        shuffled, _ = _scores(scorer, scenes, exchange(said, data.seed))
+        corpus |= {f"gap/{name}": corpus[name] - shuffled[name] for name in LOOKING if name in corpus}
+        extra = extra_scores(self.metrics, said, references, lambda id, how: _pixels(data, examples[id], how))
+        rows = [
+            {"id": id, "caption": caption, "references": list(references[id]), **per_image[id], **extra.per_image[id]}
+            for id, caption in said.items()
+        ]
+        notes = note_on_tokens(self.tokens, said.values(), itertools.chain.from_iterable(references.values()))
+        remarks = {"missing": extra.reasons, "notes": {**notes, **extra.notes}}
+        return Evaluation(split, {**corpus, **extra.corpus}, rows, remarks=remarks, tokens=self.tokens)
+
+    def evaluate(self, parts: Parts, split: str) -> Evaluation:
+        result = super().evaluate(parts, split)
+        if self.shots is not None:
+            return result
+        loss = split_loss(parts, split)
+        result.scores = {"loss": loss, "perplexity": math.exp(loss), **result.scores}
+        if isinstance(parts.captioner.fusion, Retriever) and parts.captioner.fusion.compares:
+            result.scores |= retrieval_scores(parts, split)
+        return result
+
+
+def no_examples(shots: int) -> UserError:
+    """Where examples cannot stand in the context."""
+    return UserError(
+        f"shots={shots} needs captioned pictures, a mechanism that reads several pictures (fusion=flamingo), and 0 "
+        "or more examples."
+    )
+
+
+def prompt_batches(data: CaptionData, documents: Sequence[Document]) -> Iterator[Batch]:
+    """Documents whose last chunk is to be continued, a batch at a time."""
+    for first in range(0, len(documents), data.batch_size):
+        yield data.prompts(documents[first : first + data.batch_size])
+
+
+def _pixels(data: CaptionData, example: Example, preprocessing: Mapping) -> torch.Tensor:
+    """A picture as another encoder than the captioner's wants it."""
+    if hasattr(data.source, "picture"):
+        return data.source.picture(example, preprocessing)
+    return data.source.pixels(example, preprocessing["size"])
+
+
+def _scores(scorer: CaptionScorer, scenes: Mapping[str, Scene], said: Mapping[str, str]) -> tuple[dict, dict]:
+    """Scores of the corpus, and of each picture by id."""
+    scores = scorer.score(said)
+    if not scenes:
+        return dict(scores.corpus), scores.per_image
+    truth = truth_scores(said, scenes)
+    per_image = {id: {**truth.per_image[id], **own} for id, own in scores.per_image.items()}
+    return {**truth.corpus, **scores.corpus}, per_image
+
+
+def exchange(said: Mapping[str, str], seed: int) -> dict[str, str]:
+    """Every picture gets the caption of another one, which is what it would get if the pictures were shuffled."""
+    ids = list(said)
+    Random(seed).shuffle(ids)
+    return {id: said[other] for id, other in zip(ids, ids[1:] + ids[:1], strict=True)}

@@ -1,0 +1,36 @@
+"""Which task: the one that task= names, or what the data are for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from src.build import Parts
+from src.contracts import Source
+from src.tasks.base import Task
+from src.tasks.captioning import Captioning, no_examples
+from src.tasks.retrieval import Retrieval
+from src.tasks.stories import Stories
+
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Captioning, Stories, Retrieval)}
+
+
+def choose(
+    word: str | None, source: Source, metrics: Sequence[str] = (), tokens: str = "words", shots: int | None = None
+) -> Task:
+    """The task called ``word``; None: what is asked on these data.
+
+    ``metrics``, ``tokens``, ``shots``: of captions. Raises UserError for ``shots`` of another task.
+    """
+    name = word or source.task
+    if name == Captioning.name:
+        return Captioning(metrics, tokens, shots)
+    if shots is not None:
+        raise no_examples(shots)
+    return TASKS[name]()
+
+
+def tasks_of(parts: Parts, word: str | None, metrics: Sequence[str] = ()) -> dict[str, Task]:
+    """The task of each data set by name; ``word`` speaks of the first one, the others are asked what they are for."""
+    sources = {name: one.source for name, one in parts.data_sets().items()}
+    main = next(iter(sources))
+    return {name: choose(word if name == main else None, source, metrics) for name, source in sources.items()}
