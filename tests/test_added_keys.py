@@ -10,11 +10,11 @@ from conftest import ROOT
 from omegaconf import OmegaConf
 from test_runs import write_run
 
-from src.build import restore_captioner
 from src.comparison.runs import find_runs, group
 from src.config import added_keys
 from src.config.added_keys import run_config
 from src.config.make import config_hash
+from src.pretrained import restore_captioner
 from src.records.files import write_json
 from src.training.checkpoints import unfinished
 

@@ -12,15 +12,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 from test_verbs import run
 
-from src.build import build, restore, restore_captioner
+from src.build import build
 from src.comparison.arms import compare
 from src.comparison.runs import find_runs, group
 from src.config.added_keys import run_config
 from src.config.make import config_hash, make
 from src.export import export
 from src.loading import features
-from src.pretrained import picture_batches
-from src.tasks.evaluation import evaluate
+from src.pretrained import picture_batches, restore_captioner, restore_on
+from src.tasks.choose import choose
 
 EARLIER = ROOT / "tests" / "golden" / "commit_25be8f1"
 HASHES = {
@@ -50,7 +50,8 @@ def test_its_configurations_have_the_hash_that_they_had(name):
 
 def test_its_run_has_the_scores_that_it_had(earlier):
     saved = json.loads((earlier / "run" / "metrics.json").read_text())
-    result = evaluate(restore(earlier / "run"), saved["split"], [])
+    parts = restore_on(earlier / "run", run_config(earlier / "run").data, saved["split"])
+    result = choose(None, parts.source).evaluate(parts, saved["split"])
     assert result.scores.keys() == saved["scores"].keys()
     for name, score in saved["scores"].items():
         assert result.scores[name] == (None if score is None else pytest.approx(score, abs=1e-3)), name

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import torch
 
-from src.build import restore
+from src.config.added_keys import run_config
 from src.fusion.srau import SRAU
+from src.pretrained import restore_on
 
 BATCHES = 8
 
@@ -28,7 +29,7 @@ def main(runs: list[str]) -> None:
     print("| tau | gates | visual side shut | mean abs. dL/dz there | where open |")
     print("|---|---|---|---|---|")
     for run in runs:
-        parts = restore(Path(run))
+        parts = restore_on(Path(run), run_config(run).data, "train")
         fusion, plain = parts.captioner.fusion, SRAU._gate_pair
         for name, pair in (("SRAU", plain), ("renormalised", renormalised)):
             fusion._gate_pair = pair.__get__(fusion)
@@ -56,7 +57,7 @@ def gradients(parts, fusion: SRAU) -> tuple[float, float, float]:
         batch = parts.captioner.transfer_batch_to_device(batch, parts.captioner.device, 0)
         logits: list[torch.Tensor] = []
         hooks = [gate.register_forward_hook(partial(keep, logits)) for gate in fusion.gates]
-        loss, _ = parts.captioner.loss(batch)
+        loss, _ = parts.captioner.text_loss(batch)
         loss.backward()
         for hook in hooks:
             hook.remove()
