@@ -141,15 +141,8 @@ def build_objectives(cfg: DictConfig, fusion: Fusion) -> dict[str, Objective]:
 
 def build_data(options: DictConfig, seed: int, source: Source, captioner: Captioner) -> CaptionData:
     """The data module, which reads pictures, if any, until ``use_features``."""
-    faults = getattr(source, "faults", None)
-    if options.get("on_error", "raise") == "skip" and (faults is None or faults.on_error != "skip"):
-        raise UserError(
-            f"data.on_error=skip does not reach data={source.name}; leave it out, or give the source "
-            "on_error: ${..on_error} in conf/data."
-        )
     vision = captioner.vision
-    if vision is not None and hasattr(source, "prepare"):
-        source.prepare(vision.preprocessing)
+    tell(source, options, vision)
     needed, context = options.max_tokens + captioner.fusion.extra_positions, captioner.language.spec.context
     if needed > context:
         raise UserError(
@@ -171,6 +164,33 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
     return CaptionData(source, captioner.tokenizer, **shared)
 
 
+def build_pictures(options: DictConfig, seed: int, source: Source, vision: Vision) -> CaptionData:
+    """Pictures with captions for whoever reads no token rows."""
+    tell(source, options, vision)
+    return CaptionData(
+        source,
+        None,
+        vision.spec.image_size,
+        options.batch_size,
+        captions_per_image=1,
+        train_fraction=options.train_fraction,
+        seed=seed,
+        workers=options.workers,
+    )
+
+
+def tell(source: Source, options: DictConfig, vision: Vision | None) -> None:
+    """How the encoder wants pictures. Raises UserError where what is to be done with faulty ones does not reach."""
+    faults = getattr(source, "faults", None)
+    if options.get("on_error", "raise") == "skip" and (faults is None or faults.on_error != "skip"):
+        raise UserError(
+            f"data.on_error=skip does not reach data={source.name}; leave it out, or give the source "
+            "on_error: ${..on_error} in conf/data."
+        )
+    if vision is not None and hasattr(source, "prepare"):
+        source.prepare(vision.preprocessing)
+
+
 def use_features(data: CaptionData, options: DictConfig, captioner: Captioner, splits: Sequence[str]) -> None:
     """With a frozen encoder, read features of ``splits`` that are computed once and kept on disk.
 
@@ -180,19 +200,23 @@ def use_features(data: CaptionData, options: DictConfig, captioner: Captioner, s
     if vision is None or captioner.trains("vision") or source.interleaved:
         return
     if not isinstance(data.examples(splits[0]), Streamed):
-        from src.loading.features import FeatureCache
+        data.features = cached_features(
+            data, options.cache_dir, vision, splits, captioner.needs_levels, captioner.needs_tokens
+        )
 
-        data.features = {
-            split: FeatureCache.open_or_build(
-                Path(options.cache_dir),
-                vision,
-                source,
-                data.examples(split),
-                captioner.needs_levels,
-                tokens=captioner.needs_tokens,
-            )
-            for split in splits
-        }
+
+def cached_features(
+    data: CaptionData, folder: str, vision: Vision, splits: Sequence[str], levels: int, tokens: bool
+) -> dict:
+    """Features of the pictures by split, computed where ``folder`` does not have them; see ``FeatureCache``."""
+    from src.loading.features import FeatureCache
+
+    return {
+        split: FeatureCache.open_or_build(
+            Path(folder), vision, data.source, data.examples(split), levels, tokens=tokens
+        )
+        for split in splits
+    }
 
 
 def place(captioner: Captioner, cfg: DictConfig) -> None:

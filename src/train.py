@@ -17,9 +17,9 @@ from src.config.fit import use_previous_language
 from src.config.machine_faults import told_when_machine_fails
 from src.config.make import check, make
 from src.config.resume import resumed
-from src.records.environment import environment
-from src.records.files import SUMS, seal, told_when_full, write_json, write_text
+from src.records.files import seal, told_when_full, write_json
 from src.records.folder import Saved, complete, removed_where_nothing_came_of_it, write_skipped
+from src.records.folder import begin as begin_run
 from src.training.signals import Interrupts
 
 
@@ -78,12 +78,7 @@ def begin(cfg: DictConfig, run: Path) -> None:
 
     if rank_zero_only.rank:
         return
-    for name in ("result.json", SUMS):  # where a folder is used again
-        (run / name).unlink(missing_ok=True)
-    chosen = {group: name for group, name in HydraConfig.get().runtime.choices.items() if "/" not in group}
-    write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
-    write_json(run / "environment.json", {**environment(), "choices": chosen})
-    seal(run, "config.yaml", "environment.json")
+    begin_run(run, cfg, HydraConfig.get().runtime.choices)
 
 
 def keep_tokenizer(parts, run: Path) -> None:

@@ -116,6 +116,14 @@ class Parrot:
         return {id: "a large red circle" for batch in batches for id in batch.ids}
 
 
+def test_documents_and_pictures_name_their_pictures_alike():
+    stories = ScenesInterleaved(seed=0, pictures=3, train=2, val=2, test=2)
+    for example in Scenes(train=2).examples("train"):
+        assert example.pictures == (example,)
+    for document in stories.examples("test"):
+        assert document.pictures == tuple(c.picture for c in document.chunks if c.picture) and document.pictures
+
+
 def test_whoever_speaks_can_be_asked(tokenizer):
     """Not a captioner, and nothing that is asked of it beside ``caption``."""
     source = Scenes(seed=0, train=4, val=2, test=20, compositional=2)

@@ -297,6 +297,10 @@ def _mismatch(aspect: str, run: Run, runs: Sequence[Run]) -> tuple[Run, str]:
         ours, theirs = tokens_of(run), tokens_of(other)
         return other, f"{theirs} against {ours}" if ours != theirs else ""
     if aspect == "decoding":
+        # null says that nothing was decoded; a run without the key is older than that word.
+        other = next((r for r in runs if r.metrics.get("decoding", {}) is not None), run)
+        if run.metrics.get("decoding", {}) is None:
+            return other, ""
         ours, theirs = (r.metrics.get("decoding") for r in (run, other))
         if ours is None or theirs is None:
             return other, "" if ours == theirs else f"{(run if ours is None else other).folder} does not name its own"

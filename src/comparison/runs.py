@@ -21,6 +21,7 @@ from src.records.files import SUMS, listed, verify
 # What may differ between runs of one arm. How they decode is looked at by src.compare, which knows what was scored;
 # extra metrics change no other score.
 WITHIN_ARM = ("seed", "decode", "metrics", *INCIDENTAL)
+SYSTEMS = ("fusion", "pipeline")  # groups of conf/ that name what is compared
 SHORT = re.compile(r"^(fusion|regime)\.")  # left out of labels
 
 
@@ -54,8 +55,9 @@ class Run:
 
     @property
     def fusion(self) -> str:
-        """The word after ``fusion=``."""
-        return self.environment.get("choices", {}).get("fusion") or self.config["fusion._target_"].split(".")[-2]
+        """The word after ``fusion=``; of a system that trains nothing, after ``pipeline=``."""
+        group = next(group for group in SYSTEMS if f"{group}._target_" in self.config)
+        return self.environment.get("choices", {}).get(group) or self.config[f"{group}._target_"].split(".")[-2]
 
     @cached_property
     def settings(self) -> dict:
@@ -190,7 +192,7 @@ def _config(folder: Path) -> dict:
         config = dict(flatten(OmegaConf.to_container(run_config(folder))))
     except (YAMLError, OSError, ValueError) as error:
         raise UserError(f"{folder / 'config.yaml'} cannot be read ({' '.join(str(error).split())}).") from None
-    if not {"seed", "fusion._target_"} <= config.keys():
+    if "seed" not in config or not any(f"{group}._target_" in config for group in SYSTEMS):
         raise UserError(f"{folder / 'config.yaml'} names no seed and fusion, so it is not that of a training run.")
     return config
 

@@ -18,7 +18,18 @@ HOME = Path(__file__).resolve().parents[2]
 
 # Hydra would call anything that can be imported, os.system too, and configurations travel with run folders.
 # The rooms whose classes configurations name:
-ROOMS = ("data", "decoding", "fusion", "language", "objectives", "projectors", "text", "tracking", "vision")
+ROOMS = (
+    "data",
+    "decoding",
+    "fusion",
+    "language",
+    "objectives",
+    "pipelines",
+    "projectors",
+    "text",
+    "tracking",
+    "vision",
+)
 REFUSED = (
     f"is refused: configurations may only name classes of this project (src.{', src.'.join(ROOMS)}) and lightning's "
     "loggers."

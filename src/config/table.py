@@ -198,6 +198,15 @@ COMMANDS = {
     },
     "caption": {"run": TEXT, "images": TEXTS, "output": TEXT | NOTHING, "batch_size": SIZE},
     "explain": {"run": TEXT, "images": TEXTS | NOTHING, "samples": SIZE, "output": TEXT | NOTHING},
+    "pipeline": {
+        "seed": SEED,
+        "name": TEXT,
+        "split": TEXT,
+        **DATA,
+        "metrics": METRICS,
+        "tokens": TOKENS,
+        "samples": SIZE,
+    },
     "score": {
         "predictions": TEXT,
         "references": TEXT | NOTHING,

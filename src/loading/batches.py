@@ -76,14 +76,14 @@ class CaptionBatches(Dataset):
 
     Pixels come from ``source`` at ``image_size`` (None: no pictures), or encoded pictures from ``features`` by position
     in ``examples``. Outside training, the first captions are used. ``image_tag``: captions begin with the image tag.
-    ``objectives``: what makes views of the batch.
+    ``objectives``: what makes views of the batch. ``tokenizer``: None for pictures without any text.
     """
 
     def __init__(
         self,
         examples: Sequence[Example],
         source: Source,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         captions_per_image: int,
         max_tokens: int,
         seed: int,
@@ -106,13 +106,15 @@ class CaptionBatches(Dataset):
 
     def _batch(self, epoch: int | None, indices: list[int]) -> PinnableBatch:
         examples = [self.examples[i] for i in indices]
+        ids, pixels, visual = [e.id for e in examples], self._pixels(examples), self._visual(indices)
+        if self.tokenizer is None:
+            return PinnableBatch(ids, None, pixels, visual)
         captions = [c for i, e in zip(indices, examples, strict=True) for c in self._captions(epoch, i, e)]
         found = self.tokenizer.encode([normalise_caption(caption) for caption in captions])
         rows = [token_row(caption, self.tokenizer, self.max_tokens) for caption in found]
         text = pad_rows(rows, self.tokenizer.pad, picture=int(self.source.has_images))
         if self.image_tag:
             text = tagged(text, self.tokenizer.image_tag)
-        ids, pixels, visual = [e.id for e in examples], self._pixels(examples), self._visual(indices)
         batch = PinnableBatch(ids, text, pixels, visual)
         return with_views(batch, self.objectives, chance(self.seed, epoch, batch))
 

@@ -32,7 +32,7 @@ class CaptionData(lightning.LightningDataModule):
     then not loaded. It may be set later, before the loaders are asked for. ``image_tag``: captions begin with the tag
     that stands for a picture in documents. ``by_length``: pictures whose longest captions have about as many words come
     together in training, so that less is padding; not for streamed sources. ``objectives``: what makes views of a batch
-    (None: nothing does, and it can be captioned only).
+    (None: nothing does, and it can be captioned only). ``tokenizer``: None for batches of pictures without any text.
 
     Batches, their order and their captions depend on (source, seed, epoch) alone. Raises UserError for options out of
     range, missing splits, repeated ids, and pictures without any caption.
@@ -41,7 +41,7 @@ class CaptionData(lightning.LightningDataModule):
     def __init__(
         self,
         source: Source,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         image_size: int | None,
         batch_size: int,
         captions_per_image: int,

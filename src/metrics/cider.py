@@ -43,6 +43,17 @@ class CiderD:
         totals = np.bincount(references.picture, weights=cosines * penalty)
         return SCALE * totals / ORDERS / np.bincount(references.picture)
 
+    def to_others(self, predictions: PredictionNgrams) -> np.ndarray:
+        """For predictions that are references themselves, the mean over the picture's others: (pictures,), 0 to 10.
+
+        0 where there is no other.
+        """
+        count = np.bincount(self._references.picture)
+        orders = zip(predictions.orders, self._idf, strict=True)
+        has = [_norm(order.picture, order.count * idf[order.gram], len(count)) > 0 for order, idf in orders]
+        itself = SCALE / ORDERS * np.sum(has, axis=0)  # every order's cosine with itself is 1, if it has any n-gram
+        return np.maximum(0, self.score(predictions) * count - itself) / np.maximum(1, count - 1)
+
     def _cosine(self, order: int, ours: PredictionOrder, theirs: ReferenceOrder) -> np.ndarray:
         """Clipped cosine of each reference with its picture's prediction: (texts,)."""
         references = self._references

@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,10 +28,24 @@ from typing import TYPE_CHECKING
 
 from src.errors import UserError
 from src.records import exported
-from src.records.files import SUMS, _write_sums, listed, seal, verify, write_jsonl, write_text
+from src.records.environment import environment
+from src.records.files import SUMS, _write_sums, listed, seal, verify, write_json, write_jsonl, write_text
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
     from torch import Tensor
+
+
+def begin(run: Path, cfg: DictConfig, choices: Mapping[str, str]) -> None:
+    """What a run folder holds from the start. ``choices``: the words that were chosen, by group."""
+    from omegaconf import OmegaConf
+
+    for name in ("result.json", SUMS):  # where a folder is used again
+        (run / name).unlink(missing_ok=True)
+    chosen = {group: name for group, name in choices.items() if "/" not in group}
+    write_text(run / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    write_json(run / "environment.json", {**environment(), "choices": chosen})
+    seal(run, "config.yaml", "environment.json")
 
 
 def complete(run: Path, score: str, value: float) -> None:

@@ -136,7 +136,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
 def _decoding(run: Run) -> str:
     decoding = dict(run.metrics.get("decoding") or {})
     if not decoding:
-        return "not recorded"
+        return "not recorded" if "decoding" not in run.metrics else f"none ({run.fusion})"
     return decoding.pop("method", "") + "(" + ", ".join(f"{key}={value}" for key, value in decoding.items()) + ")"
 
 

@@ -1,0 +1,201 @@
+"""Systems that train nothing: what they say is what a slow, plain computation says, and they stand among runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_verbs import SMOKE, run
+from torch import nn
+
+from src.comparison.arms import compare
+from src.comparison.runs import find_runs, group
+from src.contracts import Batch, Example, VisionSpec, Visual
+from src.data.scenes import Scenes
+from src.loading.module import CaptionData
+from src.metrics.cider import CiderD
+from src.metrics.ngrams import ReferenceNgrams
+from src.pipelines.nearest import Nearest, agreed
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# which of a picture's captions
+# --------------------------------------------------------------------------------------------------------------------
+def grams(words: list[str], n: int) -> Counter:
+    return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+
+def plain_cider(one: list[str], other: list[str], pictures: list[list[list[str]]]) -> float:
+    """CIDEr-D of ``one`` to the reference ``other``, as the paper has it, one dictionary at a time."""
+    total = 0.0
+    for n in (1, 2, 3, 4):
+        idf = {}
+        for gram in grams(one, n) | grams(other, n):
+            seen = sum(any(gram in grams(text, n) for text in picture) for picture in pictures)
+            idf[gram] = math.log(len(pictures)) - math.log(max(1, seen))
+        ours, theirs = ({g: k * idf[g] for g, k in grams(text, n).items()} for text in (one, other))
+        norm = math.prod(math.sqrt(sum(w * w for w in v.values())) for v in (ours, theirs))
+        dot = sum(min(w, theirs[g]) * theirs[g] for g, w in ours.items() if g in theirs)
+        bigrams = (max(0, len(one) - 1) - max(0, len(other) - 1)) ** 2
+        total += dot / norm * math.exp(-bigrams / (2 * 6.0**2)) if norm else 0.0
+    return 10 * total / 4
+
+
+PICTURES = [
+    ("a dog runs over the green grass", "a brown dog runs on grass", "dog", "an animal outside in the sun"),
+    ("two boys play football on a beach", "boys playing with a ball", "two boys play football near the sea"),
+    ("a woman rides a red bicycle", "a woman rides her bicycle in the street"),
+    ("a man",),
+]
+
+
+def test_the_mean_to_the_others_is_the_plain_one():
+    words = [[caption.split() for caption in own] for own in PICTURES]
+    ngrams = ReferenceNgrams(PICTURES)
+    found = CiderD(ngrams).to_others(ngrams.look_up([own[0] for own in PICTURES]))
+    for own, score in zip(words, found, strict=True):
+        each = [plain_cider(own[0], other, words) for other in own[1:]]
+        assert score == pytest.approx(sum(each) / len(each) if each else 0, abs=1e-9)
+    assert found[0] > 0 and found[3] == 0
+
+
+def test_the_caption_that_agrees_with_the_others_is_taken():
+    pictures = [*PICTURES, *(example.captions for example in Scenes(train=12).examples("train"))]
+    words = [[caption.replace(".", "").lower().split() for caption in own] for own in pictures]
+    for own, texts, chosen in zip(pictures, words, agreed(pictures), strict=True):
+        means = [sum(plain_cider(t, o, words) for o in texts if o is not t) / max(1, len(own) - 1) for t in texts]
+        assert means[own.index(chosen)] == pytest.approx(max(means), abs=1e-9)
+    assert agreed(PICTURES)[0] != PICTURES[0][-1] and agreed(PICTURES)[3] == "a man"
+    assert agreed([("b c", "b c"), ("x", "y z")]) == ["b c", "x"]  # the first of equal ones
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# which picture
+# --------------------------------------------------------------------------------------------------------------------
+class Encoder(nn.Module):
+    """Pooled: the mean colour of each quarter of the picture."""
+
+    spec = VisionSpec(width=12, tokens=4, pooled_width=12, image_size=64)
+
+    def forward(self, pixels_IM3hw, levels=0):
+        tokens_IMNC = (
+            nn.functional.adaptive_avg_pool2d(pixels_IM3hw[:, 0].float(), 2).flatten(2).transpose(1, 2)[:, None]
+        )
+        return Visual(tokens_IMNC, tokens_IMNC.flatten(2))
+
+
+def features(vision, source, split) -> SimpleNamespace:
+    pixels = torch.stack([source.pixels(example, 64) for example in source.examples(split)])[:, None]
+    whole = vision(pixels)
+    return SimpleNamespace(visual=lambda rows: Visual(whole.tokens_IMNC[rows], whole.pooled_IMC[rows]))
+
+
+def test_the_nearest_picture_is_that_of_a_plain_search():
+    source, vision = Scenes(train=40, val=1, test=25, compositional=1), Encoder()
+    data = CaptionData(source, None, 64, batch_size=7, captions_per_image=1)
+    said = Nearest(vision, data).caption(data.pictures("test"))
+    train = list(source.examples("train"))
+    known = dict(zip([e.id for e in train], agreed([e.captions for e in train]), strict=True))
+    vector = {}
+    for split in ("train", "test"):
+        for example in source.examples(split):
+            vector[example.id] = vision(source.pixels(example, 64)[None, None]).pooled_IMC[0, 0].double()
+    for example in source.examples("test"):
+        cosine = {
+            id: float(vector[id] @ vector[example.id] / vector[id].norm() / vector[example.id].norm()) for id in known
+        }
+        assert said[example.id] == known[max(cosine, key=cosine.get)]
+    assert len(said) == 25 and len(set(said.values())) > 5
+    data.features = {split: features(vision, source, split) for split in ("train", "test")}
+    assert Nearest(vision, data).caption(data.pictures("test")) == said  # of features, as of pictures
+
+
+def test_of_equally_near_pictures_the_first_id_is_taken():
+    """Also where rounding tells them apart: features of the same picture, a billionth longer."""
+    examples = [Example(id, (f"this is {id}", f"this is {id}")) for id in ("d", "b", "c", "a")]
+    vectors = torch.tensor([[1.0, 2.0], [1.0 + 1e-7, 2.0], [1.0, 2.0], [2.0, -1.0]])
+    source = SimpleNamespace(name="few", has_images=True, interleaved=False, splits=lambda: ("train",))
+    source.examples = lambda split: examples
+    data = CaptionData(source, None, 64, batch_size=3, captions_per_image=1)
+    data.features = {
+        "train": SimpleNamespace(visual=lambda rows: Visual(vectors[rows][:, None, None], vectors[rows][:, None]))
+    }
+    asked = torch.tensor([[3.0, 6.0], [4.0, -2.0]])
+    batch = Batch(["x", "y"], visual=Visual(asked[:, None, None], asked[:, None]))
+    assert Nearest(Encoder(), data).caption([batch]) == {"x": "this is b", "y": "this is a"}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the command
+# --------------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A tiny run, and the nearest captions by the encoder that it trained."""
+    folder = tmp_path_factory.mktemp("runs")
+    run("src.train", *SMOKE, f"hydra.run.dir='{folder}/srau'")
+    run("src.pipeline", *nearest(folder), f"hydra.run.dir='{folder}/nearest'")
+    return folder
+
+
+def nearest(folder: Path) -> tuple[str, ...]:
+    small = ("data=scenes", "data.source.train=64", "data.source.val=16", "data.source.test=16", "samples=4")
+    encoder = ("vision=vit", "vision.width=32", "vision.layers=3", f"vision.weights='{folder}/srau'")
+    return (*small, *encoder, f"data.cache_dir='{folder}/features'")
+
+
+def test_a_pipeline_leaves_a_run_folder(runs):
+    folder = runs / "nearest"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["split"] == "test" and metrics["pictures"] == 16 and metrics["decoding"] is None
+    assert {"CIDEr-D", "truth", "gap/truth"} <= metrics["scores"].keys() and "loss" not in metrics["scores"]
+    assert metrics["cost"]["parameters"]["trainable"] == 0 < metrics["cost"]["parameters"]["total"]
+    known = {caption for example in Scenes(train=64).examples("train") for caption in example.captions}
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 16 and {row["caption"] for row in rows} <= known
+    assert (folder / "samples.png").is_file()
+    assert json.loads((folder / "result.json").read_text())["score"] == "CIDEr-D"
+    assert json.loads((folder / "environment.json").read_text())["choices"]["pipeline"] == "nearest"
+
+
+def test_it_is_an_arm_among_runs(runs, tmp_path):
+    """Not refused for decoding: it decodes nothing. Other runs are still held against one another."""
+    (one,) = (arm for arm in group(find_runs(str(runs))) if arm.label == "nearest")
+    assert (
+        one.runs[0].scores["CIDEr-D"]
+        == json.loads((runs / "nearest" / "metrics.json").read_text())["scores"]["CIDEr-D"]
+    )
+    for order in (("nearest", "srau"), ("srau", "nearest")):
+        arms = group(find_runs([str(runs / name) for name in order]))
+        assert compare(arms, baseline="srau", resamples=100).images == 16
+    answer = run("src.compare", f"runs={runs}", f"output={tmp_path}", "resamples=100")
+    assert "nearest" in answer.stdout and "srau" in answer.stdout
+    run("src.report", f"runs={runs}", f"output={tmp_path}/page", "resamples=100")
+    (page,) = [path.read_text() for path in (tmp_path / "page").glob("*.html")]
+    assert "nearest" in page and "none (nearest)" in page
+
+
+REFUSED = {
+    "what is remembered": (("split=train",), "split=train is what is remembered"),
+    "another split": (("split=exam",), "no examples in a split 'exam'"),
+    "several data sets": (("data=mixture",), "A pipeline reads one data set"),
+    "documents": (("data=scenes_interleaved",), "needs captioned pictures"),
+    "random weights": (("vision.weights=null",), "random weights"),
+    "another word": (("pipeline=nearst",), "did you mean pipeline=nearest?"),
+    "an option of training": (("+decode=greedy",), "no option of src.pipeline"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_gives_one_sentence(case, runs, tmp_path):
+    words, sentence = REFUSED[case]
+    kept = [one for one in nearest(runs) if one.partition("=")[0] not in {w.partition("=")[0] for w in words}]
+    if words[0].startswith("data="):
+        kept = [one for one in kept if not one.startswith("data.")]
+    answer = run("src.pipeline", *kept, *words, f"hydra.run.dir='{tmp_path}/run'", ok=False)
+    assert sentence in answer.stderr and "Traceback" not in answer.stderr and len(answer.stderr.splitlines()) == 1
+    assert not (tmp_path / "run" / "metrics.json").exists()
