@@ -78,7 +78,7 @@ def _take(job: Job, settings: dict) -> dict:
 def checked(cfg: DictConfig) -> dict:
     """The configuration as plain data, lists filled in. Raises UserError for what cannot be measured.
 
-    Types and ranges have been checked before: see src.options.
+    Types and ranges have been checked before: see src.config.table.
     """
     settings = OmegaConf.to_container(cfg, resolve=True)
     batches = settings["decode"]["batches"]
