@@ -17,7 +17,7 @@ sys.path.append(str(Path(__file__).parent / "launch"))
 # each other, not even by way of others (tests/test_floors.py). README.md shows them.
 FLOORS = (
     ("errors", "layers", "scenes"),
-    ("contracts", "hub", "records"),
+    ("contracts", "hub", "kinds", "records"),
     ("decoding", "fusion", "language", "text", "vision"),
     ("config", "data", "metrics", "objectives", "projectors"),
     ("comparison", "launch", "loading"),

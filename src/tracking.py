@@ -19,13 +19,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.classes import flatten
 from src.config.make import config_hash
 from src.errors import UserError
+from src.kinds import Project
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -133,9 +134,11 @@ class Wandb(Tracker):
     before the folder is moved, or they are missing (the tables, curves, and pictures outside of tables are not).
     """
 
-    def __init__(self, project: str, entity: str | None, mode: str) -> None:
+    def __init__(
+        self, project: Project, entity: str | None, mode: Literal["auto", "online", "offline", "disabled"]
+    ) -> None:
         super().__init__()
-        self.project, self.entity = project, entity
+        self.project, self.entity = str(project), entity
         self.mode = wandb_mode(mode)
         self.run = None
         self.environment: dict[str, str | None] = {}

@@ -750,7 +750,7 @@ def test_too_many_are_refused_in_one_sentence(tmp_path):
 
 @pytest.mark.parametrize("how", [{"on_error": "ignore"}, {"max_skipped": 1.5}, {"max_skipped": -0.1}])
 def test_senseless_policies_are_refused(tmp_path, how):
-    with pytest.raises(UserError, match=f"data.{next(iter(how))} must be"):
+    with pytest.raises(UserError, match=rf"data\.source\.{next(iter(how))} must be"):
         karpathy(tmp_path, entry("a.jpg"), **how)
 
 

@@ -628,17 +628,17 @@ def test_size_beside_gpt2_small():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("n_uni=0", "n_uni must be from 1 to 2"),
-        ("n_uni=3", "n_uni must be from 1 to 2"),
+        ("n_uni=0", "n_uni must be a whole number of at least 1 or null; got 0"),
+        ("n_uni=3", "n_uni=3 leaves no block for the upper half: the language model has 3"),
         ("pool=mean", "pool must be cascade or parallel"),
-        ("queries=0", "queries must be at least 1"),
-        ("embed_width=0", "embed_width must be at least 1"),
-        ("pooler_heads=0", "pooler_heads must be at least 1"),
-        ("pooler_heads=5", "pooler_heads must divide the language model's width 32"),
+        ("queries=0", "queries must be a whole number of at least 1"),
+        ("embed_width=0", "embed_width must be a whole number of at least 1"),
+        ("pooler_heads=0", "pooler_heads must be a whole number of at least 1"),
+        ("pooler_heads=5", "pooler_heads=5 must divide the language model's width 32"),
         ("xattn_out_init=one", "xattn_out_init must be default or zero"),
-        ("contrastive_weight=-1", "contrastive_weight must not be negative"),
-        ("caption_weight=-1", "caption_weight must not be negative"),
-        ("temperature_init=0", "temperature_init must be above 0"),
+        ("contrastive_weight=-1", "contrastive_weight must be a number of at least 0; got -1"),
+        ("caption_weight=-1", "caption_weight must be a number of at least 0; got -1"),
+        ("temperature_init=0", "temperature_init must be a number above 0; got 0"),
     ],
 )
 def test_bad_options_are_named(option, message):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from copy import deepcopy
+from types import SimpleNamespace
 
 import pytest
 from conftest import FUSIONS, ROOT
@@ -17,13 +22,19 @@ from test_verbs import run
 
 from src.config import checks, command_line, table
 from src.config.checks import groups
-from src.config.classes import flatten, trait
+from src.config.classes import flatten, pure, trait
 from src.config.fit import use_previous_language
 from src.config.help import help_text
-from src.config.make import _rehearse_fusion, data_sets
+from src.config.make import data_sets
+from src.contracts import LanguageSpec, VisionSpec
 from src.errors import UserError
-from src.fusion.base import Retriever
+from src.fusion.base import Writer
+from src.kinds import Seed, Size, rule
+from src.language.load import tiny
 from src.metrics.extra import METRICS
+from src.objectives.next_token import NextToken
+from src.projectors.mlp import MLP
+from src.vision.vit import ViT
 
 # Command line -> what the sentence must say.
 WRONG = {
@@ -96,11 +107,11 @@ WRONG = {
     "train optim.betas=[0.9]": "optim.betas must be a list",
     "train data.source=5": "data.source must be a group of options; got 5.",
     "train optim.betas.a=5": "optim.betas.a=5 is no option of src.train",
-    "train fusion.levels=many": "fusion.levels must be of type int; got 'many'.",
-    "train fusion.share_ln=1": "fusion.share_ln must be of type bool; got 1.",
+    "train fusion.levels=many": "fusion.levels must be a whole number of at least 1; got 'many'.",
+    "train fusion.share_ln=1": "fusion.share_ln must be true or false; got 1.",
     "train name=[a]": "name must be text; got ['a'].",
-    "train +trainer.deterministic=3": "trainer.deterministic must be of type bool",
-    "train fusion=coca fusion.n_uni=half": "fusion.n_uni must be of type int or null; got 'half'.",
+    "train +trainer.deterministic=3": "trainer.deterministic must be true or false",
+    "train fusion=coca fusion.n_uni=half": "fusion.n_uni must be a whole number of at least 1 or null; got 'half'.",
     # ranges
     "train seed=-1": "got -1.",
     "train seed=1e20": "got 1e+20.",
@@ -192,9 +203,9 @@ WRONG = {
     "train language.model._partial_=false": "language.model needs the line _partial_: true",
     "train +vision._partial_=true": "vision is made of its options alone; leave out the line _partial_: true.",
     "train +data.source._partial_=true": "data.source is made of its options alone",
-    "train logger=wandb logger.project=team/ours": r"without / \ # ? % : (a team is named with logger.entity=); got",
+    "train logger=wandb logger.project=team/ours": r"without / \ # ? % : (a team is named by the option entity); got",
     f"train logger=wandb logger.project={'x' * 129}": "logger.project must be at most 128 characters",
-    "dashboard project=team/ours": "(a team is named with entity=); got 'team/ours'.",
+    "dashboard project=team/ours": "(a team is named by the option entity); got 'team/ours'.",
     # sweeps
     "train -m fusion=srau,clipcapp": "did you mean fusion=clipcap?",
     "train -m fusion=srau,clipcap seed=0,x": "got 'x'.",
@@ -204,7 +215,7 @@ WRONG = {
     "evaluate run=a metrics=cider": "metrics must be meteor, spice or clipscore",
     "evaluate run=a decode=gredy": "did you mean decode=greedy?",
     "evaluate run=a shots=-1": "shots must be a whole number of at least 0 or null; got -1.",
-    "evaluate run=a decode=beam decode.beams=none": "decode.beams must be of type int; got 'none'.",
+    "evaluate run=a decode=beam decode.beams=none": "decode.beams must be a whole number of at least 1; got 'none'.",
     "evaluate run=a data=cocoo": "did you mean data=coco?",
     "evaluate run=a data=coco data.wrokers=0": "did you mean data.workers?",
     "evaluate run=a data=coco data.batch_size=0": "data.batch_size must be a whole number of at least 1; got 0.",
@@ -412,7 +423,7 @@ def test_the_task_itself_checks_too():
         seen.append(cfg)
 
     main = command_line.verb(main)  # of a command that is called like this file
-    table.COMMANDS["test_config"] = {"seed": table.SEED}
+    table.COMMANDS["test_config"] = {"seed": Seed}
     try:
         main(OmegaConf.create({"seed": 1}))
         with pytest.raises(SystemExit) as caught:
@@ -423,19 +434,136 @@ def test_the_task_itself_checks_too():
 
 
 def test_metrics_of_the_table_are_those_there_are():
-    assert all(map(table.METRICS.fits, METRICS)) and table.METRICS.fits(list(METRICS))
-    assert all(name in table.METRICS.says for name in METRICS)
+    asked = rule(table.Metrics)
+    assert all(map(asked.fits, METRICS)) and asked.fits(list(METRICS))
+    assert all(name in asked.says for name in METRICS)
 
 
-def test_what_only_a_constructor_knows_is_refused_with_the_sizes_of_this_run():
-    """A mechanism of one's own has no entry in src.config.fit; and no stand-in is too small for a large model."""
-    line = ["fusion=coca", "language=hub", "language.name=some/large-model"]
-    for right in ("fusion.n_uni=30", "fusion.pooler_heads=25"):
-        cfg = command_line.compose("train", [*line, right], command_line.parse([*line, right]))
-        assert isinstance(_rehearse_fusion(cfg), Retriever)
-    cfg = command_line.compose("train", ["fusion=coca", "fusion.n_uni=4"], [])
-    with pytest.raises(UserError, match=r"fusion\.n_uni must be from 1 to 3"):
-        _rehearse_fusion(cfg)
+MINE = """
+from typing import Annotated, Literal
+
+from src.fusion.base import Writer
+from src.kinds import Ge, Lt, Size
+
+
+class Mine(Writer):
+    def __init__(self, vision, language, layers: Size | None, width: int | None, tau: Annotated[float, Ge(0), Lt(0.5)],
+                 mode: Literal["mean", "last"]):
+        super().__init__(vision, language)
+
+    @staticmethod
+    def refusals(fusion, language, vision):
+        if fusion.mode == "last" and fusion.layers is None:
+            yield "fusion.mode=last needs fusion.layers."
+        if fusion.layers is not None and fusion.layers > language.layers:
+            yield f"fusion.layers={fusion.layers} is more than the language model's {language.layers}."
+        if vision.width != language.width:
+            yield f"fusion=mine needs vision.width={language.width}; got {vision.width}."
+
+    def encode(self, lm, visual, aux=None): ...
+
+    def decode(self, lm, memory, text, cache=None, aux=None): ...
+"""
+CONF = """
+_target_: src.fusion.mine.Mine
+_partial_: true
+layers: null
+width: null
+tau: 0.2
+mode: mean
+"""
+# What is said after fusion=mine -> how the sentence begins; none where nothing is wrong.
+ASKED = {
+    "": "",
+    "fusion.layers=4 fusion.width=0": "",
+    "fusion.layers=0": "fusion.layers must be a whole number of at least 1 or null; got 0.",
+    "fusion.width=0.5": "fusion.width must be a whole number or null; got 0.5.",
+    "fusion.tau=0.5": "fusion.tau must be a number of at least 0 and below 0.5; got 0.5.",
+    "fusion.mode=max": "fusion.mode must be mean or last; got 'max'.",
+    "fusion.mode=last": "fusion.mode=last needs fusion.layers.",
+    "fusion.layers=5": "fusion.layers=5 is more than the language model's 4.",
+    "fusion.layers=30 language=hub language.name=some/model": "",  # only the hub knows
+    "vision.width=64": "fusion=mine needs vision.width=128; got 64.",
+    "vision.width=64 projector=mlp": "",
+    "vision=open_clip": "",  # only the library knows
+}
+
+
+def test_a_mechanism_of_ones_own_is_one_file_and_its_yaml(tmp_path):
+    """All that it refuses is answered before it, or torch, is imported."""
+    for folder in ("src", "conf"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "src" / "fusion" / "mine.py").write_text(MINE)
+    (tmp_path / "conf" / "fusion" / "mine.yaml").write_text(CONF)
+    script = (
+        "import json, sys\n"
+        "from src.config.command_line import check_words\n"
+        "from src.errors import UserError\n"
+        "for line in json.load(sys.stdin):\n"
+        "    try:\n        print(check_words('train', ['fusion=mine', *line.split()]) or '')\n"
+        "    except UserError as error:\n        print(error)\n"
+        "    assert not {'torch', 'src.fusion.mine'} & set(sys.modules)\n"
+    )
+    asked = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, input=json.dumps(list(ASKED)), capture_output=True, text=True
+    )
+    assert not asked.stderr and asked.stdout.splitlines() == list(ASKED.values())
+
+
+def test_python_callers_are_told_the_same():
+    names: dict = {}
+    exec(MINE, names)
+    vision, language = VisionSpec(8, 4, 8, 64), LanguageSpec(8, 4, 2, 100, 32, 0, 1, 2)
+    options = {"layers": None, "width": None, "tau": 0.2, "mode": "mean"}
+
+    class Wider(names["Mine"]):
+        """Gives its base what it has not been asked for itself."""
+
+        def __init__(self, vision, language, depth: Size):
+            super().__init__(vision, language, layers=0, width=None, tau=0.2, mode="mean")
+
+        @staticmethod
+        def refusals(fusion):
+            if fusion.depth == 3:
+                yield "fusion.depth=3 brings bad luck."
+
+    for made in (names["Mine"](vision, language, **options), Wider(vision, language, 2)):
+        assert isinstance(deepcopy(made), Writer)
+    assert list(inspect.signature(Wider).parameters) == ["vision", "language", "depth"]
+    for change, sentence in (({"mode": "max"}, "must be mean or last"), ({"layers": 5}, "is more than the")):
+        with pytest.raises(UserError, match=sentence):
+            names["Mine"](vision, language, **{**options, **change})
+    with pytest.raises(UserError, match=r"fusion\.depth must be a whole number of at least 1; got true\."):
+        Wider(vision, language, depth=True)
+    with pytest.raises(UserError, match=r"fusion\.depth=3 brings bad luck\."):
+        Wider(vision, language, 3)
+    with pytest.raises(TypeError, match="depth"):
+        Wider(vision, language)
+    with pytest.raises(UserError, match=r"objectives\.weight must be a number of at least 0; got -1\."):
+        NextToken(weight=-1)
+    with pytest.raises(UserError, match=r"language\.model\.dropout must be a number .* below 1; got 1\."):
+        tiny(None, dropout=1)
+
+
+def test_what_the_options_say_of_a_part_is_what_is_built():
+    options = {"image_size": 32, "patch": 4, "width": 8, "layers": 3, "heads": 2}
+    vit, language = ViT(**options), LanguageSpec(8, 4, 2, 100, 32, 0, 1, 2)
+    assert vit.spec == VisionSpec(**pure("src.vision.vit.ViT", "sizes")(SimpleNamespace(**options)))
+    for pooled in (None, 3):
+        projector = MLP(vit.spec, language, layers=1, pooled=pooled)
+        told = pure("src.projectors.mlp.MLP", "sizes")(SimpleNamespace(pooled=pooled), language, vit.spec)
+        assert told.items() <= vars(projector.spec).items()
+    assert pure("src.vision.open_clip.OpenClip", "sizes") is pure("src.language.load.tiny", "refusals") is None
+
+
+def test_rules_of_classes_find_no_other_names():
+    """They are run before anything of their file is, and could be those of a stranger's file."""
+    tree = ast.parse("class A:\n    @staticmethod\n    def refusals(fusion):\n        yield open('/etc/passwd').read()")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src.config.classes._parsed", lambda file: tree)
+        rules = pure("src.fusion.blind.A", "refusals")
+    with pytest.raises(NameError, match="open"):
+        list(rules(None))
 
 
 @pytest.mark.parametrize("command", table.COMMANDS)
@@ -471,7 +599,7 @@ def test_options_that_only_conf_knows_have_the_type_of_their_default(monkeypatch
     monkeypatch.setattr(table, "COMMANDS", {**table.COMMANDS, "score": {}})
     ask("score predictions=a references=b split=test")
     monkeypatch.setattr(table, "COMMANDS", {**table.COMMANDS, "evaluate": {}})
-    with pytest.raises(UserError, match="samples must be of type int; got 'x'"):
+    with pytest.raises(UserError, match="samples must be a whole number; got 'x'"):
         ask("evaluate run=a samples=x")
     with pytest.raises(UserError, match=r"sampels=3 is no option of src.evaluate; did you mean samples\?"):
         ask("evaluate run=a +sampels=3")
@@ -482,14 +610,14 @@ def test_a_mechanism_of_ones_own_is_typed_by_its_annotations(tmp_path, monkeypat
     (tmp_path / "src" / "fusion" / "mine.py").write_text(
         "from src.fusion.base import Writer\n"
         "class Base(Writer):\n    def __init__(self, vision, language, depth: int, tau: float, mode: str | None,"
-        " layers: int | None = None): ...\n"
+        " layers: Size | None = None): ...\n"
         "class Mine(Base):\n    pass\n"
         "class Sample(Writer):\n    def __init__(self, vision, language, temperature: float, seed: str): ...\n"
     )
     monkeypatch.setattr("src.config.classes.HOME", tmp_path)
     node = {"_target_": "src.fusion.mine.Mine", "_partial_": True, "depth": 2, "tau": 7, "mode": None}
     checks._check_class("fusion", node)  # names that other mechanisms use mean here what they mean here
-    with pytest.raises(UserError, match=r"fusion.depth must be of type int; got 'x'\."):
+    with pytest.raises(UserError, match=r"fusion.depth must be a whole number; got 'x'\."):
         checks._check_class("fusion", {**node, "depth": "x"})
     checks._check_class("fusion", {**node, "layers": None})
     with pytest.raises(UserError, match=r"fusion.layers must be a whole number of at least 1 or null; got 0\."):
@@ -501,16 +629,24 @@ def test_a_mechanism_of_ones_own_is_typed_by_its_annotations(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("interval", "inside", "outside"),
+    ("kind", "inside", "outside"),
     [
-        ("[0, 1)", (0, 0.5), (1, -0.1, True, "0", None, float("nan"))),
-        ("(0, 1]", (1, 1e-9), (0, 2)),
-        ("[0, inf)", (0, 1e300), (-1e-300, float("inf"))),
+        ("BelowOne", (0, 0.5), (1, -0.1, True, "0", None, float("nan"))),
+        ("Annotated[float, Gt(0), Le(1)]", (1, 1e-9), (0, 2)),
+        ("Rate", (0, 1e300), (-1e-300, float("inf"))),
+        ("Seed | None", (0, 2**32 - 1, None), (-1, 2**32, 1.0, False, "1")),
+        ('Literal["a", "b"] | bool', ("a", True), ("c", None, 1, ["a"])),
+        ("Sequence[str]", (["a"], (), ("a", "b")), ("a", [1], None)),
     ],
 )
-def test_intervals(interval, inside, outside):
-    rule = table.number(interval)
-    assert all(map(rule.fits, inside)) and not any(map(rule.fits, outside))
+def test_kinds(kind, inside, outside):
+    asked = rule(kind)
+    assert all(map(asked.fits, inside)) and not any(map(asked.fits, outside))
+
+
+def test_annotations_of_other_words_say_nothing():
+    for kind in ("VisionSpec", "Size | VisionSpec", "__import__('os')", "Any", "", "Size +"):
+        assert rule(kind) is None
 
 
 def test_the_language_model_of_an_earlier_run_has_its_own_sizes(tmp_path):

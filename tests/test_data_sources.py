@@ -527,7 +527,7 @@ def test_files_of_the_same_name_keep_their_captions_apart(tmp_path):
         (["none.txt"], 0.1, "none.txt"),
         (["none.json"], 0.1, "does not exist"),
         ([], 0.1, "too few"),
-        (["none.txt"], 0.0, "share"),
+        (["none.txt"], 0.0, "a number above 0 and below 1"),
     ],
 )
 def test_impossible_text_sources_are_refused(files, validation, message):

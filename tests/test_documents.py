@@ -20,7 +20,7 @@ from src.loading.documents import collate, document_row, few_shot, looking_ahead
 from src.loading.mixture import Mixture
 from src.loading.module import CaptionData, DocumentData
 from src.metrics.answers import Asked, answer_scores, shares
-from src.scenes.world import Scene
+from src.scenes.world import COLOURS, SHAPES, Scene
 
 TAG, BOS, EOS, PAD = Characters.image_tag[0], Characters.bos, Characters.eos, Characters.pad
 PICTURES = [Example(f"p{i}", ()) for i in range(4)]
@@ -138,8 +138,10 @@ def test_stories_are_the_same_in_every_process_and_differ_between_splits():
     one, two = (ScenesInterleaved(seed=3, pictures=3, train=5, val=5, test=5) for _ in "12")
     assert one.examples("train")[2] == two.examples("train")[2] != one.examples("test")[2]
     assert {len(d.chunks) for d in ScenesInterleaved(0, 4, 60, 1, 1).examples("train")[:]} == {2, 3, 4}
-    with pytest.raises(UserError, match=r"pictures must be between 2 and 5; got 9"):
-        ScenesInterleaved(0, 9, 1, 1, 1)
+    most = min(len(COLOURS), len(SHAPES)) - 1  # each needs a trait of its own, and one is left for what is beside it
+    ScenesInterleaved(0, most, 1, 1, 1)
+    with pytest.raises(UserError, match=r"pictures must be a whole number from 2 to 5; got 6"):
+        ScenesInterleaved(0, most + 1, 1, 1, 1)
 
 
 def test_answers_are_right_of_another_picture_or_neither():

@@ -101,7 +101,7 @@ def test_user_errors():
         Scenes().examples("dev")
     with pytest.raises(UserError, match="pixels wide"):
         Scenes().pixels(Scenes().examples("val")[0], 16)
-    with pytest.raises(UserError, match="-1 pictures"):
+    with pytest.raises(UserError, match="test must be a whole number of at least 0; got -1"):
         Scenes(test=-1)
 
 

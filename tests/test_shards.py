@@ -430,7 +430,7 @@ WRONG = {
     "a way out": ({"train": "../x.tar"}, "no path inside"),
     "another root": ({"train": "/etc/x.tar"}, "no path inside"),
     "the same in two splits": ({"val": ["val", "train/00001.tar"]}, r"train/00001\.tar is in two splits"),
-    "no window": ({"window": 0}, "window must be at least 1"),
+    "no window": ({"window": 0}, "window must be a whole number of at least 1"),
 }
 
 

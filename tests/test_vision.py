@@ -193,11 +193,11 @@ def test_vit_computes_in_bfloat16_under_autocast():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_size": 30}, "no multiple of vision.patch"),
-        ({"heads": 5}, "no multiple of vision.heads"),
-        ({"stem": "mlp"}, "'conv' or 'patch'"),
-        ({"image_size": 36, "patch": 12}, "no power of two"),
-        ({"layers": 0}, "1 or more"),
+        ({"image_size": 30}, "must divide vision.image_size"),
+        ({"heads": 5}, "must divide vision.width"),
+        ({"stem": "mlp"}, "conv or patch"),
+        ({"image_size": 36, "patch": 12}, "a further power of two"),
+        ({"layers": 0}, "at least 1"),
     ],
 )
 def test_vit_refuses_impossible_sizes(options, message):

@@ -17,6 +17,7 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from src.config import table
 from src.config.classes import HOME, LOGGER, check_targets, defined, flatten, parameters
 from src.errors import UserError
+from src.kinds import Rule, check_kinds, rule, shown
 from src.records.secrets import is_secret
 
 LEASED = "FUSION_SWEEP_LEASE"  # set where a sweep gave a job its GPU: the job is not to go to the CPU unnoticed
@@ -36,7 +37,7 @@ ALSO = {
 
 
 def check_options(command: str, cfg: DictConfig) -> None:
-    """Refuse unknown options, wrong types and values out of range, in whatever way they came in; see src.config.table.
+    """Refuse unknown options, wrong types and values out of range, in whatever way they came in; see the table.
 
     Imports nothing heavy. What is missing (???) is left to the command. Raises UserError.
     """
@@ -77,21 +78,21 @@ def _options(node: dict, key: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _check_option(command: str, key: str, value) -> None:
-    rule = table.rule_of(command, key)
+    asked = table.rule_of(command, key)
     group, _, name = key.rpartition(".")
-    if rule is None and command == "train" and group == "trainer":
-        rule = _lightning_options().get(name)
-    if rule is None:
-        rule = _written(command).get(key)
-    if rule is None:
+    if asked is None and command == "train" and group == "trainer":
+        asked = _lightning_options().get(name)
+    if asked is None:
+        asked = _written(command).get(key)
+    if asked is None:
         known = known_options(command)
         if key in groups(command) or any(one.startswith(f"{key}.") for one in known):
-            raise UserError(f"{key} must be a group of options ({key}.<name>=...); got {_shown(value)}.")
+            raise UserError(f"{key} must be a group of options ({key}.<name>=...); got {shown(value)}.")
         if member := re.match(r"data\.members\.[^.]+\.", key):
             known = [one.replace("data.", member[0], 1) for one in known]
-        raise UserError(f"{key}={_shown(value)} is no option of src.{command}; {hint(key, known)}")
-    if not rule.fits(value):
-        raise UserError(f"{key} must be {rule.says}; got {_shown(value)}.")
+        raise UserError(f"{key}={shown(value)} is no option of src.{command}; {hint(key, known)}")
+    if not asked.fits(value):
+        raise UserError(f"{key} must be {asked.says}; got {shown(value)}.")
 
 
 def known_options(command: str) -> list[str]:
@@ -102,11 +103,10 @@ def known_options(command: str) -> list[str]:
 
 
 @functools.cache
-def _written(command: str) -> dict[str, table.Rule]:
+def _written(command: str) -> dict[str, Rule]:
     """The options that stand in conf/ for a command, whatever is chosen, with the types of their defaults.
 
-    For those that src.config.table says nothing about. Options of classes are not among them: other classes have
-    others.
+    For those that the table says nothing about. Options of classes are not among them: other classes have others.
     """
     files = {HOME / "conf" / f"{command}.yaml": ""}
     files |= {path: f"{group}." for group in groups(command) for path in (HOME / "conf" / group).glob("*.yaml")}
@@ -142,12 +142,6 @@ def near(name: str, known: list[str], group: str) -> str:
     """The same for a word behind ``group=``."""
     alike = difflib.get_close_matches(name, known, 1)
     return f"did you mean {group}={alike[0]}?" if alike else f"it knows {', '.join(known)}."
-
-
-def _shown(value) -> str:
-    """A value as it is written on the command line, at most 60 characters of it; text in quotes."""
-    text = {"True": "true", "False": "false", "None": "null"}.get(repr(value), repr(value))
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @functools.cache
@@ -191,7 +185,7 @@ def demanded(experiment: str, sweep: bool = False) -> set[str]:
 
 
 @functools.cache
-def _lightning_options() -> dict[str, table.Rule]:
+def _lightning_options() -> dict[str, Rule]:
     """The parameters of lightning.Trainer with their simple types, read from its source: importing it takes seconds."""
     package = Path(find_spec("lightning").submodule_search_locations[0])
     tree = ast.parse((package / "pytorch" / "trainer" / "trainer.py").read_text(encoding="utf-8"))
@@ -201,12 +195,12 @@ def _lightning_options() -> dict[str, table.Rule]:
         annotation = ast.unparse(parameter.annotation)
         kinds = re.findall(r"\b(int|float|bool|str)\b", annotation) + ["None"] * ("Optional" in annotation)
         if parameter.arg not in table.NOT_OURS and kinds:
-            found[parameter.arg] = table.typed(" | ".join(dict.fromkeys(kinds)))
+            found[parameter.arg] = rule(" | ".join(dict.fromkeys(kinds)))
     return found
 
 
 def _check_class(key: str, node: dict) -> None:
-    """The options of ``node`` must be parameters of its target, of the annotated simple type, and within range.
+    """The options of ``node`` must be parameters of its target, and what their annotations say.
 
     The target's source is read, not imported: importing all of them would take seconds.
     """
@@ -214,19 +208,13 @@ def _check_class(key: str, node: dict) -> None:
     if LOGGER.fullmatch(target):
         return
     known = parameters(key, target)
-    for name, value in node.items():
-        if name.startswith("_"):
-            continue
+    options = {name: value for name, value in node.items() if not name.startswith("_")}
+    for name in options:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean {key}.{near[0]}?" if near else f"; it knows {', '.join(known)}."
             raise UserError(f"{key} has no option {name!r}{hint}")
-        kind, within = table.typed(known[name]), table.rule_for(target, name)
-        if kind and within and kind.fits(None):
-            within |= table.NOTHING
-        for rule in (kind, within):
-            if rule is not None and value != "???" and not rule.fits(value):
-                raise UserError(f"{key}.{name} must be {rule.says}; got {_shown(value)}.")
+    check_kinds(key, known, {name: value for name, value in options.items() if value != "???"})
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
 import functools
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -128,6 +129,22 @@ def lineage(target: str) -> list[str]:
     """The names of a class and of its bases, as far as they are written in rooms of ours."""
     found = _written_here(target)
     return [cls.name for cls in _lineage(target, found)] if isinstance(found, ast.ClassDef) else []
+
+
+def pure(target: str, name: str) -> Callable | None:
+    """A static method of a class here, ``refusals`` for example, made of its own lines alone; None where there is none.
+
+    It finds no other names, not even Python's own: NameError.
+    """
+    found = _written_here(target)
+    lineage = _lineage(target, found) if isinstance(found, ast.ClassDef) else ()
+    method = copy.deepcopy(next(filter(None, (defined(cls, name) for cls in lineage)), None))
+    if not isinstance(method, ast.FunctionDef):
+        return None
+    method.decorator_list = []
+    names = {"__builtins__": {}}
+    exec(compile(ast.Module([method], []), target, "exec"), names)  # annotations stay text, as in this file
+    return names[name]
 
 
 def _lineage(target: str, cls: ast.ClassDef) -> Iterator[ast.ClassDef]:

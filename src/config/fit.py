@@ -1,22 +1,22 @@
 """What of the options of src.train does not go together, as far as the configuration itself tells.
 
-Classes refuse their own pairs in their constructors too, so that a mechanism of one's own needs no entry here. But
-importing them takes seconds, and a wrong command is to be answered in less than two: nothing heavy is imported here.
+What a class refuses stands in its ``refusals`` (src/kinds.py), which are read from its source: importing classes takes
+seconds, and a wrong command is to be answered in less than two. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.added_keys import run_config
-from src.config.classes import lineage, trait
+from src.config.classes import lineage, pure, trait
 from src.errors import UserError
+from src.kinds import Known, Untold, ask, check_refusals
 
 SIZES = ("width", "layers", "heads", "context")  # of language models; of those that are named:
 GPT2 = {
@@ -27,121 +27,56 @@ GPT2 = {
 }
 
 
-class Known:
-    """Options as attributes. What is not told (null, or not there) is nan: every comparison with it is false."""
-
-    def __init__(self, options: Mapping):
-        self._options = options
-
-    def __getattr__(self, name: str):
-        value = self._options.get(name)
-        return math.nan if value in (None, "???") else value
-
-
-class Parts(NamedTuple):
-    """``language``: the sizes of the model; ``vision``: also how many levels it hands out; ``data``: whether any of the
-    data sets is ``text_only`` or ``interleaved``."""
-
-    fusion: Known
-    language: Known
-    vision: Known
-    data: Known
-
-
-class Pair(NamedTuple):
-    """``wrong``: whether options exclude each other; ``says``: the sentence, in which options stand by their names."""
-
-    wrong: Callable[[Parts], bool]
-    says: str
-
-
-# By the class that one of the options belongs to.
-PAIRS = {
-    "src.fusion.clipcap.ClipCap": (
-        Pair(
-            lambda p: p.fusion.mapper == "transformer" and p.language.width % p.fusion.heads > 0,
-            "fusion.heads={fusion.heads} must divide the language model's width {language.width}.",
-        ),
-        Pair(
-            lambda p: p.data.interleaved,
-            "fusion=clipcap reads one picture per text, and these data have several; use fusion=flamingo.",
-        ),
-    ),
-    "src.fusion.coca.CoCa": (
-        Pair(
-            lambda p: p.language.layers < 2,
-            "fusion=coca needs a language model of at least 2 blocks, one per half; this has {language.layers}.",
-        ),
-        Pair(
-            lambda p: p.fusion.n_uni >= p.language.layers,
-            "fusion.n_uni={fusion.n_uni} leaves no block for the upper half: the language model has {language.layers}.",
-        ),
-        Pair(
-            lambda p: p.language.width % p.fusion.pooler_heads > 0,
-            "fusion.pooler_heads={fusion.pooler_heads} must divide the language model's width {language.width}.",
-        ),
-        Pair(
-            lambda p: p.fusion.contrastive_weight == p.fusion.caption_weight == 0,
-            "fusion.contrastive_weight and fusion.caption_weight are both 0; one of them must be above.",
-        ),
-    ),
-    "src.fusion.flamingo.Flamingo": (
-        Pair(
-            lambda p: p.fusion.gate is False and p.fusion.gate_init != 0,
-            "fusion.gate_init={fusion.gate_init} needs fusion.gate=true.",
-        ),
-    ),
-    "src.fusion.srau.SRAU": (
-        Pair(
-            lambda p: p.fusion.level_source == "vision" and p.fusion.levels > p.vision.levels,
-            "fusion.levels={fusion.levels} is more than the {vision.levels} levels that the vision encoder hands out; "
-            "use fewer, or fusion.level_source=encoder.",
-        ),
-    ),
-    "src.fusion.vcgpt.VCGPT": (
-        Pair(
-            lambda p: p.fusion.wf_init == "zero" and not p.fusion.self_ensemble,
-            "fusion.wf_init=zero without fusion.self_ensemble gives constant logits; use wf_init=normal.",
-        ),
-    ),
-    "src.vision.vit.ViT": (
-        Pair(
-            lambda p: p.vision.image_size % p.vision.patch > 0,
-            "vision.patch={vision.patch} must divide vision.image_size={vision.image_size}; the picture is cut into "
-            "whole patches.",
-        ),
-        Pair(
-            lambda p: p.vision.stem == "conv" and p.vision.patch not in [2**i for i in range(1, 20)],
-            "vision.stem=conv halves the picture step by step: vision.patch must be 2, 4, 8 or a further power of two; "
-            "got {vision.patch}.",
-        ),
-    ),
-}
-
-
 def check_fit(cfg: DictConfig) -> None:
     """Refuse options of src.train that exclude each other, without building anything. Raises UserError."""
     _check_made_later(cfg)
     _check_trainer(cfg)
     _check_regime(cfg)
     _check_heard(cfg)
-    for group in ("language.model", "vision"):
-        node = OmegaConf.select(cfg, group)
-        if "heads" in node and node.get("width", 0) % node.heads:
-            raise UserError(f"{group}.heads={node.heads} must divide {group}.width={node.width}.")
-    parts = _parts(cfg)
-    for target in (cfg.fusion._target_, cfg.vision._target_):
-        for pair in PAIRS.get(target, ()):
-            if pair.wrong(parts):
-                raise UserError(pair.says.format(**parts._asdict()))
+    model, sizes = cfg.language.model, language_sizes(cfg)
+    if "heads" in model and model.get("width", 0) % model.heads:
+        raise UserError(f"language.model.heads={model.heads} must divide language.model.width={model.width}.")
+    _check_parts(cfg, sizes)
     if "members" in cfg.data:
         check_mixture(cfg.data.members, cfg.data.weights, cfg.data.schedule)
-    if parts.data.text_only and trait(cfg.fusion._target_, "sees") is not False:
-        raise UserError("This fusion reads pictures and the data has none; use fusion=blind or data with pictures.")
+    sources = [member.source._target_ for member in _members(cfg).values()]
+    sees = trait(cfg.fusion._target_, "sees") is not False
+    if sees and any(trait(source, "has_images") is False for source in sources):
+        raise UserError(PICTURELESS)
     _check_task(cfg)
-    _check_positions(cfg, parts.language.context)
+    _check_positions(cfg, sizes.get("context"))
     if cfg.resume not in (None, "auto"):
         run_config(str(cfg.resume))
+
+
+PICTURELESS = "This fusion reads pictures and the data has none; use fusion=blind or data with pictures."
+
+
+def _check_parts(cfg: DictConfig, sizes: Mapping) -> None:
+    """What the classes themselves refuse, each beside what the parts before it hand out (``sizes``, and theirs)."""
+    sources = [member.source._target_ for member in _members(cfg).values()]
+    parts = {
+        "language": Known(sizes),
+        "data": Known({"interleaved": any(trait(source, "interleaved") is True for source in sources)}),
+    }
+    for group in ("vision", "projector", "fusion", "decode"):
+        if not (node := cfg.get(group)):
+            continue
+        here = {**parts, group: Known(node)}
+        with suppress(NameError):  # more than arithmetic: asked when it is built
+            if refusals := pure(node._target_, "refusals"):
+                check_refusals(refusals, here)
+        if group in ("vision", "projector"):
+            parts["vision"] = Known(_handed_out(node._target_, here))
+
+
+def _handed_out(target: str, parts: Mapping) -> Mapping[str, int]:
+    """The sizes of pictures behind an encoder or a projector, as far as they are known before it is built."""
+    sizes = pure(target, "sizes")
+    try:
+        return ask(sizes, parts) if sizes else {}
+    except (Untold, NameError):
+        return {}
 
 
 def use_previous_language(cfg: DictConfig) -> DictConfig:
@@ -160,17 +95,6 @@ def use_previous_language(cfg: DictConfig) -> DictConfig:
     cfg.language = language
     OmegaConf.set_struct(cfg, True)
     return cfg
-
-
-def _parts(cfg: DictConfig) -> Parts:
-    levels = {"src.vision.vit.ViT": cfg.vision.get("layers"), "src.vision.efficientnet_lite.EfficientNetLite0": 0}
-    vision = {**cfg.vision, "levels": levels.get(cfg.vision._target_)}
-    targets = [member.source._target_ for member in _members(cfg).values()]
-    data = {
-        "text_only": any(trait(target, "has_images") is False for target in targets),
-        "interleaved": any(trait(target, "interleaved") is True for target in targets),
-    }
-    return Parts(*map(Known, (cfg.fusion, language_sizes(cfg), vision, data)))
 
 
 def language_sizes(cfg: DictConfig) -> dict[str, int]:
@@ -277,14 +201,14 @@ def check_mixture(members: Mapping, weights: Mapping[str, float], schedule: str)
         raise UserError(f"data.schedule must be accumulate or round_robin; got {schedule!r}.")
 
 
-def _check_positions(cfg: DictConfig, context: int | float) -> None:
-    """Captions with a prefix must fit into the language model, as far as its size is known (else it is nan).
+def _check_positions(cfg: DictConfig, context: int | None) -> None:
+    """Captions with a prefix must fit into the language model, as far as its size is known.
 
     Prefixes of mechanisms that do not call them ``prefix_length`` are met when the data are built.
     """
     prefix = cfg.fusion.get("prefix_length", 0)
     for group, asked in {**_members(cfg), "decode": cfg.decode}.items():
-        if asked.max_tokens + max(0, prefix - 1) > context:
+        if context is not None and asked.max_tokens + max(0, prefix - 1) > context:
             beside = f" with fusion.prefix_length={prefix}" if prefix else ""
             ours = ", or raise language.model.context" if "context" in cfg.language.model else ""
             raise UserError(

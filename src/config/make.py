@@ -14,15 +14,14 @@ from src.config.added_keys import without_absent
 from src.config.checks import check_device, check_options
 from src.config.checks import check_secrets as check_secrets
 from src.config.classes import HOME as HOME
-from src.config.classes import check_targets, flatten, flatten_all
+from src.config.classes import check_targets, flatten, flatten_all, trait
 from src.config.classes import is_ours as is_ours
-from src.config.fit import check_fit, language_sizes
+from src.config.fit import PICTURELESS, check_fit
 from src.config.fit import use_previous_language as use_previous_language
 from src.errors import UserError
 
 if TYPE_CHECKING:
     from src.contracts import Source
-    from src.fusion.base import Fusion
 
 
 def data_sets(cfg: DictConfig) -> dict[str, DictConfig]:
@@ -31,7 +30,7 @@ def data_sets(cfg: DictConfig) -> dict[str, DictConfig]:
 
 
 def check(cfg: DictConfig) -> dict[str, Source]:
-    """Refuse unknown options, options that the chosen parts refuse, parts that do not fit, and data that are not here.
+    """Refuse unknown options, options and parts that do not go together, and data that are not here.
 
     Returns the data sources by name, since making them is how their files are looked for. The cheap checks come first;
     ``verb`` has made those that import nothing heavy already, before there was a run folder. Raises UserError.
@@ -39,16 +38,16 @@ def check(cfg: DictConfig) -> dict[str, Source]:
     check_options("train", cfg)
     check_fit(cfg)
     check_device(cfg.trainer)
-    fusion = _rehearse_fusion(cfg)
+    sees = trait(cfg.fusion._target_, "sees") is not False
     sources = {name: make(node.source) for name, node in data_sets(cfg).items()}
     for source in sources.values():
-        _check_source(source, fusion, cfg.test_split)
+        _check_source(source, sees, cfg.test_split)
     return sources
 
 
-def _check_source(source: Source, fusion: Fusion, test_split: str) -> None:
-    if fusion.sees and not source.has_images:
-        raise UserError("This fusion reads pictures and the data has none; use fusion=blind or data with pictures.")
+def _check_source(source: Source, sees: bool, test_split: str) -> None:
+    if sees and not source.has_images:
+        raise UserError(PICTURELESS)
     for split in ("train", "val", *([test_split] if source.has_images else [])):
         if split not in source.splits():
             raise UserError(
@@ -94,25 +93,6 @@ def check_saved(cfg: DictConfig, path: Path) -> None:
                 f"{path}: {key}={value} is refused: a saved configuration holds values, nothing to look up."
             )
     check_targets(cfg, f"{path}: ")
-
-
-def _rehearse_fusion(cfg: DictConfig) -> Fusion:
-    """Build the fusion without memory, between stand-ins for vision and language, so that it can refuse its options.
-
-    Where only its weights tell how large the language model is, the stand-in is so large that no size is too small.
-    """
-    import torch
-
-    from src.contracts import LanguageSpec, VisionSpec
-
-    width = cfg.vision.get("width", 768)
-    vision = VisionSpec(width=width, tokens=49, pooled_width=width, image_size=224, levels=12)
-    sizes = {"width": 2**6 * 3**2 * 5**2 * 7, "layers": 64, "heads": 64, "context": 2**17} | language_sizes(cfg)
-    language = LanguageSpec(**sizes, vocabulary=1000, bos=0, eos=1, pad=2)
-    with torch.device("meta"):
-        if cfg.get("projector"):
-            vision = make(cfg.projector)(vision, language).spec
-        return make(cfg.fusion)(vision, language)
 
 
 def make(node: DictConfig):

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -21,6 +21,7 @@ from src.data.faults import LONGEST_CAPTION, Faults, text, unreadable
 from src.data.images import load_picture, shown
 from src.data.names import looked_up
 from src.errors import UserError
+from src.kinds import Checked
 from src.text.normalise import normalise_caption
 
 SPLITS = ("train", "val", "test")
@@ -29,9 +30,10 @@ MAX_LIST = 2**31  # bytes of a list, unpacked: fifteen times Karpathy's list of 
 Item = TypeVar("Item", Example, Document)
 
 
-class PictureFiles:
+class PictureFiles(Checked):
     """The picture half of a Source whose examples name files. Pictures are squashed, bicubic, unless prepared."""
 
+    group: ClassVar[str] = "data.source"
     has_images = True
     interleaved = False
     task = "caption"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from src.contracts import Example
 from src.data.base import read_json, refuse_utf16, stable_share
 from src.data.faults import LONGEST_CAPTION, Faults, identity, items, text
 from src.errors import UserError
+from src.kinds import Checked, Gt, Lt, Share
 from src.text.normalise import normalise_caption
 
 SPICE_JAR = "spice_jar"  # the name under which ``files`` asks for COCO's captions inside pycocoevalcap
@@ -30,7 +32,7 @@ MAX_LINE = 1_000_000  # characters of a line that are read at a time: far more t
 Caption = tuple[str | None, str]  # picture if known (its captions stay in one split), text
 
 
-class CaptionsText:
+class CaptionsText(Checked):
     """Each caption of ``files`` is one example without picture, in the splits train and val.
 
     ``files``: "spice_jar" (the 414,113 captions of COCO train2014 that the SPICE program in the package pycocoevalcap
@@ -41,6 +43,7 @@ class CaptionsText:
     ``on_error``, ``max_skipped``: see ``data.faults``.
     """
 
+    group: ClassVar[str] = "data.source"
     name = "captions_text"
     has_images = False
     interleaved = False
@@ -49,13 +52,11 @@ class CaptionsText:
     def __init__(
         self,
         files: Sequence[str],
-        validation: float = 0.02,
+        validation: Annotated[float, Gt(0), Lt(1)] = 0.02,
         exclude_from: Sequence[str] = (),
-        on_error: str = "raise",
-        max_skipped: float = 0.01,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_skipped: Share = 0.01,
     ):
-        if not 0 < validation < 1:
-            raise UserError(f"data.source.validation is a share between 0 and 1; got {validation}.")
         self.faults, strict = Faults(self.name, on_error, max_skipped), Faults(self.name)  # a leak is never skipped
         kept_out = {_words(said) for path in exclude_from for _, said in _captions(_evaluation(path), strict)}
         self._groups: dict[str, list[Example]] = {"train": [], "val": []}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from src.contracts import Example
 from src.data.base import ListedPictures, captions_of, picture_path, read_json, stable_share
 from src.data.faults import LONGEST_CAPTION, Faults, identity, items, text
 from src.data.images import shown
 from src.errors import UserError
+from src.kinds import Share
 
 ANNOTATION = '{"image_id": ..., "caption": ...}'
 PICTURE = '{"id": ..., "file_name": ...} with captions'
@@ -29,8 +31,8 @@ class CocoCaptions(ListedPictures):
         root: str,
         year: int = 2017,
         images: str = ".",
-        on_error: str = "raise",
-        max_skipped: float = 0.01,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_skipped: Share = 0.01,
     ):
         self.name, self.faults = name, Faults(name, on_error, max_skipped)
         self.root, self.year = Path(root), year

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from src.contracts import Chunk, Document, Example
 from src.data.base import ListedPictures, lines_of, picture_path, split_of
 from src.data.faults import Faults, identity, items, parsed, text
 from src.data.images import shown
 from src.errors import UserError
+from src.kinds import Share
 
 LAYOUT = (
     '{"id": ..., "segments": [{"type": "text", "text": ...} or {"type": "image", "image": ...}, ...]}, all strings,'
@@ -37,8 +39,8 @@ class Documents(ListedPictures):
         root: str,
         documents: str = "documents.jsonl",
         images: str = "images",
-        on_error: str = "raise",
-        max_skipped: float = 0.01,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_skipped: Share = 0.01,
     ):
         self.faults = Faults(self.name, on_error, max_skipped)
         self.file, self.pictures = Path(root) / documents, Path(root) / images

@@ -38,10 +38,6 @@ class Faults:
     """
 
     def __init__(self, name: str, on_error: str = "raise", max_skipped: float = 0.01):
-        if on_error not in ("raise", "skip"):
-            raise UserError(f"data.on_error must be raise or skip; got {on_error!r}.")
-        if not 0 <= max_skipped <= 1:
-            raise UserError(f"data.max_skipped must be a share between 0 and 1; got {max_skipped}.")
         self.name, self.on_error, self.max_skipped = name, on_error, max_skipped
         self.entries = 0
         self.skipped: list[dict[str, str]] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from pathlib import Path
+from typing import Literal
 from unicodedata import normalize
 
 from src.contracts import Example
@@ -13,6 +14,7 @@ from src.data.images import shown
 from src.data.names import looked_up
 from src.data.tables import Columns, JsonLines, Table
 from src.errors import UserError
+from src.kinds import Share
 
 TABLES = ("captions.csv", "captions.jsonl", "captions.txt", "results.csv", "metadata.jsonl", "metadata.csv")
 PICTURES = ("", "Images", "images", "flickr30k_images")  # where they are beside such tables
@@ -41,8 +43,8 @@ class Folder(ListedPictures):
         self,
         root: str,
         captions: str | None = None,
-        on_error: str = "raise",
-        max_skipped: float = 0.01,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_skipped: Share = 0.01,
         images: str | None = None,
         image_column: str | None = None,
         caption_column: str | None = None,

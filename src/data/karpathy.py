@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 from unicodedata import normalize
 
 from src.contracts import Example
@@ -15,6 +16,7 @@ from src.data.base import ListedPictures, captions_of, picture_path, read_json
 from src.data.faults import Faults, identity, items, text
 from src.data.images import shown
 from src.errors import UserError
+from src.kinds import Share
 
 SPLITS_FILE = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
 PICTURES = {
@@ -44,8 +46,8 @@ class Karpathy(ListedPictures):
         root: str,
         annotations: str | None = None,
         images: str = "images",
-        on_error: str = "raise",
-        max_skipped: float = 0.01,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_skipped: Share = 0.01,
     ):
         self.name, self.faults = name, Faults(name, on_error, max_skipped)
         self.root = Path(root)

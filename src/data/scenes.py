@@ -18,12 +18,14 @@ import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from random import Random
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from src.contracts import Example, UserError
+from src.kinds import Checked, Count, Seed, Size
 from src.scenes.captions import describe
 from src.scenes.picks import pick
 from src.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing
@@ -266,9 +268,10 @@ class _Drawn(Sequence):
         return Example(f"{self._split}-{index:06d}", describe(scene, rng), extra={"scene": scene.to_dict()})
 
 
-class DrawnWorld:
+class DrawnWorld(Checked):
     """What sources of drawn pictures share. ``groups``: split -> examples, made when asked for."""
 
+    group: ClassVar[str] = "data.source"
     has_images = True
     interleaved = False
     task = "caption"
@@ -292,21 +295,15 @@ class DrawnWorld:
         return torch.from_numpy(draw(Scene.from_dict(example.extra["scene"]), size))
 
 
-def check_lengths(name: str, lengths: dict[str, int]) -> None:
-    """Raises UserError for a split of negative length."""
-    for split, length in lengths.items():
-        if length < 0:
-            raise UserError(f"The {split} split of the {name} cannot have {length} pictures.")
-
-
 class Scenes(DrawnWorld):
     """The drawn world as a data source (``contracts.Source``); see the head of this file for its splits.
 
     ``train``, ``val``, ``test`` and ``compositional`` are numbers of pictures. A longer split begins with the pictures
-    of a shorter one. Raises UserError for a negative number.
+    of a shorter one.
     """
 
-    def __init__(self, seed: int = 0, train: int = 50_000, val: int = 500, test: int = 1_000, compositional: int = 500):
+    def __init__(
+        self, seed: Seed = 0, train: Size = 50_000, val: Size = 500, test: Count = 1_000, compositional: Count = 500
+    ):
         lengths = {"train": train, "val": val, "test": test, "compositional": compositional}
-        check_lengths("scenes", lengths)
         super().__init__("scenes", {split: _Drawn(seed, split, length) for split, length in lengths.items()})

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ from src.data.images import load_picture, shown
 from src.data.order import EpochBatchSampler, Pick
 from src.data.shard_index import ShardFile, index_of, load_index, read_captions
 from src.errors import UserError
+from src.kinds import Share, Size
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # {00000..00099}, both ends included
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -66,13 +68,11 @@ class Shards(PictureFiles):
         train: str | Sequence[str],
         val: str | Sequence[str] | None = None,
         test: str | Sequence[str] | None = None,
-        window: int = 8,
+        window: Size = 8,
         cache_dir: str = "data/shard_index",
-        on_error: str = "raise",
-        max_skipped: float = 0.01,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_skipped: Share = 0.01,
     ):
-        if window < 1:
-            raise UserError(f"data.source.window must be at least 1; got {window}.")
         self.faults = Faults(self.name, on_error, max_skipped)
         self.root, self.reader = Path(root), Reader(Path(root), Path(cache_dir), window, check=on_error == "skip")
         if not self.root.is_dir():

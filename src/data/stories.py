@@ -16,9 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Annotated
 
-from src.contracts import Chunk, Document, Example, UserError
-from src.data.scenes import SEEN_PAIRS, DrawnWorld, check_lengths, scene_of
+from src.contracts import Chunk, Document, Example
+from src.data.scenes import SEEN_PAIRS, DrawnWorld, scene_of
+from src.kinds import Count, Ge, Le, Seed, Size
 from src.scenes.picks import pick
 from src.scenes.world import COLOURS, SHAPES, SIZES
 
@@ -45,12 +47,8 @@ class ScenesInterleaved(DrawnWorld):
     interleaved = True
     task = "stories"
 
-    def __init__(self, seed: int, pictures: int, train: int, val: int, test: int):
-        most = min(len(COLOURS), len(SHAPES)) - 1
-        if not 2 <= pictures <= most:
-            raise UserError(f"data.source.pictures must be between 2 and {most}; got {pictures}.")
+    def __init__(self, seed: Seed, pictures: Annotated[int, Ge(2), Le(5)], train: Size, val: Size, test: Count):
         lengths = {"train": train, "val": val, "test": test}
-        check_lengths("stories", lengths)
         super().__init__("scenes_interleaved", {split: _Told(seed, split, n, pictures) for split, n in lengths.items()})
 
 

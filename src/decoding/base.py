@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from src.contracts import Memory, Text, UserError
+from src.contracts import Memory, Text
+from src.kinds import Checked
 from src.layers.cache import Cache
 
 
@@ -18,9 +19,10 @@ class Step(Protocol):
     def __call__(self, memory: Memory, text: Text, cache: Cache) -> Tensor: ...
 
 
-def check_length(max_tokens: int) -> None:
-    if max_tokens < 1:
-        raise UserError(f"decode.max_tokens must be at least 1; got {max_tokens}.")
+class Decoder(Checked):
+    """Called as ``decoder(step, memory, prompt, eos, extra)``: one list of ids a picture."""
+
+    group: ClassVar[str] = "decode"
 
 
 def something(logits_BV: Tensor, eos: int) -> Tensor:

@@ -15,21 +15,17 @@ from heapq import heappush, heappushpop
 import torch
 from torch import Tensor
 
-from src.contracts import Memory, Text, UserError
-from src.decoding.base import Step, check_length, next_column, something
+from src.contracts import Memory, Text
+from src.decoding.base import Decoder, Step, next_column, something
 from src.decoding.best import best_few
+from src.kinds import Rate, Size
 from src.layers.cache import Cache
 
 
-class BeamSearch:
+class BeamSearch(Decoder):
     """``beams``: width of the search; ``max_tokens``: longest caption, in tokens."""
 
-    def __init__(self, max_tokens: int, beams: int, length_penalty: float):
-        check_length(max_tokens)
-        if beams < 1:
-            raise UserError(f"decode.beams must be at least 1; got {beams}.")
-        if length_penalty < 0:
-            raise UserError(f"decode.length_penalty must be at least 0; got {length_penalty}.")
+    def __init__(self, max_tokens: Size, beams: Size, length_penalty: Rate):
         self.max_tokens, self.beams, self.length_penalty = max_tokens, beams, length_penalty
         self.rules = "transformers"  # goes into metrics.json: src.compare refuses captions by the rules of before
 

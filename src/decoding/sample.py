@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
-from src.contracts import Memory, Text, UserError
-from src.decoding.base import Step, check_length, roll_out
+from src.contracts import Memory, Text
+from src.decoding.base import Decoder, Step, roll_out
+from src.kinds import Count, Gt, Le, Positive, Seed, Size
 
 
-class Sample:
+class Sample(Decoder):
     """``top_k`` 0 and ``top_p`` 1.0 switch those filters off; ``seed`` makes the captions repeatable."""
 
-    def __init__(self, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int):
-        check_length(max_tokens)
-        if temperature <= 0:
-            raise UserError(f"decode.temperature must be above 0 (use decode=greedy for 0); got {temperature}.")
-        if top_k < 0:
-            raise UserError(f"decode.top_k must be 0 (off) or more; got {top_k}.")
-        if not 0 < top_p <= 1:
-            raise UserError(f"decode.top_p must be above 0 and at most 1; got {top_p}.")
-        self.max_tokens, self.temperature, self.top_k, self.top_p, self.seed = (
-            max_tokens,
-            temperature,
-            top_k,
-            top_p,
-            seed,
-        )
+    def __init__(
+        self,
+        max_tokens: Size,
+        temperature: Positive,
+        top_k: Count,
+        top_p: Annotated[float, Gt(0), Le(1)],
+        seed: Seed,
+    ):
+        self.max_tokens, self.temperature = max_tokens, temperature
+        self.top_k, self.top_p, self.seed = top_k, top_p, seed
 
     def __call__(self, step: Step, memory: Memory, prompt: Text, eos: int, extra: int = 0) -> list[list[int]]:
         generator = torch.Generator(prompt.ids_BT.device).manual_seed(self.seed)

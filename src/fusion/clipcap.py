@@ -14,12 +14,15 @@ that last vector (P_k), the other k - 1 stand before it, so every mechanism sees
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
+from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.fusion.base import Writer
+from src.kinds import Size
 from src.layers.attention import attention, note
 from src.layers.cache import Cache
 
@@ -37,25 +40,28 @@ class ClipCap(Writer):
         self,
         vision: VisionSpec,
         language: LanguageSpec,
-        mapper: str,
-        prefix_length: int,
-        clip_length: int,
-        layers: int,
-        heads: int,
+        mapper: Literal["mlp", "transformer"],
+        prefix_length: Size,
+        clip_length: Size,
+        layers: Size,
+        heads: Size,
     ):
         super().__init__(vision, language)
-        if prefix_length < 1 or clip_length < 1:
-            raise UserError("fusion.prefix_length and fusion.clip_length must be at least 1.")
         if mapper == "mlp":
             self.mapper = MLPMapper(vision.pooled_width, language.width, prefix_length)
-        elif mapper == "transformer":
+        else:
             self.mapper = TransformerMapper(
                 vision.pooled_width, language.width, prefix_length, clip_length, layers, heads
             )
             self.undecayed = ("mapper.const_kD",)
-        else:
-            raise UserError(f"fusion.mapper must be mlp or transformer; got {mapper!r}.")
         self.extra_positions = prefix_length - 1
+
+    @staticmethod
+    def refusals(fusion, language, data):
+        if fusion.mapper == "transformer" and language.width % fusion.heads:
+            yield f"fusion.heads={fusion.heads} must divide the language model's width {language.width}."
+        if data.interleaved:
+            yield "fusion=clipcap reads one picture per text, and these data have several; use fusion=flamingo."
 
     def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
         return Memory(prefix=self.mapper(visual.pooled_IC))  # (I, P, D)
@@ -98,8 +104,6 @@ class TransformerMapper(nn.Module):
 
     def __init__(self, source_width: int, width: int, prefix_length: int, clip_length: int, layers: int, heads: int):
         super().__init__()
-        if width % heads:
-            raise UserError(f"fusion.heads={heads} must divide the language model's width {width}.")
         self.clip_length = clip_length
         self.linear = nn.Linear(source_width, clip_length * width)
         self.const_kD = nn.Parameter(torch.randn(prefix_length, width))

@@ -40,12 +40,15 @@ UNVERIFIED: the paper's dropout (none here, none in open_clip); a bound on 1 / s
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
+from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.fusion.base import Retriever, Terms, Writer, gpt2_init
+from src.kinds import Positive, Rate, Size
 from src.layers.attention import CrossAttention, key_bias, note
 from src.layers.cache import Cache
 from src.layers.pooler import AttentionalPooler
@@ -67,22 +70,20 @@ class CoCa(Writer, Retriever):
         self,
         vision: VisionSpec,
         language: LanguageSpec,
-        queries: int,
-        pool: str,
-        n_uni: int | None,
-        embed_width: int | None,
-        pooler_heads: int,
-        xattn_out_init: str,
-        contrastive_weight: float,
-        caption_weight: float,
-        temperature_init: float,
+        queries: Size,
+        pool: Literal["cascade", "parallel"],
+        n_uni: Size | None,
+        embed_width: Size | None,
+        pooler_heads: Size,
+        xattn_out_init: Literal["default", "zero"],
+        contrastive_weight: Rate,
+        caption_weight: Rate,
+        temperature_init: Positive,
     ):
         super().__init__(vision, language)
         D, heads = language.width, language.heads
         n_uni = language.layers // 2 if n_uni is None else n_uni
         embed_width = D if embed_width is None else embed_width
-        _check_shape(language, queries, pool, n_uni, embed_width, pooler_heads)
-        _check_learning(xattn_out_init, contrastive_weight, caption_weight, temperature_init)
         self.n_uni, self.cascade = n_uni, pool == "cascade"
         self.contrastive_weight, self.caption_weight = contrastive_weight, caption_weight
         self.pooler = AttentionalPooler(D, vision.width, pooler_heads, queries)
@@ -100,6 +101,18 @@ class CoCa(Writer, Retriever):
         self.preserves_lm_at_init = xattn_out_init == "zero"
         self.compares = contrastive_weight > 0
         self.contrast.requires_grad_(self.compares)
+
+    @staticmethod
+    def refusals(fusion, language):
+        if fusion.contrastive_weight == fusion.caption_weight == 0:
+            yield "fusion.contrastive_weight and fusion.caption_weight are both 0; one of them must be above."
+        layers, n_uni, heads, D = language.layers, fusion.n_uni, fusion.pooler_heads, language.width
+        if layers < 2:
+            yield f"fusion=coca needs a language model of at least 2 blocks, one per half; this has {layers}."
+        if n_uni is not None and n_uni >= layers:
+            yield f"fusion.n_uni={n_uni} leaves no block for the upper half: the language model has {layers}."
+        if D % heads:
+            yield f"fusion.pooler_heads={heads} must divide the language model's width {D}."
 
     # -------------------------------------------------------------------------------------------------- the picture
     def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
@@ -224,35 +237,3 @@ def _note_attention(aux: dict, read_BHTn: Tensor) -> None:
     pooled_InN = aux["pooler"][-1]
     G = len(read_BHTn) // len(pooled_InN)
     note(aux, "attention", read_BHTn @ pooled_InN.repeat_interleave(G, 0)[:, None])
-
-
-def _check_shape(
-    language: LanguageSpec, queries: int, pool: str, n_uni: int, embed_width: int, pooler_heads: int
-) -> None:
-    layers, D = language.layers, language.width
-    if layers < 2:
-        raise UserError(f"fusion=coca needs a language model of at least 2 blocks, one per half; this has {layers}.")
-    if not 1 <= n_uni < layers:
-        raise UserError(
-            f"fusion.n_uni must be from 1 to {layers - 1}, so that each half of the language model's {layers} blocks "
-            f"has one; got {n_uni}."
-        )
-    if pool not in ("cascade", "parallel"):
-        raise UserError(f"fusion.pool must be cascade or parallel; got {pool!r}.")
-    for name, value in (("queries", queries), ("embed_width", embed_width), ("pooler_heads", pooler_heads)):
-        if value < 1:
-            raise UserError(f"fusion.{name} must be at least 1; got {value}.")
-    if D % pooler_heads:
-        raise UserError(f"fusion.pooler_heads must divide the language model's width {D}; got {pooler_heads}.")
-
-
-def _check_learning(xattn_out_init: str, contrastive_weight: float, caption_weight: float, temperature: float) -> None:
-    if xattn_out_init not in ("default", "zero"):
-        raise UserError(f"fusion.xattn_out_init must be default or zero; got {xattn_out_init!r}.")
-    for name, value in (("contrastive_weight", contrastive_weight), ("caption_weight", caption_weight)):
-        if value < 0:
-            raise UserError(f"fusion.{name} must not be negative; got {value}.")
-    if contrastive_weight == caption_weight == 0:
-        raise UserError("fusion.contrastive_weight and fusion.caption_weight are both 0; one of them must be above.")
-    if temperature <= 0:
-        raise UserError(f"fusion.temperature_init must be above 0; got {temperature}.")

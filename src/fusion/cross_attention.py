@@ -12,8 +12,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
+from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.fusion.base import Writer, gpt2_init
+from src.kinds import BelowOne, Size
 from src.layers.attention import CrossAttention, key_bias
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout
@@ -24,10 +25,8 @@ class PlainCrossAttention(Writer):
 
     where = "A"
 
-    def __init__(self, vision: VisionSpec, language: LanguageSpec, every: int, dropout: float):
+    def __init__(self, vision: VisionSpec, language: LanguageSpec, every: Size, dropout: BelowOne):
         super().__init__(vision, language)
-        if every < 1:
-            raise UserError(f"fusion.every must be at least 1 (every block); got {every}.")
         self.every = every
         places = range(0, language.layers, every)
         self.norms = nn.ModuleList(nn.LayerNorm(language.width) for _ in places)

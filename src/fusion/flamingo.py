@@ -39,20 +39,23 @@ pictures and to tokens whose picture was cut off, and compute keys and values ag
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
 from src.fusion.base import Writer, gpt2_init
+from src.kinds import Positive, Size
 from src.layers.attention import CrossAttention, note
 from src.layers.cache import Cache
-from src.layers.resampler import ACTIVATIONS, FeedForward, Resampler
+from src.layers.resampler import FeedForward, Resampler
 
 
 class Flamingo(Writer):
     """See the formulas above; ``every`` is n, ``latents`` R, ``gate: false`` replaces both tanh gates by 1.
 
-    Raises UserError for options out of range, and in ``encode`` for a video of more than ``max_frames`` frames.
+    ``encode`` raises UserError for a video of more than ``max_frames`` frames.
     """
 
     where = "P"
@@ -63,36 +66,21 @@ class Flamingo(Writer):
         self,
         vision: VisionSpec,
         language: LanguageSpec,
-        every: int,
-        latents: int,
-        latents_std: float,
-        resampler_layers: int,
-        resampler_width: int | None,
-        heads: int,
-        head_width: int,
-        ffw_ratio: int,
-        activation: str,
-        max_frames: int,
+        every: Size,
+        latents: Size,
+        latents_std: Positive,
+        resampler_layers: Size,
+        resampler_width: Size | None,
+        heads: Size,
+        head_width: Size,
+        ffw_ratio: Size,
+        activation: Literal["sqrelu", "gelu"],
+        max_frames: Size,
         last_image: bool,
         gate: bool,
         gate_init: float,
     ):
         super().__init__(vision, language)
-        _check_counts(
-            every=every,
-            latents=latents,
-            resampler_layers=resampler_layers,
-            resampler_width=vision.width if resampler_width is None else resampler_width,
-            heads=heads,
-            head_width=head_width,
-            ffw_ratio=ffw_ratio,
-            max_frames=max_frames,
-        )
-        _check_choices(activation, last_image, gate)
-        if not gate and gate_init != 0:
-            raise UserError(f"fusion.gate_init={gate_init} needs fusion.gate=true.")
-        if latents_std <= 0:
-            raise UserError(f"fusion.latents_std must be above 0; got {latents_std}.")
         self.every, self.latents, self.max_frames, self.last_image = every, latents, max_frames, last_image
         self.preserves_lm_at_init = gate and gate_init == 0
         shape = {"heads": heads, "head_width": head_width, "ffw_ratio": ffw_ratio, "activation": activation}
@@ -105,6 +93,11 @@ class Flamingo(Writer):
         )
         gpt2_init(self)
         self.undecayed = tuple(f"resampler.{name}" for name, _ in self.resampler.named_parameters(recurse=False))
+
+    @staticmethod
+    def refusals(fusion):
+        if not fusion.gate and fusion.gate_init != 0:
+            yield f"fusion.gate_init={fusion.gate_init} needs fusion.gate=true."
 
     def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
         """Keys and values of all latents for each inserted layer, (I, H, M*R, d), and which pictures exist, (I, M).
@@ -236,17 +229,3 @@ class GatedCrossAttention(nn.Module):
 
 def _gated(gate: Tensor | None, x: Tensor) -> Tensor:
     return x if gate is None else gate.tanh() * x
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise UserError(f"fusion.{name} must be a whole number of at least 1; got {count!r}.")
-
-
-def _check_choices(activation: str, last_image: bool, gate: bool) -> None:
-    if activation not in ACTIVATIONS:
-        raise UserError(f"fusion.activation must be sqrelu (the paper) or gelu (open_flamingo); got {activation!r}.")
-    for name, value in (("last_image", last_image), ("gate", gate)):
-        if not isinstance(value, bool):
-            raise UserError(f"fusion.{name} must be true or false; got {value!r}.")

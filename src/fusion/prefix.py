@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
+from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.fusion.base import Writer
 from src.layers.cache import Cache
 
@@ -25,13 +25,16 @@ class Prefix(Writer):
 
     def __init__(self, vision: VisionSpec, language: LanguageSpec, open: bool):
         super().__init__(vision, language)
+        self.open = open
+        self.extra_positions = vision.tokens
+
+    @staticmethod
+    def refusals(vision, language):
         if vision.width != language.width:
-            raise UserError(
+            yield (
                 f"fusion=prefix puts visual tokens of width {vision.width} among word vectors of {language.width}; "
                 "use projector=mlp."
             )
-        self.open = open
-        self.extra_positions = vision.tokens
 
     def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
         return Memory(prefix=visual.tokens_INC, valid=visual.valid_IN)

@@ -38,12 +38,15 @@ stream (0.1) after self-attention and after the MLP, and nowhere else: the langu
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.contracts import Block, Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
+from src.contracts import Block, Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.fusion.base import Writer, gpt2_init
+from src.kinds import BelowOne, Ge, Lt, Size
 from src.layers.attention import CrossAttention, key_bias, note
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout, dropout
@@ -59,20 +62,19 @@ class SRAU(Writer):
         self,
         vision: VisionSpec,
         language: LanguageSpec,
-        gate: str,
-        tau: float,
-        levels: int,
-        level_norm: str,
-        level_source: str,
+        gate: Literal["concat", "hidden", "none"],
+        tau: Annotated[float, Ge(0), Lt(0.5)],
+        levels: Size,
+        level_norm: Literal["sqrt", "mean"],
+        level_source: Literal["auto", "vision", "encoder"],
         share_ln: bool,
         gate_bias_init: float,
-        cross_dropout: float,
-        encoder_dropout: float,
-        encoder_form: str,
+        cross_dropout: BelowOne,
+        encoder_dropout: BelowOne,
+        encoder_form: Literal["authors", "early"],
         reference_defects: bool,
     ):
         super().__init__(vision, language)
-        _check(gate, tau, levels, level_norm, level_source, encoder_form, reference_defects)
         self.gate, self.tau, self.share_ln, self.reference_defects = gate, tau, share_ln, reference_defects
         self.levels, self.level_scale = levels, levels**-0.5 if level_norm == "sqrt" else 1 / levels
         if level_source == "auto":
@@ -93,6 +95,16 @@ class SRAU(Writer):
         self.gates = nn.ModuleList()  # W_i, b_i for every block and level; none in the paper's form
         if gate == "concat":
             self.gates.extend(LearntGates(D, levels, gate_bias_init) for _ in range(language.layers))
+
+    @staticmethod
+    def refusals(fusion, vision):
+        if fusion.reference_defects and fusion.level_source == "vision":
+            yield "fusion.reference_defects=true needs fusion.level_source=encoder: the defects are an encoder's."
+        if fusion.level_source == "vision" and fusion.levels > vision.levels:
+            yield (
+                f"fusion.levels={fusion.levels} is more than the {vision.levels} levels that the vision encoder hands "
+                "out; use fewer, or fusion.level_source=encoder."
+            )
 
     def init_from(self, lm: Language) -> None:
         if self.reference_defects:
@@ -153,27 +165,6 @@ class SRAU(Writer):
 
     def _stream_drop(self, h_BTD: Tensor) -> Tensor:
         return dropout(h_BTD, 0.1, self.training) if self.reference_defects else h_BTD
-
-
-def _check(
-    gate: str, tau: float, levels: int, level_norm: str, level_source: str, encoder_form: str, reference_defects: bool
-) -> None:
-    if not 0 <= tau < 0.5:
-        raise UserError(f"fusion.tau must be at least 0 and below 0.5, or both gates can be shut at once; got {tau}.")
-    if gate not in ("hidden", "concat", "none"):
-        raise UserError(f"fusion.gate must be hidden (the paper), concat (the authors' code) or none; got {gate!r}.")
-    if levels < 1:
-        raise UserError(f"fusion.levels must be at least 1; got {levels}.")
-    if level_norm not in ("sqrt", "mean"):
-        raise UserError(f"fusion.level_norm must be sqrt or mean; got {level_norm!r}.")
-    if level_source not in ("auto", "encoder", "vision"):
-        raise UserError(f"fusion.level_source must be auto, encoder or vision; got {level_source!r}.")
-    if encoder_form not in ("authors", "early"):
-        raise UserError(f"fusion.encoder_form must be authors or early; got {encoder_form!r}.")
-    if reference_defects and level_source == "vision":
-        raise UserError(
-            "fusion.reference_defects=true needs fusion.level_source=encoder: the defects are an encoder's."
-        )
 
 
 def _xavier(module: nn.Module) -> None:

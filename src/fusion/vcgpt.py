@@ -23,12 +23,15 @@ freezes anything; its title says end-to-end. The layer here is GPT-2's block wit
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
+from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.fusion.base import Writer, gpt2_init
+from src.kinds import BelowOne, Size
 from src.layers.attention import CrossAttention, key_bias, note, self_attention, split_heads
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout
@@ -47,15 +50,14 @@ class VCGPT(Writer):
         self,
         vision: VisionSpec,
         language: LanguageSpec,
-        layers: int,
-        head: str,
+        layers: Size,
+        head: Literal["separate", "shared"],
         self_ensemble: bool,
-        wg: str,
-        wf_init: str,
-        dropout: float,
+        wg: Literal["copy_trained", "copy_frozen", "tied"],
+        wf_init: Literal["normal", "zero"],
+        dropout: BelowOne,
     ):
         super().__init__(vision, language)
-        _check(layers, head, self_ensemble, wg, wf_init)
         D, V = language.width, language.vocabulary
         self.self_ensemble = self_ensemble
         self.W_v, self.norm_v = nn.Linear(vision.width, D), nn.LayerNorm(D)
@@ -72,6 +74,11 @@ class VCGPT(Writer):
                 del self.W_G
                 self.register_buffer("W_G", torch.zeros(V, D))
         self.preserves_lm_at_init = self_ensemble and head == "separate" and wf_init == "zero"
+
+    @staticmethod
+    def refusals(fusion):
+        if fusion.wf_init == "zero" and not fusion.self_ensemble:
+            yield "fusion.wf_init=zero without fusion.self_ensemble gives constant logits; use wf_init=normal."
 
     def init_from(self, lm: Language) -> None:
         if self.W_G is not None:
@@ -147,16 +154,3 @@ class FusionLayer(nn.Module):
         dropout = self.dropout if self.training else 0.0
         read_BTD = self_attention(q_BHTd, k_BHTd, v_BHTd, walk, self.slot, q_BHTd.shape[-1] ** -0.5, dropout)
         return self.out(read_BTD)
-
-
-def _check(layers: int, head: str, self_ensemble: bool, wg: str, wf_init: str) -> None:
-    if layers < 1:
-        raise UserError(f"fusion.layers must be at least 1; got {layers}.")
-    if head not in ("separate", "shared"):
-        raise UserError(f"fusion.head must be separate (the paper's W_G and W_F) or shared (grafting); got {head!r}.")
-    if wg not in ("tied", "copy_frozen", "copy_trained"):
-        raise UserError(f"fusion.wg must be tied, copy_frozen or copy_trained; got {wg!r}.")
-    if wf_init not in ("normal", "zero"):
-        raise UserError(f"fusion.wf_init must be normal or zero; got {wf_init!r}.")
-    if wf_init == "zero" and not self_ensemble:
-        raise UserError("fusion.wf_init=zero without fusion.self_ensemble gives constant logits; use wf_init=normal.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PretrainedConfig
@@ -14,6 +15,7 @@ from transformers.utils import logging
 
 from src import hub
 from src.contracts import Tokenizer, UserError
+from src.kinds import BelowOne, Size, checked
 from src.language.base import LanguageModel
 from src.language.gpt2 import GPT2
 from src.language.llama import Llama
@@ -29,12 +31,16 @@ IN_A_BLOCK = re.compile(r"(^|\.)(h|layers)\.\d+\.")  # names of a block's tensor
 FUSED_GELU = "gelu_pytorch_tanh"
 
 
+@checked("language.model")
 def tiny(
-    tokenizer: Tokenizer, width: int = 256, layers: int = 4, heads: int = 4, context: int = 128, dropout: float = 0.1
+    tokenizer: Tokenizer,
+    width: Size = 256,
+    layers: Size = 4,
+    heads: Size = 4,
+    context: Size = 128,
+    dropout: BelowOne = 0.1,
 ) -> GPT2:
     """A small GPT-2 with random weights (GPT-2's own initialisation) and the tokenizer's vocabulary."""
-    if width % heads:
-        raise UserError(f"The language model's width {width} is not divisible by its {heads} heads.")
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=context,
@@ -53,15 +59,14 @@ def tiny(
     return GPT2(GPT2LMHeadModel(config), tokenizer)
 
 
-def pretrained(tokenizer: Tokenizer, name: str, init: str = "pretrained") -> LanguageModel:
+@checked("language.model")
+def pretrained(tokenizer: Tokenizer, name: str, init: Literal["pretrained", "random"] = "pretrained") -> LanguageModel:
     """A checkpoint of a supported family in float32; ``name`` is a folder or a name on the hub.
 
     ``init="random"`` takes the architecture only, with random weights; for "gpt2" that needs no network. Raises
     UserError when the checkpoint cannot be had, is of another family, does not belong to the tokenizer, or would be
     opened as something else than what was trained: an adapter, quantised weights, a configuration of another model.
     """
-    if init not in ("pretrained", "random"):
-        raise UserError(f"language.init is 'pretrained' or 'random', not {init!r}.")
     name = hub.expanded(name)
     config = GPT2Config() if (name, init) == ("gpt2", "random") else _config(name)
     if config.model_type not in FAMILIES:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from src.contracts import Batch, Language, LanguageSpec, Memory, Target, Text, View
 from src.fusion.base import Fusion, Writer
+from src.kinds import Rate, check_kinds
 
 Chance = Callable[[int], random.Random]  # row b of a batch -> its draws, a function of (seed, epoch, id) alone
 
@@ -56,8 +57,11 @@ class Learner(Protocol):
 class Objective(ABC):
     """``weight``: of its loss among those of other objectives."""
 
-    weight: float = field(default=1.0, kw_only=True)
+    weight: Rate = field(default=1.0, kw_only=True)
     needs: ClassVar[type[Fusion]] = Writer  # what the mechanism has to be able to do
+
+    def __post_init__(self):
+        check_kinds("objectives", {one.name: one.type for one in fields(self)}, vars(self))
 
     def head(self, language: LanguageSpec) -> nn.Module | None:
         """Parameters of its own."""

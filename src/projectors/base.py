@@ -6,15 +6,21 @@ Projector(vision_spec, language_spec, **options).forward(visual) -> visual      
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 from torch import nn
 
 from src.contracts import LanguageSpec, VisionSpec, Visual
+from src.kinds import Checked
 
 
-class Projector(nn.Module, ABC):
-    """``spec``: the pictures as a fusion behind it gets them; without levels, which belong to the encoder."""
+class Projector(Checked, nn.Module, ABC):
+    """``spec``: the pictures as a fusion behind it gets them; without levels, which belong to the encoder.
 
+    ``sizes(projector, language, vision)``, a static method where options and specs tell: what differs in ``spec``.
+    """
+
+    group: ClassVar[str] = "projector"
     spec: VisionSpec
     needs_tokens: bool = True  # False: it reads the pooled vector only
     undecayed: tuple[str, ...] = ()  # learnt constants: no weight decay, like norms and biases

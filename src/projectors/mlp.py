@@ -15,13 +15,14 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from src.contracts import LanguageSpec, VisionSpec, Visual
+from src.kinds import Size
 from src.projectors.base import Projector
 
 
 class MLP(Projector):
     """(I, M, N, C) -> (I, M, N, D); with ``pooled``, (I, M, C) -> (I, M, pooled, D)."""
 
-    def __init__(self, vision: VisionSpec, language: LanguageSpec, layers: int, pooled: int | None):
+    def __init__(self, vision: VisionSpec, language: LanguageSpec, layers: Size, pooled: Size | None):
         super().__init__(vision, language)
         self.pooled, self.needs_tokens = pooled, pooled is None
         D, vectors = language.width, pooled or 1
@@ -30,6 +31,10 @@ class MLP(Projector):
         steps = [part for pair in itertools.pairwise(widths) for part in (nn.GELU(), nn.Linear(*pair))]
         self.steps = nn.Sequential(*steps[1:])
         self.spec = replace(vision, width=D, tokens=pooled or vision.tokens, levels=0)
+
+    @staticmethod
+    def sizes(projector, language, vision):
+        return {"width": language.width, "tokens": projector.pooled or vision.tokens, "levels": 0}
 
     def forward(self, visual: Visual) -> Visual:
         if self.pooled is None:

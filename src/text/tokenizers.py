@@ -8,12 +8,14 @@ import string
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from src import hub
 from src.errors import UserError
+from src.kinds import Ge, checked
 from src.records.files import write_json, write_text
 from src.text.normalise import normalise_caption
 
@@ -92,14 +94,12 @@ class ByteLevelBPE(FastTokenizer):
     """Byte-level byte-pair encoding (Radford et al. 2019) learnt from captions; bos, eos and pad are distinct."""
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocabulary: int) -> ByteLevelBPE:
+    @checked("language.tokenizer")
+    def train(cls, texts: Iterable[str], vocabulary: Annotated[int, Ge(260)]) -> ByteLevelBPE:
         """Learn at most ``vocabulary`` tokens from ``texts``, in the form that models read them; deterministic.
 
-        Raises UserError when the 256 bytes and 4 special tokens do not fit, or there is nothing to learn from.
+        256 of them are the bytes, 4 special tokens. Raises UserError where there is nothing to learn from.
         """
-        smallest = len(pre_tokenizers.ByteLevel.alphabet()) + len(SPECIALS)
-        if vocabulary < smallest:
-            raise UserError(f"A byte-level vocabulary has at least {smallest} tokens; got vocabulary={vocabulary}.")
         texts = [text for text in map(normalise_caption, texts) if text]
         if not texts:
             raise UserError("There is no text to learn a vocabulary from; check that the training split has captions.")

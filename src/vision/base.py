@@ -5,22 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from src.contracts import UserError, VisionSpec, Visual
+from src.kinds import Checked
 from src.records.weights import tensor_hash
 
 
-class Vision(nn.Module, ABC):
+class Vision(Checked, nn.Module, ABC):
     """A vision encoder. Subclasses implement ``encode``; normalisation and the picture axis are handled here.
 
     ``preprocessing`` says how pictures become this encoder's input: "size" in pixels, "resize" ("squash" | "crop") and
     "interpolation" for the data room, "mean" and "std" per channel of pixels scaled to 0..1. ``architecture`` names the
     computation as far as the shapes of the weights leave it open (numbers of heads, activations). ``pretrained`` is
-    False where the weights are random.
+    False where the weights are random. ``sizes(vision)``, a static method where options alone tell: the encoder's spec.
     """
+
+    group: ClassVar[str] = "vision"
 
     def __init__(self, spec: VisionSpec, preprocessing: dict, architecture: str, pretrained: bool):
         super().__init__()

@@ -20,8 +20,6 @@ from src import hub
 from src.contracts import UserError, VisionSpec
 from src.vision.base import Vision
 
-SIZE, TOKENS, WIDTH = 224, 49, 1280
-
 
 class EfficientNetLite0(Vision):
     """Tokens are the 7 x 7 grid of the head convolution, pooled is their mean: what the ImageNet classifier reads.
@@ -33,17 +31,19 @@ class EfficientNetLite0(Vision):
 
     def __init__(self, weights: str | None = "package"):
         preprocessing = {
-            "size": SIZE,
+            "size": 224,
             # Training saw crops of aspect ratio 3:4 to 4:3, so squashed photographs are familiar; they lose no edges.
             "resize": "squash",
             "interpolation": "bicubic",
             "mean": (127 / 255,) * 3,
             "std": (128 / 255,) * 3,
         }
-        super().__init__(
-            VisionSpec(WIDTH, TOKENS, WIDTH, SIZE), preprocessing, "efficientnet-lite0", weights is not None
-        )
+        super().__init__(VisionSpec(**self.sizes()), preprocessing, "efficientnet-lite0", weights is not None)
         self.net = _network(weights)
+
+    @staticmethod
+    def sizes():
+        return {"width": 1280, "tokens": 49, "pooled_width": 1280, "image_size": 224, "levels": 0}
 
     def encode(self, pixels_X3hw: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor | None]:
         grid_XCyx = self.net.extract_features(pixels_X3hw.contiguous(memory_format=torch.channels_last))

@@ -9,6 +9,7 @@ its neighbours before attention does, and there are as many transformer blocks w
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from src.contracts import UserError, VisionSpec
 from src.hub import reason
+from src.kinds import Size
 from src.layers.attention import softmax
 from src.records.folder import Saved
 from src.vision.base import Vision
@@ -27,20 +29,19 @@ class ViT(Vision):
     Tokens are the patches after the final norm, pooled is their mean.
 
     Levels are the outputs of the last blocks, each after the final norm: raw outputs grow from block to block, and the
-    last level equals the tokens this way. Raises UserError for sizes that do not divide.
+    last level equals the tokens this way.
     """
 
     def __init__(
         self,
-        image_size: int = 64,
-        patch: int = 8,
-        width: int = 128,
-        layers: int = 4,
-        heads: int = 4,
-        stem: str = "conv",
+        image_size: Size = 64,
+        patch: Size = 8,
+        width: Size = 128,
+        layers: Size = 4,
+        heads: Size = 4,
+        stem: Literal["conv", "patch"] = "conv",
         weights: str | None = None,
     ):
-        _check(image_size, patch, width, layers, heads, stem)
         tokens = (image_size // patch) ** 2
         preprocessing = {
             "size": image_size,
@@ -61,6 +62,29 @@ class ViT(Vision):
         self.norm = nn.LayerNorm(width)
         if weights is not None:
             self._load(trained_vision(Path(weights).expanduser()), weights)
+
+    @staticmethod
+    def refusals(vision):
+        size, patch = vision.image_size, vision.patch
+        if vision.width % vision.heads:
+            yield f"vision.heads={vision.heads} must divide vision.width={vision.width}."
+        if size % patch:
+            yield f"vision.patch={patch} must divide vision.image_size={size}; the picture is cut into whole patches."
+        if vision.stem == "conv" and (patch < 2 or patch & (patch - 1)):
+            yield (
+                "vision.stem=conv halves the picture step by step: vision.patch must be 2, 4, 8 or a further power of "
+                f"two; got {patch}."
+            )
+
+    @staticmethod
+    def sizes(vision):
+        return {
+            "width": vision.width,
+            "tokens": (vision.image_size // vision.patch) ** 2,
+            "pooled_width": vision.width,
+            "image_size": vision.image_size,
+            "levels": vision.layers,
+        }
 
     def _load(self, state: dict[str, Tensor], run: str) -> None:
         try:
@@ -130,16 +154,3 @@ def conv_stem(width: int, patch: int) -> nn.Sequential:
         ]
         before = channels
     return nn.Sequential(*layers, nn.Conv2d(before, width, 3, padding=1))
-
-
-def _check(image_size: int, patch: int, width: int, layers: int, heads: int, stem: str) -> None:
-    if min(image_size, patch, width, layers, heads) < 1:
-        raise UserError("vision.image_size, patch, width, layers and heads must be 1 or more.")
-    if image_size % patch:
-        raise UserError(f"vision.image_size={image_size} is no multiple of vision.patch={patch}.")
-    if width % heads:
-        raise UserError(f"vision.width={width} is no multiple of vision.heads={heads}.")
-    if stem not in ("conv", "patch"):
-        raise UserError(f"vision.stem is 'conv' or 'patch', not {stem!r}.")
-    if stem == "conv" and (patch < 2 or patch & (patch - 1)):
-        raise UserError(f"vision.stem=conv halves the picture step by step: vision.patch={patch} is no power of two.")
