@@ -25,9 +25,9 @@ def _choices(command: str) -> str:
     """One line for each group; the word that holds without a choice comes first."""
     if not groups(command):
         return ""
-    file = OmegaConf.load(HOME / "conf" / f"{command}.yaml")
-    chosen = {}
-    for entry in filter(OmegaConf.is_dict, file.defaults):
+    defaults = OmegaConf.to_container(OmegaConf.load(HOME / "conf" / f"{command}.yaml").defaults)  # ${...} as it stands
+    chosen: dict[str, str | None] = {}
+    for entry in (one for one in defaults if isinstance(one, dict)):
         chosen |= {str(group).removeprefix("optional "): word for group, word in entry.items()}
     example = f"conf/{groups(command)[0]}/{choices(groups(command)[0])[0]}.yaml"
     lines = [f"Choices; what each has is explained in conf/<choice>/<word>.yaml, for example {example}:"]
