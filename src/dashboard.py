@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.config.command_line import verb
 from src.errors import UserError
 from src.records.files import write_json
-from src.tracking import logged_in
+from src.records.wandb_runs import logged_in
 
 NAME = "Fusion mechanisms compared"
 FUSION = "choices.fusion"  # in a run's configuration: the word after fusion=

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from src.config.command_line import verb
 from src.errors import UserError
 from src.records.wandb_file import settle
-from src.tracking import attempts
+from src.records.wandb_runs import attempts
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="sync")

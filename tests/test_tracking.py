@@ -574,10 +574,10 @@ def test_stopping_is_left_to_whoever_sees_to_it_already():
 
     before = signal.signal(signal.SIGTERM, handler)
     try:
-        with tracking._interruptible():
+        with tracking.interruptible():
             assert signal.getsignal(signal.SIGTERM) is handler
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        with pytest.raises(SystemExit) as stopped, tracking._interruptible():
+        with pytest.raises(SystemExit) as stopped, tracking.interruptible():
             os.kill(os.getpid(), signal.SIGTERM)
         assert stopped.value.code == 143 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     finally:
