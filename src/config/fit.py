@@ -13,7 +13,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.config.classes import pure, trait
+from src.config.classes import check_saved, pure, trait
 from src.errors import UserError
 from src.kinds import Known, Untold, ask, check_refusals
 from src.records.folder import run_config
@@ -86,7 +86,9 @@ def use_previous_language(cfg: DictConfig) -> DictConfig:
     weights = cfg.language.get("weights")
     if weights is None:
         return cfg
-    language = OmegaConf.merge(run_config(weights).language, {"weights": str(Path(weights))})
+    earlier = run_config(weights)
+    check_saved(OmegaConf.masked_copy(earlier, ["language"]), Path(weights))
+    language = OmegaConf.merge(earlier.language, {"weights": str(Path(weights))})
     if "dropout" in cfg.language.model and "dropout" in language.model:
         language.model.dropout = cfg.language.model.dropout
     OmegaConf.set_struct(cfg, False)
