@@ -19,6 +19,7 @@ import functools
 import inspect
 import math
 import operator
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def is_number(value) -> bool:
 
 
 def is_text(value) -> bool:
-    return isinstance(value, str) or is_number(value)  # a folder may be called 2024
+    return isinstance(value, str | os.PathLike) or is_number(value)  # a folder may be called 2024
 
 
 Size = Annotated[int, Ge(1)]
@@ -57,6 +58,7 @@ Rate = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 BelowOne = Annotated[float, Ge(0), Lt(1)]  # dropout, for example
+Name = Annotated[str, Rule("text", is_text)]
 Project = Annotated[
     str,
     Rule(
@@ -67,13 +69,13 @@ Project = Annotated[
 
 KINDS = {"Annotated": Annotated, "Literal": Literal, "Sequence": Sequence, "Ge": Ge, "Gt": Gt, "Le": Le, "Lt": Lt}
 KINDS |= {"Size": Size, "Count": Count, "Seed": Seed, "Rate": Rate, "Positive": Positive, "Share": Share}
-KINDS |= {"BelowOne": BelowOne, "Project": Project, "int": int, "float": float, "bool": bool, "str": str}
+KINDS |= {"BelowOne": BelowOne, "Name": Name, "Project": Project, "int": int, "float": float, "bool": bool, "str": str}
 BOUNDS = {Ge: "of at least", Gt: "above", Le: "at most", Lt: "below"}
 SIMPLE = {
     int: Rule("a whole number", is_whole),
     float: Rule("a number", is_number),
     bool: Rule("true or false", lambda value: isinstance(value, bool)),
-    str: Rule("text", lambda value: isinstance(value, str)),
+    str: Rule("text", lambda value: isinstance(value, str | os.PathLike)),
     NoneType: Rule("null", lambda value: value is None),
     None: Rule("null", lambda value: value is None),
 }

@@ -263,6 +263,7 @@ RIGHT = [
     "train fusion=coca fusion.n_uni=3",
     "train fusion=coca fusion.n_uni=30 language=hub language.name=some/model",  # whose sizes only the hub knows
     "train fusion.levels=5",
+    "train data=shards data.root=x data.source.train=64 data.source.val=[64,65]",  # folders may have such names
     "train fusion.levels=20 fusion.level_source=vision vision=open_clip",
     "train fusion=clipcap fusion.heads=7",
     "train vision.image_size=63 vision.patch=21 vision.stem=patch",

@@ -18,6 +18,8 @@ from test_export import SIZES, make_run
 from test_verbs import SMOKE, run
 
 from src.config.classes import flatten_all, is_ours
+from src.config.command_line import check_words, compose
+from src.config.fit import use_previous_language
 from src.config.make import make
 from src.errors import UserError
 from src.export import export
@@ -113,6 +115,21 @@ def test_a_run_folder_that_names_a_foreign_class(key, tiny_run, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def test_the_language_model_of_a_stranger(tiny_run, tmp_path):
+    """Of whose configuration the options of language are taken over."""
+    folder = shutil.copytree(tiny_run, tmp_path / "run")
+    for key, value, message in (
+        ("language.model._target_", "os.system", "language.model._target_=os.system is refused"),
+        ("language.name", "${oc.env:HOME}", "language.name=.* is refused: a saved configuration holds values"),
+    ):
+        cfg = OmegaConf.load(tiny_run / "config.yaml")
+        OmegaConf.update(cfg, key, value)
+        OmegaConf.save(cfg, folder / "config.yaml")
+        with pytest.raises(UserError, match=f"{folder}: {message}"):
+            check_words("train", [f"language.weights={folder}"])
+            use_previous_language(compose("train", [f"language.weights={folder}"], []))
+
+
 def test_the_command_line_refuses_it_too(tiny_run, picture, tmp_path):
     folder = shutil.copytree(tiny_run, tmp_path / "run")
     cfg = OmegaConf.load(folder / "config.yaml")
@@ -155,15 +172,15 @@ class Touch:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("exported", [False, True])
-def test_pickles_are_not_unpickled(exported, tiny_run, tmp_path):
+@pytest.mark.parametrize("of", ["run", "export"])
+def test_pickles_are_not_unpickled(of, tiny_run, tmp_path):
     folder = shutil.copytree(tiny_run, tmp_path / "run")
     weights = folder / "checkpoints" / "best.ckpt"
-    if exported:
+    if of == "export":
         export(tiny_run, tmp_path / "to", include=False)
         folder, weights = tmp_path / "to", tmp_path / "to" / "model.safetensors"
     torch.save({"state_dict": Touch(tmp_path / "ran"), "frozen": {}}, weights)
-    if exported:
+    if of == "export":
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["files"]["model.safetensors"]["sha256"] = exported.sha256(weights)
         (folder / "manifest.json").write_text(json.dumps(manifest))

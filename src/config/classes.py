@@ -69,6 +69,20 @@ def check_targets(node: DictConfig, what: str = "") -> None:
             raise UserError(f"{what}{key}={target} {_misspelt(target) or REFUSED}")
 
 
+def check_saved(cfg: DictConfig, path: Path) -> None:
+    """Refuse a saved configuration that could do more than hold values: foreign classes, and interpolations.
+
+    Interpolations are resolved before a configuration is saved; here they could only read, say, the environment.
+    Raises UserError.
+    """
+    for key, value in flatten_all(OmegaConf.to_container(cfg)):
+        if isinstance(value, str) and "${" in value:
+            raise UserError(
+                f"{path}: {key}={value} is refused: a saved configuration holds values, nothing to look up."
+            )
+    check_targets(cfg, f"{path}: ")
+
+
 def _misspelt(target) -> str | None:
     """What is wrong with the name of a class of ours that is not there; None for whatever else."""
     parts = target.split(".") if isinstance(target, str) else []

@@ -14,7 +14,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.added_keys import run_config
-from src.config.classes import lineage, pure, trait
+from src.config.classes import check_saved, lineage, pure, trait
 from src.errors import UserError
 from src.kinds import Known, Untold, ask, check_refusals
 
@@ -88,7 +88,9 @@ def use_previous_language(cfg: DictConfig) -> DictConfig:
     if weights is None:
         return cfg
     folder = Path(weights).expanduser()
-    language = OmegaConf.merge(run_config(folder).language, {"weights": str(folder)})
+    earlier = run_config(folder)
+    check_saved(OmegaConf.masked_copy(earlier, ["language"]), folder)
+    language = OmegaConf.merge(earlier.language, {"weights": str(folder)})
     if "dropout" in cfg.language.model and "dropout" in language.model:
         language.model.dropout = cfg.language.model.dropout
     OmegaConf.set_struct(cfg, False)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.added_keys import without_absent
-from src.config.checks import check_device, check_options
+from src.config.checks import check_device
 from src.config.checks import check_secrets as check_secrets
 from src.config.classes import HOME as HOME
-from src.config.classes import check_targets, flatten, flatten_all, trait
+from src.config.classes import check_saved as check_saved
+from src.config.classes import check_targets, flatten, trait
 from src.config.classes import is_ours as is_ours
 from src.config.fit import PICTURELESS, check_fit
 from src.config.fit import use_previous_language as use_previous_language
@@ -30,12 +30,11 @@ def data_sets(cfg: DictConfig) -> dict[str, DictConfig]:
 
 
 def check(cfg: DictConfig) -> dict[str, Source]:
-    """Refuse unknown options, options and parts that do not go together, and data that are not here.
+    """Refuse options and parts that do not go together, devices and data that are not here.
 
-    Returns the data sources by name, since making them is how their files are looked for. The cheap checks come first;
-    ``verb`` has made those that import nothing heavy already, before there was a run folder. Raises UserError.
+    Returns the data sources by name, since making them is how their files are looked for. Each option by itself has
+    been checked by ``verb``; since then ``cfg`` may have got the language model of an earlier run. Raises UserError.
     """
-    check_options("train", cfg)
     check_fit(cfg)
     check_device(cfg.trainer)
     sees = trait(cfg.fusion._target_, "sees") is not False
@@ -79,20 +78,6 @@ def counted(cfg: DictConfig) -> dict[str, object]:
 def is_below(key: str, tops: Iterable[str]) -> bool:
     """Whether a flat key is one of ``tops`` or inside one."""
     return any(key == top or key.startswith(f"{top}.") for top in tops)
-
-
-def check_saved(cfg: DictConfig, path: Path) -> None:
-    """Refuse a saved configuration that could do more than hold values: foreign classes, and interpolations.
-
-    Interpolations are resolved before a configuration is saved; here they could only read, say, the environment.
-    Raises UserError.
-    """
-    for key, value in flatten_all(OmegaConf.to_container(cfg)):
-        if isinstance(value, str) and "${" in value:
-            raise UserError(
-                f"{path}: {key}={value} is refused: a saved configuration holds values, nothing to look up."
-            )
-    check_targets(cfg, f"{path}: ")
 
 
 def make(node: DictConfig):

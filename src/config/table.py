@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from src.kinds import BelowOne, Count, Ge, Gt, Le, Project, Rate, Rule, Seed, Share, Size, is_text, is_whole, rule
+from src.kinds import BelowOne, Count, Ge, Gt, Le, Name, Project, Rate, Rule, Seed, Share, Size, is_text, is_whole, rule
 
 
 def _is_texts(value) -> bool:
@@ -29,7 +29,6 @@ def _is_strategy(value) -> bool:
     return re.fullmatch("auto|single_device|fsdp|ddp(_[a-z0-9_]+)?", str(value)) is not None
 
 
-Text = Annotated[str, Rule("text", is_text)]
 Texts = Annotated[Any, Rule("text or a [list] of texts", _is_texts)]
 Anything = Annotated[Any, Rule("anything", lambda value: True)]
 Group = Annotated[dict, Rule("a group of options", lambda value: isinstance(value, dict))]
@@ -53,7 +52,7 @@ Words = Literal["words", "characters"]  # those of src.metrics.tokens
 Task = Literal["caption", "stories", "retrieval"]  # those of src.tasks.choose
 
 DATA = {
-    "data.root": Text,
+    "data.root": Name,
     "data.batch_size": Size,
     "data.captions_per_image": Size,
     "data.train_fraction": Annotated[float, Gt(0), Le(1)],
@@ -61,7 +60,7 @@ DATA = {
     "data.max_images": Size,
     "data.p_next": Share,
     "data.workers": Count,
-    "data.cache_dir": Text,
+    "data.cache_dir": Name,
     "data.image_tag": bool,
     "data.by_length": bool,
     "data.on_error": Literal["raise", "skip"],
@@ -93,19 +92,19 @@ NOT_OURS = (
 )
 TRAIN = {
     "seed": Seed,
-    "name": Text,
-    "resume": Text | None,
+    "name": Name,
+    "resume": Name | None,
     "samples": Size,
-    "test_split": Text,
+    "test_split": Name,
     "task": Task | None,
     "metrics": Metrics,
     "val_captions": Count,
     "compile": bool,
-    "sweep": Text,
+    "sweep": Name,
     **DATA,
-    "language.name": Text,
+    "language.name": Name,
     "language.init": Literal["pretrained", "random"],
-    "language.weights": Text | None,
+    "language.weights": Name | None,
     "language.recompute": bool,
     "regime.train_language": bool,
     "regime.train_vision": bool | Literal["auto"],
@@ -120,55 +119,55 @@ TRAIN = {
 }
 COMPARE = {
     "runs": Texts,
-    "evaluation": Text | None,
-    "baseline": Text | None,
+    "evaluation": Name | None,
+    "baseline": Name | None,
     "scores": Texts | None,
     "resamples": Size,
     "allow": Texts,
-    "output": Text,
+    "output": Name,
 }
 COMMANDS = {
     "train": TRAIN,
     "evaluate": {
-        "run": Text,
-        "split": Text,
+        "run": Name,
+        "split": Name,
         "task": Task | None,
-        "data_set": Text | None,
+        "data_set": Name | None,
         **DATA,
-        "data.root": Text | None,
+        "data.root": Name | None,
         "metrics": Metrics,
         "tokens": Words,
         "shots": Count | None,
         "samples": Size,
-        "output": Text | None,
+        "output": Name | None,
     },
-    "caption": {"run": Text, "images": Texts, "output": Text | None, "batch_size": Size},
-    "explain": {"run": Text, "images": Texts | None, "samples": Size, "output": Text | None},
+    "caption": {"run": Name, "images": Texts, "output": Name | None, "batch_size": Size},
+    "explain": {"run": Name, "images": Texts | None, "samples": Size, "output": Name | None},
     "pipeline": {
         "seed": Seed,
-        "name": Text,
-        "split": Text,
+        "name": Name,
+        "split": Name,
         **DATA,
         "metrics": Metrics,
         "tokens": Words,
         "samples": Size,
     },
     "score": {
-        "predictions": Text,
-        "references": Text | None,
-        "split": Text | None,
+        "predictions": Name,
+        "references": Name | None,
+        "split": Name | None,
         "ids": Ids | None,
         "missing": Literal["refuse", "score_predicted", "empty"],
         "metrics": Metrics,
         "tokens": Words,
-        "images": Text | None,
-        "clip.model": Text,
-        "clip.pretrained": Text | None,
-        "output": Text | None,
+        "images": Name | None,
+        "clip.model": Name,
+        "clip.pretrained": Name | None,
+        "output": Name | None,
     },
-    "compare": {**COMPARE, "along": Text | None},
+    "compare": {**COMPARE, "along": Name | None},
     "report": {**COMPARE, "pictures": bool, "gallery": Count | None},
-    "export": {"run": Text, "to": Text, "frozen": Literal["reference", "include"]},
+    "export": {"run": Name, "to": Name, "frozen": Literal["reference", "include"]},
     "benchmark": {
         "fusions": Texts | None,
         "peers": Texts,
@@ -179,7 +178,7 @@ COMMANDS = {
             for name in ("layers", "width", "heads", "vocabulary", "context", "visual_tokens", "visual_width")
         },
         "dropout": BelowOne,
-        "lengths": Text | None,
+        "lengths": Name | None,
         "images": Size,
         "by_length": bool,
         "captions": Size,
@@ -187,18 +186,18 @@ COMMANDS = {
         "decode.batches": list[Size],
         "decode.beams": Size,
         "decode.tokens": Size,
-        "encoder": Text,
+        "encoder": Name,
         "repeats": Size,
         "seconds": Rate,
         "device": Literal["auto", "cpu", "cuda"],
         "precision": Literal["auto", "32-true", "bf16-mixed"],
         "compile": bool,
         "seed": Seed,
-        "output": Text,
+        "output": Name,
     },
-    "dashboard": {"project": Project, "entity": Text | None, "output": Text},
-    "doctor": {"runs": Text},
-    "sync": {"run": Text},
+    "dashboard": {"project": Project, "entity": Name | None, "output": Name},
+    "doctor": {"runs": Name},
+    "sync": {"run": Name},
 }
 
 

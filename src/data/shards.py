@@ -41,7 +41,7 @@ from src.data.images import load_picture, shown
 from src.data.order import EpochBatchSampler, Pick
 from src.data.shard_index import ShardFile, index_of, load_index, read_captions
 from src.errors import UserError
-from src.kinds import Share, Size
+from src.kinds import Name, Share, Size
 
 RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")  # {00000..00099}, both ends included
 PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -65,9 +65,9 @@ class Shards(PictureFiles):
     def __init__(
         self,
         root: str,
-        train: str | Sequence[str],
-        val: str | Sequence[str] | None = None,
-        test: str | Sequence[str] | None = None,
+        train: Name | Sequence[Name],
+        val: Name | Sequence[Name] | None = None,
+        test: Name | Sequence[Name] | None = None,
         window: Size = 8,
         cache_dir: str = "data/shard_index",
         on_error: Literal["raise", "skip"] = "raise",
