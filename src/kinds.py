@@ -21,7 +21,7 @@ import math
 import operator
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
@@ -93,13 +93,16 @@ def rule(kind) -> Rule | None:
     if origin is Annotated:
         return next((mark for mark in inside[1:] if isinstance(mark, Rule)), None) or _bounded(*inside)
     if origin is Literal:
-        return Rule(_listed(map(str, inside)), lambda value: value in inside)
-    rules = [rule(one) for one in inside if one is not Ellipsis]
-    if origin in (Union, UnionType) and None not in rules:
+        *others, last = map(str, inside)
+        return Rule(f"{', '.join(others)} or {last}" if others else last, lambda value: value in inside)
+    if origin not in (Union, UnionType, Sequence, list, tuple):
+        return SIMPLE.get(kind)
+    rules = list(map(rule, inside))
+    if None in rules:
+        return None
+    if origin in (Union, UnionType):
         return Rule(" or ".join(one.says for one in rules), lambda value: any(one.fits(value) for one in rules))
-    if origin in (Sequence, list, tuple) and None not in rules:
-        return _several(rules[0], len(rules) if origin is tuple else None)
-    return SIMPLE.get(kind) if origin is None else None
+    return _several(rules[0], len(rules) if origin is tuple else None)
 
 
 def _bounded(number: type, *marks) -> Rule:
@@ -123,11 +126,6 @@ def _several(one: Rule, length: int | None) -> Rule:
         return right and all(map(one.fits, value))
 
     return Rule(f"a list [...] with {many}{one.says}", fits)
-
-
-def _listed(words: Iterable[str]) -> str:
-    *others, last = words
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 def shown(value) -> str:
@@ -182,30 +180,18 @@ def check_refusals(refusals: Callable, parts: Mapping[str, object]) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 # the same for Python callers
 # --------------------------------------------------------------------------------------------------------------------
-def checked(group: str) -> Callable:
-    """Decorator of a function whose options are those of ``group``: it is only called with what its annotations say."""
-
-    def decorate(made: Callable) -> Callable:
-        @functools.wraps(made)
-        def wrapped(*args, **options):
-            _check_call(made, group, None, args, options)
-            return made(*args, **options)
-
-        return wrapped
-
-    return decorate
-
-
 class Checked:
     """Base of the classes that configurations name: a constructor is only run with what its annotations say.
 
-    ``group``: of the class's options, as sentences name them.
+    ``group``: of the options of the class and those derived from it, as sentences name them.
     """
 
-    group: ClassVar[str] = ""
+    group: ClassVar[str]
 
-    def __init_subclass__(cls, **options):
+    def __init_subclass__(cls, group: str | None = None, **options):
         super().__init_subclass__(**options)
+        if group is not None:
+            cls.group = group
         if "__init__" in vars(cls):
             cls.__init__ = _guarded(cls.__init__)
 
@@ -218,6 +204,20 @@ def _guarded(made: Callable) -> Callable:
         made(self, *args, **options)
 
     return wrapped
+
+
+def checked(group: str) -> Callable[[Callable], Callable]:
+    """The same as a decorator of a function with the options of ``group``."""
+
+    def decorate(made: Callable) -> Callable:
+        @functools.wraps(made)
+        def wrapped(*args, **options):
+            _check_call(made, group, None, args, options)
+            return made(*args, **options)
+
+        return wrapped
+
+    return decorate
 
 
 def _check_call(made: Callable, group: str, refusals: Callable | None, args: tuple, options: dict) -> None:

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -30,10 +30,9 @@ MAX_LIST = 2**31  # bytes of a list, unpacked: fifteen times Karpathy's list of 
 Item = TypeVar("Item", Example, Document)
 
 
-class PictureFiles(Checked):
+class PictureFiles(Checked, group="data.source"):
     """The picture half of a Source whose examples name files. Pictures are squashed, bicubic, unless prepared."""
 
-    group: ClassVar[str] = "data.source"
     has_images = True
     interleaved = False
     task = "caption"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 
@@ -32,7 +32,7 @@ MAX_LINE = 1_000_000  # characters of a line that are read at a time: far more t
 Caption = tuple[str | None, str]  # picture if known (its captions stay in one split), text
 
 
-class CaptionsText(Checked):
+class CaptionsText(Checked, group="data.source"):
     """Each caption of ``files`` is one example without picture, in the splits train and val.
 
     ``files``: "spice_jar" (the 414,113 captions of COCO train2014 that the SPICE program in the package pycocoevalcap
@@ -43,7 +43,6 @@ class CaptionsText(Checked):
     ``on_error``, ``max_skipped``: see ``data.faults``.
     """
 
-    group: ClassVar[str] = "data.source"
     name = "captions_text"
     has_images = False
     interleaved = False

@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from random import Random
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -268,10 +267,9 @@ class _Drawn(Sequence):
         return Example(f"{self._split}-{index:06d}", describe(scene, rng), extra={"scene": scene.to_dict()})
 
 
-class DrawnWorld(Checked):
+class DrawnWorld(Checked, group="data.source"):
     """What sources of drawn pictures share. ``groups``: split -> examples, made when asked for."""
 
-    group: ClassVar[str] = "data.source"
     has_images = True
     interleaved = False
     task = "caption"

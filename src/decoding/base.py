@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from src.contracts import Memory, Text
-from src.kinds import Checked
 from src.layers.cache import Cache
 
 
@@ -17,12 +16,6 @@ class Step(Protocol):
     """One walk: reads the columns of ``text`` (appending them to ``cache``), gives logits (B, V) of the last column."""
 
     def __call__(self, memory: Memory, text: Text, cache: Cache) -> Tensor: ...
-
-
-class Decoder(Checked):
-    """Called as ``decoder(step, memory, prompt, eos, extra)``: one list of ids a picture."""
-
-    group: ClassVar[str] = "decode"
 
 
 def something(logits_BV: Tensor, eos: int) -> Tensor:

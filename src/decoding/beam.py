@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from src.contracts import Memory, Text
-from src.decoding.base import Decoder, Step, next_column, something
+from src.decoding.base import Step, next_column, something
 from src.decoding.best import best_few
-from src.kinds import Rate, Size
+from src.kinds import Checked, Rate, Size
 from src.layers.cache import Cache
 
 
-class BeamSearch(Decoder):
+class BeamSearch(Checked, group="decode"):
     """``beams``: width of the search; ``max_tokens``: longest caption, in tokens."""
 
     def __init__(self, max_tokens: Size, beams: Size, length_penalty: Rate):

@@ -19,7 +19,7 @@ Where the mechanisms enter a pre-norm block stack (slot letters used in headers 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -30,13 +30,11 @@ from src.layers.cache import Cache
 Terms = dict[str, tuple[Tensor, float]]  # a mechanism's own losses by name: value and weight
 
 
-class Fusion(Checked, nn.Module, ABC):
+class Fusion(Checked, nn.Module, ABC, group="fusion"):
     """Base of all mechanisms. Subclasses are built as ``Mechanism(vision_spec, language_spec, **options)``.
 
     What options may be stands in the annotations, what excludes each other in ``refusals``: see src/kinds.py.
     """
-
-    group: ClassVar[str] = "fusion"
 
     where: str = ""  # slot letters, for reports
     sees: bool = True  # False for the control that ignores the picture

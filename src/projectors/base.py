@@ -6,7 +6,6 @@ Projector(vision_spec, language_spec, **options).forward(visual) -> visual      
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 from torch import nn
 
@@ -14,13 +13,12 @@ from src.contracts import LanguageSpec, VisionSpec, Visual
 from src.kinds import Checked
 
 
-class Projector(Checked, nn.Module, ABC):
+class Projector(Checked, nn.Module, ABC, group="projector"):
     """``spec``: the pictures as a fusion behind it gets them; without levels, which belong to the encoder.
 
     ``sizes(projector, language, vision)``, a static method where options and specs tell: what differs in ``spec``.
     """
 
-    group: ClassVar[str] = "projector"
     spec: VisionSpec
     needs_tokens: bool = True  # False: it reads the pooled vector only
     undecayed: tuple[str, ...] = ()  # learnt constants: no weight decay, like norms and biases

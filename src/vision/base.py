@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from src.kinds import Checked
 from src.records.weights import tensor_hash
 
 
-class Vision(Checked, nn.Module, ABC):
+class Vision(Checked, nn.Module, ABC, group="vision"):
     """A vision encoder. Subclasses implement ``encode``; normalisation and the picture axis are handled here.
 
     ``preprocessing`` says how pictures become this encoder's input: "size" in pixels, "resize" ("squash" | "crop") and
@@ -23,8 +22,6 @@ class Vision(Checked, nn.Module, ABC):
     computation as far as the shapes of the weights leave it open (numbers of heads, activations). ``pretrained`` is
     False where the weights are random. ``sizes(vision)``, a static method where options alone tell: the encoder's spec.
     """
-
-    group: ClassVar[str] = "vision"
 
     def __init__(self, spec: VisionSpec, preprocessing: dict, architecture: str, pretrained: bool):
         super().__init__()
