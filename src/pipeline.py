@@ -63,6 +63,8 @@ def check(source, split: str) -> None:
         raise UserError(f"A pipeline needs captioned pictures, and data={source.name} has others; choose others.")
     if split == "train":
         raise UserError("split=train is what is remembered: every picture would find itself; use val or test.")
+    if split not in source.splits():
+        raise UserError(f"split={split} does not exist; this data has {', '.join(source.splits())}.")
 
 
 if __name__ == "__main__":

@@ -181,12 +181,12 @@ def test_it_is_an_arm_among_runs(runs, tmp_path):
 
 REFUSED = {
     "what is remembered": (("split=train",), "split=train is what is remembered"),
-    "another split": (("split=exam",), "no examples in a split 'exam'"),
+    "another split": (("split=exam",), "split=exam does not exist; this data has train, val, test, compositional"),
     "several data sets": (("data=mixture",), "A pipeline reads one data set"),
     "documents": (("data=scenes_interleaved",), "needs captioned pictures"),
     "random weights": (("vision.weights=null",), "random weights"),
     "another word": (("pipeline=nearst",), "did you mean pipeline=nearest?"),
-    "an option of training": (("+decode=greedy",), "no option of src.pipeline"),
+    "an option of training": (("trainer.max_steps=4",), "no option of src.pipeline"),
 }
 
 
