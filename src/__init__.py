@@ -18,8 +18,8 @@ sys.path.append(str(Path(__file__).parent / "launch"))
 FLOORS = (
     ("errors", "layers", "scenes"),
     ("contracts", "hub", "kinds", "records"),
-    ("decoding", "fusion", "language", "text", "vision"),
-    ("config", "data", "metrics", "objectives", "projectors"),
+    ("decoding", "fusion", "language", "projectors", "text", "vision"),
+    ("config", "data", "metrics", "objectives"),
     ("comparison", "launch", "loading"),
     ("pipelines", "reporting", "training"),
     ("captioner",),
