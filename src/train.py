@@ -17,7 +17,7 @@ from src.config.fit import use_previous_language
 from src.config.machine_faults import told_when_machine_fails
 from src.config.make import check, make
 from src.records.environment import environment
-from src.records.files import SUMS, seal, told_when_full, write_json, write_text
+from src.records.files import SUMS, explaining_full_disk, seal, write_json, write_text
 from src.records.folder import checkpoint_path, complete, write_skipped
 from src.training.signals import Interrupts
 
@@ -31,7 +31,7 @@ def main(cfg: DictConfig) -> float | None:
     tracker = make(cfg.logger)
     run = Path(HydraConfig.get().runtime.output_dir)
     print(f"run folder: {run}", flush=True)
-    with Interrupts() as interrupts, told_when_full(run), told_when_machine_fails(run):
+    with Interrupts() as interrupts, explaining_full_disk(run), told_when_machine_fails(run):
         return train(cfg, sources, tracker, run, interrupts)
 
 

@@ -61,12 +61,12 @@ def pictures(parts: Parts, split: str, count: int) -> dict[str, Image.Image]:
 
     found = {}
     for example in islice(parts.data.examples(split), count):
-        shown = [c.picture for c in example.chunks if c.picture] if isinstance(example, Document) else [example]
-        found |= {one.id: picture(parts, one) for one in shown}
+        seen = [c.picture for c in example.chunks if c.picture] if isinstance(example, Document) else [example]
+        found |= {one.id: picture(parts, one) for one in seen}
     return found
 
 
-def sample_table(rows: Sequence[dict], shown: dict[str, Image.Image]):
+def sample_table(rows: Sequence[dict], images: dict[str, Image.Image]):
     """A wandb.Table: picture, id, caption, references, and every score that the pictures have."""
     import wandb
 
@@ -74,7 +74,7 @@ def sample_table(rows: Sequence[dict], shown: dict[str, Image.Image]):
     table = wandb.Table(columns=["picture", "id", "caption", *names])
     for row in rows:
         cells = [_cell(row.get(name)) for name in names]
-        table.add_data(wandb.Image(shown[row["id"]]), row["id"], row["caption"], *cells)
+        table.add_data(wandb.Image(images[row["id"]]), row["id"], row["caption"], *cells)
     return table
 
 
