@@ -204,8 +204,8 @@ class Wandb(Tracker):
             key = f"samples/{name}".rstrip("/")
             rows = sample_rows(folder)[: cfg.samples]
             if rows:
-                shown = pictures(own.data, cfg.test_split, cfg.samples)
-                self.run.log({key: sample_table(rows, shown)})
+                images = pictures(own.data, cfg.test_split, cfg.samples)
+                self.run.log({key: sample_table(rows, images)})
                 self.run.log({f"{key}_sheet": wandb.Image(str(folder / "samples.png"))})
         for kind, files in diagnostics(parts, cfg, run).items():
             self.run.log({f"diagnostics/{kind}": [wandb.Image(str(file), caption=file.stem) for file in files]})

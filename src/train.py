@@ -17,7 +17,7 @@ from src.config.fit import use_previous_language
 from src.config.machine_faults import told_when_machine_fails
 from src.config.make import check, make
 from src.config.resume import resumed
-from src.records.files import seal, told_when_full, write_json
+from src.records.files import explaining_full_disk, seal, write_json
 from src.records.folder import Saved, complete, removed_where_nothing_came_of_it, write_skipped
 from src.records.folder import begin as begin_run
 from src.training.signals import Interrupts
@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> float | None:
         sources = check(cfg)
         tracker = make(cfg.logger)
         print(f"run folder: {run}", flush=True)
-        with Interrupts() as interrupts, told_when_full(run), told_when_machine_fails(run):
+        with Interrupts() as interrupts, explaining_full_disk(run), told_when_machine_fails(run):
             return train(cfg, sources, tracker, run, interrupts)
 
 

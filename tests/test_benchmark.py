@@ -375,7 +375,7 @@ def test_refusals(override, message):
 
 def test_too_few_captions_are_named(captions, tmp_path):
     settings = {**settings_of(*SMALL, "images=40", f"lengths={captions}"), "folder": str(tmp_path)}
-    with pytest.raises(UserError, match=r"holds 2\d\d training captions and this benchmark deals out 320"):
+    with pytest.raises(UserError, match=r"holds 2\d\d training captions and this benchmark needs 320"):
         prepare(Job("prepare"), settings)
 
 

@@ -26,8 +26,8 @@ from src.benchmarking.workloads import (
     Own,
     Unsupported,
     Workload,
-    deal_captions,
     make_tokenizer,
+    sample_examples,
     to_device,
 )
 from src.build import precision
@@ -58,8 +58,8 @@ def prepare(job: Job, settings: dict) -> dict:
     folder, kind = Path(settings["folder"]), device().type
     if settings["device"] == "cuda" != kind:
         raise UserError("device=cuda, but torch sees no GPU here; say device=cpu.")
-    dealt, every = deal_captions(settings)
-    write_json(folder / EXAMPLES, [[example.id, example.captions] for example in dealt])
+    examples, every = sample_examples(settings)
+    write_json(folder / EXAMPLES, [[example.id, example.captions] for example in examples])
     for size in settings["sizes"]:
         make_tokenizer(settings["size"][size]["vocabulary"], every).save(folder / size)
         Workload(settings, size)  # which builds the cache

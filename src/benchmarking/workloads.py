@@ -82,7 +82,7 @@ class Pictures:
         return torch.zeros(3, size, size, dtype=torch.uint8)
 
 
-def deal_captions(settings: dict) -> tuple[list[Example], list[str]]:
+def sample_examples(settings: dict) -> tuple[list[Example], list[str]]:
     """Pictures with ``captions`` captions each, drawn with the seed from all captions; and all of these.
 
     Which caption belongs to which picture is lost, and changes no speed. Raises UserError where there are too few.
@@ -93,11 +93,11 @@ def deal_captions(settings: dict) -> tuple[list[Example], list[str]]:
     each, pictures = settings["captions"], pictures_needed(settings)
     if len(every) < each * pictures:
         raise UserError(
-            f"lengths={settings['lengths']} holds {len(every)} training captions and this benchmark deals out "
+            f"lengths={settings['lengths']} holds {len(every)} training captions and this benchmark needs "
             f"{each * pictures}; give a longer file, or lower images, captions or decode.batches."
         )
-    dealt = [Example(str(i), tuple(every[i * each : (i + 1) * each])) for i in range(pictures)]
-    return dealt, every
+    examples = [Example(str(i), tuple(every[i * each : (i + 1) * each])) for i in range(pictures)]
+    return examples, every
 
 
 def pictures_needed(settings: dict) -> int:

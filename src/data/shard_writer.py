@@ -18,7 +18,7 @@ from PIL import Image
 from src.contracts import Example, Source
 from src.data.shards import Shards
 from src.errors import UserError
-from src.records.files import told_when_full
+from src.records.files import explaining_full_disk
 
 
 def write_shards(source: Source, folder: str | Path, per_shard: int = 10_000, size: int = 224) -> None:
@@ -37,7 +37,7 @@ def write_shards(source: Source, folder: str | Path, per_shard: int = 10_000, si
         examples = iter(source.examples(split))
         number = 0
         while some := list(islice(examples, per_shard)):
-            with told_when_full(place):
+            with explaining_full_disk(place):
                 _write_shard(place / f"{number:05d}.tar", number * per_shard, some, source, size)
             number += 1
 

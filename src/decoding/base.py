@@ -18,7 +18,7 @@ class Step(Protocol):
     def __call__(self, memory: Memory, text: Text, cache: Cache) -> Tensor: ...
 
 
-def something(logits_BV: Tensor, eos: int) -> Tensor:
+def without_end(logits_BV: Tensor, eos: int) -> Tensor:
     """The first step's logits without the end token. Summed log-probabilities favour short captions, and where a model
     does not know what to say the empty one is the most probable of all (Stahlberg & Byrne 2019, arXiv 1908.10090).
     """
@@ -44,7 +44,7 @@ def roll_out(
     active, phi_B, text = list(range(rows)), prompt.phi_BT[:, -1], prompt
     for length in range(max_tokens):
         logits_BV = step(memory, text, cache)
-        ids_B = choose(logits_BV if length else something(logits_BV, eos))
+        ids_B = choose(logits_BV if length else without_end(logits_BV, eos))
         ids = ids_B.tolist()  # the only thing that a step waits for
         going = [row for row, token in enumerate(ids) if token != eos]
         for row in going:

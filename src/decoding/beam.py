@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from src.contracts import Memory, Text
-from src.decoding.base import Step, next_column, something
+from src.decoding.base import Step, next_column, without_end
 from src.decoding.best import best_few
 from src.kinds import Checked, Rate, Size
 from src.layers.cache import Cache
@@ -57,7 +57,7 @@ class _Search:
 
     def start(self, logits_IV: Tensor) -> None:
         """First tokens: the K best continuations of each prompt."""
-        score_IV = something(logits_IV.float().log_softmax(-1), self.eos)
+        score_IV = without_end(logits_IV.float().log_softmax(-1), self.eos)
         score_IW, token_IW = best_few(score_IV, min(2 * self.K, score_IV.shape[1]))
         self.ids_IKt = score_IW.new_zeros(len(score_IW), self.K, 0, dtype=torch.long)
         self.cache.repeat(self.K)

@@ -6,7 +6,7 @@ and preprocessing, the number of levels, and the pictures. It holds one .npy fil
     checksums.npy   CRC-32 of every row, all arrays together
     manifest.json   key, number of rows, shapes and file sizes; written last
 
-A cache is built in a folder beside its place and renamed into it whole, so a half-written one never bears the name.
+A cache is built in a folder beside its place and renamed into it whole, so a half-written one never has its name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from src.contracts import Example, Source, Visual
 from src.data.order import InOrder, Pick
 from src.errors import UserError
 from src.loading.batches import Loader
-from src.records.files import told_when_full
+from src.records.files import explaining_full_disk
 from src.vision.base import Vision
 
 FORMAT = 1  # part of the key: raise it when the files change their meaning
@@ -90,7 +90,7 @@ class FeatureCache:
         cache = cls._open_intact(place, ids, tokens)
         if cache is not None:
             return cache
-        with told_when_full(folder), _scratch(folder) as scratch:
+        with explaining_full_disk(folder), _scratch(folder) as scratch:
             _require_space(folder, len(ids), _shapes(vision, levels))
             new = scratch / "new"
             _build(new, key, vision, source, examples, levels, batch_size, workers, progress)

@@ -53,7 +53,7 @@ def unwritable(path: Path | str, error: OSError) -> UserError:
 
 
 @contextmanager
-def told_when_full(folder: Path) -> Iterator[None]:
+def explaining_full_disk(folder: Path) -> Iterator[None]:
     """Around work of libraries that write into ``folder`` themselves: a full disk becomes a UserError."""
     try:
         yield

@@ -55,8 +55,8 @@ def gallery(arms: Sequence[Arm], pictures: bool = True, limit: int | None = None
     urls = []
     if pictures and known:
         examples, source = known
-        shown = tqdm(ids, desc="pictures", unit="picture", leave=False, delay=2)
-        urls = [_thumbnail(source, examples.get(id), notes) for id in shown]
+        progress = tqdm(ids, desc="pictures", unit="picture", leave=False, delay=2)
+        urls = [_thumbnail(source, examples.get(id), notes) for id in progress]
     data = {
         "arms": [arm.label for arm in arms],
         "metrics": metrics,

@@ -70,7 +70,7 @@ def page(comparison: Comparison, gallery: dict | None, notes: Sequence[str]) -> 
         "online": [(name, plot) for name in ONLINE if (plot := _curves(comparison.arms, f"val/{name}")) is not None],
         "fractions": _per_score(comparison, _efficiency),
         "gallery": gallery,
-        "shown": bool(gallery and gallery["ids"]),  # controls over no picture would do nothing
+        "has_pictures": bool(gallery and gallery["ids"]),  # controls over no picture would do nothing
         "gallery_notes": notes,
         "data": embedded({**(gallery or {}), "first": first}),
         "style": Markup((HERE / "report.css").read_text(encoding="utf-8")),

@@ -54,7 +54,7 @@ def config_choices(run: Path) -> dict[str, str]:
     return json.loads((run / "environment.json").read_text(encoding="utf-8"))["choices"]
 
 
-def sample_table(rows: Sequence[dict], shown: dict[str, Image.Image]):
+def sample_table(rows: Sequence[dict], images: dict[str, Image.Image]):
     """A wandb.Table: picture, id, caption, references, and every score that the pictures have."""
     import wandb
 
@@ -62,7 +62,7 @@ def sample_table(rows: Sequence[dict], shown: dict[str, Image.Image]):
     table = wandb.Table(columns=["picture", "id", "caption", *names])
     for row in rows:
         cells = [_cell(row.get(name)) for name in names]
-        table.add_data(wandb.Image(shown[row["id"]]), row["id"], row["caption"], *cells)
+        table.add_data(wandb.Image(images[row["id"]]), row["id"], row["caption"], *cells)
     return table
 
 
