@@ -18,6 +18,15 @@ class Step(Protocol):
     def __call__(self, memory: Memory, text: Text, cache: Cache) -> Tensor: ...
 
 
+class Decoder(Protocol):
+    """How words are chosen: token ids of every row of ``prompt``, without ``eos``.
+
+    ``extra``: cache columns that the fusion needs besides the tokens.
+    """
+
+    def __call__(self, step: Step, memory: Memory, prompt: Text, eos: int, extra: int = 0) -> list[list[int]]: ...
+
+
 def check_length(max_tokens: int) -> None:
     if max_tokens < 1:
         raise UserError(f"decode.max_tokens must be at least 1; got {max_tokens}.")

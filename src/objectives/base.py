@@ -32,7 +32,7 @@ class Loss(NamedTuple):
     """
 
     mean: Tensor
-    count: Tensor
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]: nobody counts in it as in a tuple
     terms: Mapping[str, tuple[Tensor, float]] = MappingProxyType({})
 
 
@@ -41,13 +41,13 @@ class Learner(Protocol):
 
     fusion: Fusion
     language: Language
-    heads: Mapping[str, nn.Module]
+    heads: nn.ModuleDict
 
     def learn(self, memory: Memory, text: Text) -> tuple[Tensor, Terms]:
         """The mechanism's ``learn``: hidden states of all columns but the last, and losses of its own."""
         ...
 
-    def cross_entropy(self, hidden_BTD: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    def cross_entropy(self, hidden_BTE: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Mean nats per target token, and how many there are."""
         ...
 

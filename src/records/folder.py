@@ -19,9 +19,13 @@ import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from src.errors import UserError
 from src.records.files import _write_sums, listed, seal, verify, write_jsonl, write_text
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 MANIFEST = "manifest.json"  # of an exported folder: sha256 of its files, and where frozen parts come from
 EXPORTED_CONFIG, EXPORTED_WEIGHTS = "captioner.yaml", "model.safetensors"
@@ -61,7 +65,7 @@ def write_skipped(run: Path, sources: Iterable) -> None:
         write_jsonl(run / "skipped.jsonl", left_out)
 
 
-def run_config(folder: Path | str):
+def run_config(folder: Path | str) -> DictConfig:
     """The configuration of a finished or running run, or of an exported one.
 
     Raises UserError when ``folder`` is neither, or when the file cannot be read.
