@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Protocol
 
@@ -19,10 +20,14 @@ class Step(Protocol):
     def __call__(self, memory: Memory, text: Text, cache: Cache) -> Tensor: ...
 
 
-class Decoder(Checked):
-    """Called as ``decoder(step, memory, prompt, eos, extra)``: one list of ids a picture."""
+class Decoder(Checked, ABC):
+    """How words are chosen."""
 
     group: ClassVar[str] = "decode"
+
+    @abstractmethod
+    def __call__(self, step: Step, memory: Memory, prompt: Text, eos: int, extra: int = 0) -> list[list[int]]:
+        """Token ids of every row of ``prompt``, without ``eos``; ``extra``: cache columns needed besides the tokens."""
 
 
 def something(logits_BV: Tensor, eos: int) -> Tensor:

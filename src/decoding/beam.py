@@ -79,7 +79,7 @@ class _Search:
         self.length = length
         ended_IW = token_IW == self.eos
         if length == self.max_tokens:  # of equally long captions only the best can win
-            self._note(score_IW[:, :1], beam_IW, token_IW, torch.ones_like(ended_IW[:, :1]))
+            self._note(score_IW, beam_IW, token_IW, torch.ones_like(ended_IW[:, :1]))
             return
         self._note(score_IW, beam_IW, token_IW, ended_IW[:, : self.K])
         live_IW = score_IW.masked_fill(ended_IW, -torch.inf)
