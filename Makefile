@@ -23,9 +23,10 @@ train: setup ## train the default captioner, score it, show captions; e.g. make 
 test: setup ## all tests
 	$(BIN)/python -m pytest -n auto $(ARGS)
 
-lint: setup ## style, imports, and the form of all files: the six hooks of .pre-commit-config.yaml
+lint: setup ## style, imports, types, and the form of all files: the seven hooks of .pre-commit-config.yaml
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
 	$(BIN)/python .ci/files.py formats
 	$(BIN)/python .ci/files.py size
 	$(BIN)/python .ci/files.py markers

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from src.captioner import PARTS, Captioner
+from src.config.classes import plain
 from src.config.make import data_sets, make
-from src.contracts import Language, Source, Tokenizer
+from src.contracts import Language, Prepared, Source, Tokenizer
 from src.data.base import Streamed
 from src.errors import UserError
 from src.fusion.base import Fusion
+from src.language.base import LanguageModel
 from src.loading.mixture import Mixture
 from src.loading.module import CaptionData, DocumentData
 from src.objectives.base import Objective
@@ -38,6 +40,8 @@ class Parts:
 
     @property
     def source(self) -> Source:
+        if isinstance(self.data, Mixture):
+            raise ValueError("There are several sources here; ask each of ``data_sets()`` for its own.")
         return self.data.source
 
     def data_sets(self) -> dict[str, Parts]:
@@ -65,7 +69,7 @@ def build_tokenizer(cfg: DictConfig, sources: dict[str, Source]) -> Tokenizer:
     """From the run named by language.weights, or made anew from the training captions."""
     if cfg.language.weights:
         return load_tokenizer(Saved.at(cfg.language.weights).tokenizer())
-    made = make(cfg.language.tokenizer)
+    made: Tokenizer | Callable[[list[str]], Tokenizer] = make(cfg.language.tokenizer)
     if not callable(made):
         return made
     share = TOKENIZER_EXAMPLES // len(sources)
@@ -73,9 +77,9 @@ def build_tokenizer(cfg: DictConfig, sources: dict[str, Source]) -> Tokenizer:
     return made([caption for example in examples for caption in example.captions])
 
 
-def build_language(cfg: DictConfig, tokenizer: Tokenizer) -> Language:
+def build_language(cfg: DictConfig, tokenizer: Tokenizer) -> LanguageModel:
     with own_randomness(cfg.seed, "language"):
-        language = make(cfg.language.model)(tokenizer)
+        language: LanguageModel = make(cfg.language.model)(tokenizer)
     language.recompute = cfg.language.get("recompute", False)
     if cfg.language.weights:
         language.load_state_dict(previous_language(Path(cfg.language.weights)))
@@ -110,12 +114,12 @@ def build_captioner(cfg: DictConfig, vision: Vision | None, language: Language, 
     with own_randomness(cfg.seed, "fusion"):
         fusion = make(cfg.fusion)(spec, language.spec)
         fusion.init_from(language)
-    regime = OmegaConf.to_container(cfg.regime, resolve=True)
+    regime = plain(cfg.regime)
     if regime["train_vision"] == "auto":
         regime["train_vision"] = vision is not None and not vision.pretrained
     if vision is None or not fusion.sees:
         vision, projector, regime["train_vision"] = None, None, False  # what is not read is neither trained nor counted
-    optim = {**OmegaConf.to_container(cfg.optim, resolve=True), "precision": precision(cfg.trainer.precision)}
+    optim = {**plain(cfg.optim), "precision": precision(cfg.trainer.precision)}
     tagged = any(options.get("image_tag", "max_images" in options) for options in data_sets(cfg).values())
     objectives = build_objectives(cfg, fusion)
     return Captioner(
@@ -187,7 +191,7 @@ def tell(source: Source, options: DictConfig, vision: Vision | None) -> None:
             f"data.on_error=skip does not reach data={source.name}; leave it out, or give the source "
             "on_error: ${..on_error} in conf/data."
         )
-    if vision is not None and hasattr(source, "prepare"):
+    if vision is not None and isinstance(source, Prepared):
         source.prepare(vision.preprocessing)
 
 

@@ -14,18 +14,22 @@ from itertools import chain
 
 import lightning
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from src.contracts import Batch, Language, Memory, Target, Text, Tokenizer, UserError, Visual
-from src.fusion.base import Fusion
+from src.contracts import Batch, Language, Memory, Target, Text, Tokenizer, UserError, Visual, present
+from src.decoding.base import Decoder
+from src.fusion.base import Fusion, Writer
 from src.layers.cache import Cache
 from src.layers.chunked_loss import summed_cross_entropy
+from src.layers.notes import Aux
 from src.layers.packed import packed
 from src.objectives.base import Loss, Objective, Walked
 from src.projectors.base import Projector
 from src.records.weights import tensor_hash
 from src.training.loss_spikes import LossSpikes
 from src.training.sharding import shard, whole
+from src.vision.base import Vision
 
 PARTS = ("vision", "projector", "fusion", "language", "heads")
 BASE = ("vision", "language")  # what was there before; the regime says which of them train, all else always does
@@ -42,13 +46,13 @@ class Captioner(lightning.LightningModule):
 
     def __init__(
         self,
-        vision: nn.Module | None,
+        vision: Vision | None,
         fusion: Fusion,
         language: Language,
         tokenizer: Tokenizer,
         regime: dict,
         optim: dict,
-        decoder,
+        decoder: Decoder,
         objectives: Mapping[str, Objective],
         projector: Projector | None = None,
         tagged: bool = False,
@@ -60,7 +64,7 @@ class Captioner(lightning.LightningModule):
         self.heads = nn.ModuleDict({name: head for name, head in heads.items() if head is not None})
         self.tokenizer, self.regime, self.optim, self.decoder = tokenizer, regime, optim, decoder
         self.tagged = tagged
-        self._compiled: Callable[[Visual | None, Mapping[str, Text]], dict[str, Walked]] | None = None
+        self._compiled: Callable[[Visual, Mapping[str, Text]], dict[str, Walked]] | None = None
         self._last_ids: list[str] = []  # of the batch at work, for messages
         self._fill_up = 1.0  # what the loss of the batch at work is multiplied by, see on_train_batch_start
         factor = optim.get("loss_spike")
@@ -90,9 +94,16 @@ class Captioner(lightning.LightningModule):
             shard(self, self.device_mesh["data_parallel"])
 
     # ------------------------------------------------------------------------------------------------- loss
-    def memory(self, batch: Batch, aux: dict | None = None) -> Memory:
+    def memory(self, batch: Batch, aux: Aux | None = None) -> Memory:
         """What the fusion keeps of the batch's pictures."""
         return self.fusion.encode(self.language, self.visual(batch), aux)
+
+    @property
+    def writer(self) -> Writer:
+        """The fusion, for all that has to do with words. Raises UserError for one that writes none."""
+        if not isinstance(self.fusion, Writer):
+            raise UserError(f"fusion={type(self.fusion).__name__} does not write, and cannot be asked for captions.")
+        return self.fusion
 
     @property
     def needs_tokens(self) -> bool:
@@ -104,27 +115,27 @@ class Captioner(lightning.LightningModule):
         """How many levels of the encoder are read."""
         return self.fusion.needs_levels if self.projector is None else 0
 
-    def visual(self, batch: Batch) -> Visual | None:
-        """The batch's pictures as the fusion gets them; None for one that does not see."""
+    def visual(self, batch: Batch) -> Visual:
+        """The batch's pictures as the fusion gets them: none for one that does not see."""
         if not self.fusion.sees:
-            return None
+            return Visual.nothing(len(batch.ids))
         encoded = self._encoded(batch)
         return encoded if self.projector is None else self.projector(encoded)
 
     def _encoded(self, batch: Batch) -> Visual:
         if batch.visual is not None:
             return _float(batch.visual)
-        if batch.pixels_IM3hw is None:
+        if self.vision is None or batch.pixels_IM3hw is None:
             raise UserError("This fusion reads pictures and the data has none; use fusion=blind or data with pictures.")
         if batch.image_valid_IM is None:
             return self.vision(batch.pixels_IM3hw, levels=self.needs_levels)
-        return self._encode_valid(batch.pixels_IM3hw, batch.image_valid_IM)
+        return self._encode_valid(self.vision, batch.pixels_IM3hw, batch.image_valid_IM)
 
-    def _encode_valid(self, pixels_IM3hw: Tensor, valid_IM: Tensor) -> Visual:
+    def _encode_valid(self, vision: Vision, pixels_IM3hw: Tensor, valid_IM: Tensor) -> Visual:
         """Only real pictures are encoded: blank ones would cost time and move the statistics of batch norms."""
         kept_IM = valid_IM.clone()
         kept_IM[0, 0] |= ~valid_IM.any()  # a batch without pictures still has to say how wide they would be
-        found = self.vision(pixels_IM3hw[kept_IM][:, None], levels=self.needs_levels)  # (X, 1, ...)
+        found: Visual = vision(pixels_IM3hw[kept_IM][:, None], levels=self.needs_levels)  # (X, 1, ...)
         spread = partial(_spread, kept_IM=kept_IM)
         levels = found.levels_IMKNC
         return Visual(
@@ -145,7 +156,7 @@ class Captioner(lightning.LightningModule):
         walked = walk(self.visual(batch), {name: view.text for name, view in batch.views.items()})
         return {name: self.objectives[name].loss(self, walked[name], view) for name, view in batch.views.items()}
 
-    def walk(self, visual: Visual | None, texts: Mapping[str, Text]) -> dict[str, Walked]:
+    def walk(self, visual: Visual, texts: Mapping[str, Text]) -> dict[str, Walked]:
         """The whole way of training through fusion and language model, for the text of every objective."""
         memory = self.fusion.encode(self.language, visual)
         return {
@@ -154,40 +165,41 @@ class Captioner(lightning.LightningModule):
 
     def total(self, batch: Batch, losses: Mapping[str, Loss]) -> Tensor:
         """What training follows: all losses of a batch in their reductions, weighted."""
-        total = 0.0
+        total = torch.zeros(())  # which adds to numbers of any device
         for name, (mean, count, terms) in losses.items():
             scale = self._reduction(count, len(batch.views[name].text.ids_BT))
             total = total + self.objectives[name].share(self.fusion) * scale * mean
             total = total + sum(weight * value for value, weight in terms.values())
         return batch.weight * total
 
-    def cross_entropy(self, hidden_BTD: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    def cross_entropy(self, hidden_BTE: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Mean nats per target, 0 where there is none (documents of pictures only), and how many there are.
 
         Logits are made at the targets alone, whose places the loader knows: counting them on a GPU would wait for it.
         """
-        hidden_XD = hidden_BTD.flatten(0, 1).index_select(0, target.at_X)
+        hidden_XE = hidden_BTE.flatten(0, 1).index_select(0, target.at_X)
         readout, vocabulary = partial(self.fusion.readout, self.language), self.language.spec.vocabulary
-        total = summed_cross_entropy(readout, hidden_XD, target.id_X, self.readout_parameters(), vocabulary)
+        total = summed_cross_entropy(readout, hidden_XE, target.id_X, self.readout_parameters(), vocabulary)
         return total / max(1, len(target.id_X)), target.id_X.new_full((), len(target.id_X))
 
     def text_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean nats per token of the batch's text as it stands, whatever is trained, and how many tokens."""
-        hidden_BTD, _ = self.fusion.learn(self.language, self.memory(batch), batch.text)
-        return self.cross_entropy(hidden_BTD, Target.next(batch.text))
+        text = present(batch.text, "text in the batch")
+        hidden_BTE, _ = self.writer.learn(self.language, self.memory(batch), text)
+        return self.cross_entropy(hidden_BTE, Target.next(text))
 
     def log_probabilities(self, memory: Memory, text: Text) -> Tensor:
         """log p of every token given its pictures and what stands before it, (B, T-1); 0 where nothing is asked for."""
         target = Target.next(text)
-        hidden_BTD = self.fusion.decode(self.language, memory, text.columns(None, -1))
-        hidden_XD = hidden_BTD.flatten(0, 1).index_select(0, target.at_X)
-        logits_XV = self.fusion.readout(self.language, hidden_XD).float()
+        hidden_BTE = self.writer.decode(self.language, memory, text.columns(None, -1))
+        hidden_XE = hidden_BTE.flatten(0, 1).index_select(0, target.at_X)
+        logits_XV = self.fusion.readout(self.language, hidden_XE).float()
         found_X = logits_XV.log_softmax(-1).gather(-1, target.id_X[:, None])[:, 0]
         return (
-            found_X.new_zeros(hidden_BTD.shape[:2])
+            found_X.new_zeros(hidden_BTE.shape[:2])
             .flatten()
             .index_copy(0, target.at_X, found_X)
-            .view(hidden_BTD.shape[:2])
+            .view(hidden_BTE.shape[:2])
         )
 
     def compile_training(self) -> None:
@@ -195,13 +207,14 @@ class Captioner(lightning.LightningModule):
 
         Where the machine cannot compile, the first step raises UserError.
         """
+        from torch._dynamo.exc import BackendCompilerFailed
 
         compiled = torch.compile(self.walk, dynamic=True)
 
-        def walk(visual: Visual | None, texts: Mapping[str, Text]) -> dict[str, Walked]:
+        def walk(visual: Visual, texts: Mapping[str, Text]) -> dict[str, Walked]:
             try:
                 return compiled(visual, texts)
-            except torch._dynamo.exc.BackendCompilerFailed as error:
+            except BackendCompilerFailed as error:
                 raise UserError(
                     f"compile=true does not work on this machine ({str(error.inner_exception).splitlines()[0]}); "
                     "say compile=false, or install a C++ compiler (on a GPU: Triton)."
@@ -212,10 +225,10 @@ class Captioner(lightning.LightningModule):
     def readout_parameters(self) -> Iterable[nn.Parameter]:
         return chain(self.fusion.parameters(), self.language.parameters())
 
-    def on_train_batch_start(self, batch: Batch, index: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Lightning divides every loss by the batches that an update adds up, also where an epoch has fewer left."""
         wanted = self.trainer.accumulate_grad_batches
-        self._fill_up = wanted / min(wanted, self.trainer.num_training_batches - index // wanted * wanted)
+        self._fill_up = wanted / min(wanted, self.trainer.num_training_batches - batch_idx // wanted * wanted)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         self._last_ids = batch.ids
@@ -227,7 +240,7 @@ class Captioner(lightning.LightningModule):
         self._require_finite("training loss", {**{name: loss.mean for name, loss in losses.items()}, **terms})
         headline = next(iter(losses.values())).mean if len(losses) == 1 else total
         if self.spikes is not None:
-            self._watch(batch, headline.detach().clone())
+            self._watch(self.spikes, batch, headline.detach().clone())
         where = f"train/{batch.dataset}/" if batch.dataset else "train/"
         self.log(f"{where}loss", headline, prog_bar=True, batch_size=len(batch.ids))
         for name, value in terms.items():
@@ -235,7 +248,7 @@ class Captioner(lightning.LightningModule):
         if len(losses) > 1:
             for name, loss in losses.items():
                 self.log(f"{where}{name}", loss.mean, batch_size=len(batch.ids))
-        if self.trainer.is_global_zero and self.global_step % self.trainer.log_every_n_steps == 0:
+        if self.trainer.is_global_zero and self._at_a_log():
             self.log_dict({f"fusion/{name}": value for name, value in self.fusion.scalars().items()})
         return self._fill_up * total
 
@@ -243,22 +256,26 @@ class Captioner(lightning.LightningModule):
         for view in batch.views.values():
             check_rows(view.text, self.language.spec.vocabulary)
 
-    def _watch(self, batch: Batch, loss: Tensor) -> None:
+    def _watch(self, spikes: LossSpikes, batch: Batch, loss: Tensor) -> None:
         """Mark the update for leaving out when its loss is a spike; all processes decide by their mean."""
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(loss)
             loss = loss / torch.distributed.get_world_size()
-        median = self.spikes.see(batch.dataset, loss.item())
+        median = spikes.see(batch.dataset, loss.item())
         if median is not None and self.trainer.is_global_zero:
             print(
                 f"note: the update at step {self.global_step} is left out: the loss {loss.item():.3g} on the batch of "
-                f"{', '.join(batch.ids[:4])} ... is more than {self.spikes.factor:g} times the usual {median:.3g}.",
+                f"{', '.join(batch.ids[:4])} ... is more than {spikes.factor:g} times the usual {median:.3g}.",
                 flush=True,
             )
 
+    def _at_a_log(self) -> bool:
+        every: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]: set out of its sight
+        return self.global_step % every == 0
+
     def _require_finite(self, what: str, values: dict[str, Tensor], always: bool = False) -> None:
         """Stop before infinities reach a checkpoint. On a GPU looking at a number waits for it: only now and then."""
-        if not always and self.device.type != "cpu" and self.global_step % self.trainer.log_every_n_steps:
+        if not always and self.device.type != "cpu" and not self._at_a_log():
             return
         for name, value in values.items():
             if not torch.isfinite(value):
@@ -313,7 +330,7 @@ class Captioner(lightning.LightningModule):
 
     # no_grad rather than inference_mode: under autocast the latter casts every weight again at every step.
     @torch.no_grad()
-    def generate(self, batch: Batch, decoder=None, prompt: Text | None = None) -> list[list[int]]:
+    def generate(self, batch: Batch, decoder: Decoder | None = None, prompt: Text | None = None) -> list[list[int]]:
         """Token ids for every context of ``batch``, encoded once; they follow ``prompt`` if one is given."""
         memory = self.memory(batch)
         prompt = self.start(len(batch.ids), self.device) if prompt is None else prompt
@@ -322,10 +339,12 @@ class Captioner(lightning.LightningModule):
 
     def step(self, memory: Memory, text: Text, cache: Cache) -> Tensor:
         """Logits (B, V) of the last column."""
-        hidden_BTD = self.fusion.decode(self.language, memory, text, cache)
-        return self.fusion.readout(self.language, hidden_BTD[:, -1])
+        hidden_BTE = self.writer.decode(self.language, memory, text, cache)
+        return self.fusion.readout(self.language, hidden_BTE[:, -1])
 
-    def caption(self, batches: Iterable[Batch], decoder=None, prompted: bool = False) -> dict[str, str]:
+    def caption(
+        self, batches: Iterable[Batch], decoder: Decoder | None = None, prompted: bool = False
+    ) -> dict[str, str]:
         """Captions by id, made in eval mode. ``prompted``: go on with the text of the batches."""
         was_training = self.training
         self.eval()
@@ -380,7 +399,7 @@ class Captioner(lightning.LightningModule):
                     f"put its module into one of {', '.join(PARTS)}, or add that to captioner.PARTS."
                 )
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = torch.optim.AdamW(self.parameter_groups(), betas=tuple(self.optim["betas"]), fused=True)
         total = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -409,7 +428,7 @@ class Captioner(lightning.LightningModule):
         state = super().state_dict(*args, **kwargs)
         return {name: tensor for name, tensor in state.items() if not name.startswith(frozen or ("\0",))}
 
-    def load_state_dict(self, state_dict: dict, strict: bool = True, assign: bool = False):
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
         """Load trained tensors; what is missing must be exactly what is frozen. Raises UserError otherwise."""
         expected = set(self.state_dict())
         missing, extra = sorted(expected - set(state_dict)), sorted(set(state_dict) - expected)
@@ -498,14 +517,14 @@ def _float(visual: Visual) -> Visual:
     )
 
 
-def _spread(found_X1: Tensor, kept_IM: Tensor) -> Tensor:
+def _spread(found: Tensor, kept_IM: Tensor) -> Tensor:
     """Rows of the pictures that were encoded, (X, 1, ...), at their places among all, (I, M, ...); zeros elsewhere."""
-    spread = found_X1.new_zeros(*kept_IM.shape, *found_X1.shape[2:])
-    spread[kept_IM] = found_X1[:, 0]
+    spread = found.new_zeros(*kept_IM.shape, *found.shape[2:])
+    spread[kept_IM] = found[:, 0]
     return spread
 
 
-def warmup_cosine(step: int, total: int, warmup: float, floor: float) -> float:
+def warmup_cosine(step: int, total: float, warmup: float, floor: float) -> float:
     """Learning-rate factor: linear over the first ``warmup`` share of ``total`` steps, then a cosine down to ``floor``.
 
     Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts.

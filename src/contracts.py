@@ -10,21 +10,26 @@ Dimension letters, used as suffixes of tensor names throughout the project:
     T  text positions of this call          S  text positions including the cached ones
     D  width of the language model          H  attention heads       d  width of one head
     V  vocabulary                           P  prefix vectors        X  any flat list of rows
+    R  rows: B, or 1 where all agree        E  another width, said where it is used
+
+A digit is an axis of that size. In src/layers, D and C are widths of their own. Tests hold the letters against the
+tensors (tests/test_axes.py).
 
 The order of the rooms: config -> data -> vision -> fusion -> language -> loss or decoding -> metrics -> report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.errors import UserError as UserError  # every room speaks of it
+from src.errors import present as present
 from src.layers.cache import Cache
 from src.layers.walk import Walk
 
@@ -91,6 +96,15 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Prepared(Protocol):
+    """A source that makes its pictures as an encoder wants them."""
+
+    def prepare(self, preprocessing: Mapping) -> None:
+        """``preprocessing``: as in ``vision.base.Vision``."""
+        ...
+
+
 @dataclass
 class Text:
     """Token rows, and who sees whom in them.
@@ -117,12 +131,8 @@ class Text:
     def columns(self, start: int | None, stop: int | None) -> Text:
         """The same rows, positions ``start:stop`` only."""
         cut = slice(start, stop)
-        optional = (self.target_BT, self.open_BT, self.segment_BT)
-        return Text(
-            *(x_BT[:, cut] for x_BT in (self.ids_BT, self.valid_BT, self.phi_BT)),
-            self.ragged,
-            *(None if x_BT is None else x_BT[:, cut] for x_BT in optional),
-        )
+        optional = (None if x_BT is None else x_BT[:, cut] for x_BT in (self.target_BT, self.open_BT, self.segment_BT))
+        return Text(self.ids_BT[:, cut], self.valid_BT[:, cut], self.phi_BT[:, cut], self.ragged, *optional)
 
     def behind(self, columns: int, valid_BP: Tensor | None = None, open: bool = False) -> Text:
         """The same text behind P ``columns`` that are no tokens (visual ones, say) and belong to all of its segments.
@@ -130,15 +140,15 @@ class Text:
         ``valid``: which of them are real; None: all. ``open``: they all see each other.
         """
         ahead = (columns, 0)
-        valid_BT = F.pad(self.valid_BT, ahead, value=True)
+        valid_BS = F.pad(self.valid_BT, ahead, value=True)  # S = P + T
         if valid_BP is not None:
-            valid_BT = torch.cat([valid_BP, self.valid_BT], dim=1)
+            valid_BS = torch.cat([valid_BP, self.valid_BT], dim=1)
         open_BT = self.open_BT
         if open and open_BT is None:
             open_BT = torch.zeros_like(self.valid_BT)
         return Text(
             F.pad(self.ids_BT, ahead),
-            valid_BT,
+            valid_BS,
             F.pad(self.phi_BT, ahead),
             self.ragged or valid_BP is not None,
             F.pad(self.targets(), ahead, value=False),
@@ -240,6 +250,11 @@ class Visual:
     token_valid_IMN: Tensor | None = None
     frames: int = 1
 
+    @classmethod
+    def nothing(cls, contexts: int) -> Visual:
+        """``contexts`` without any picture, for who does not see."""
+        return cls(torch.empty(contexts, 0, 0, 0), torch.empty(contexts, 0, 0))
+
     @property
     def tokens_INC(self) -> Tensor:
         """Tokens of all pictures of a context in one list (N here counts M * N)."""
@@ -269,12 +284,17 @@ class Visual:
         return None if self.levels_IMKNC is None else self.levels_IMKNC.transpose(1, 2).flatten(2, 3)
 
 
-class Memory(dict):
+class Memory(dict[str, Tensor]):
     """All that a fusion keeps per image context: named tensors whose first axis is I. Holds nothing about text."""
+
+    @classmethod
+    def of(cls, **named: Tensor | None) -> Memory:
+        """What there is of ``named``: no mask, no name."""
+        return cls({name: x for name, x in named.items() if x is not None})
 
     def select(self, rows_I: Tensor) -> Memory:
         """The contexts ``rows_I`` only (used when finished captions leave the batch)."""
-        return Memory({name: None if x is None else x.index_select(0, rows_I) for name, x in self.items()})
+        return Memory({name: x.index_select(0, rows_I) for name, x in self.items()})
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -286,7 +306,11 @@ class Tokenizer(Protocol):
     bos: int
     eos: int
     pad: int
-    image_tag: list[int]  # what stands for a picture in a document
+
+    @property
+    def image_tag(self) -> list[int]:
+        """What stands for a picture in a document."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -361,6 +385,8 @@ class Language(Protocol):
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ def tower_config(vision) -> dict:
 
     return {
         "model_cfg": {**json.loads(vision.architecture), "text_cfg": SMALLEST_TEXT},
-        "preprocess_cfg": vision.tower.preprocess_cfg,
+        "preprocess_cfg": vision.preprocess_cfg,
     }
 
 

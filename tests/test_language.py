@@ -312,7 +312,7 @@ def test_fast_paths_make_no_mask(kind):
     assert (prefill.bias, prefill.causal) == (None, True)
     assert (step.bias, step.causal) == (None, False)
     assert chunk.bias.shape == (2, 1, 2, 8) and not chunk.causal
-    assert prefill.positions_BT.tolist() == [[0, 1, 2, 3, 4]] and chunk.positions_BT.tolist() == [[6, 7]]
+    assert prefill.positions_RT.tolist() == [[0, 1, 2, 3, 4]] and chunk.positions_RT.tolist() == [[6, 7]]
 
 
 @ALL

@@ -1,12 +1,15 @@
-"""`make lint` and the pre-commit hooks are the same six checks, and each finds what it is there for."""
+"""`make lint` and the pre-commit hooks are the same seven checks, and each finds what it is there for."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -34,6 +37,40 @@ PLANTED = {
         "a.yaml": ("a: 1\t\n", "a: 1\n"),
         "a.html": (None, "written by a program "),
     },
+}
+# A mechanism of one's own whose promises differ from the base class's, and which takes for granted what may be missing.
+UNTRUE = """
+from torch import Tensor
+
+from src.contracts import Language, Memory, Text, Visual
+from src.fusion.base import Writer
+from src.layers.attention import CrossAttention
+from src.layers.cache import Cache
+from src.layers.lists import ModuleList
+from src.layers.notes import Aux
+
+
+class Mine(Writer):
+    def __init__(self, vision, language):
+        super().__init__(vision, language)
+        self.cross = ModuleList(CrossAttention(8, 8, 1) for _ in range(2))
+
+    def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:
+        return Memory(tokens=visual.tokens_INC)
+
+    def decode(
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: Aux | None = None
+    ) -> Tensor:
+        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text, cache)
+        keys, values = self.cross[0].keys_values(h_BTD)
+        return h_BTD
+"""
+FAULTS = {
+    "aux: Aux | None = None) -> Memory": ("aux: Aux) -> Memory", "reportIncompatibleMethodOverride"),
+    "visual.tokens_INC": ("visual.valid_IN", "reportArgumentType"),  # a mask that may be None
+    "return h_BTD": ("return aux['attention'][0]", "reportOptionalSubscript"),
+    "lm.begin": ("lm.start", "reportAttributeAccessIssue"),  # what no language model promises
+    "keys_values": ("keysvalues", "reportCallIssue"),  # a list that knows its modules
 }
 CASES = [(check, name, *contents) for check, files in PLANTED.items() for name, contents in files.items()]
 
@@ -77,9 +114,29 @@ def test_new_files_are_looked_at_before_they_are_added_and_ignored_ones_are_not(
     assert answer.returncode == 1 and answer.stdout.startswith("b.yaml:") and "runs" not in answer.stdout
 
 
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("basedpyright", path=PATH), reason="basedpyright is not installed")
+def test_the_type_checker_finds_broken_promises(tmp_path):
+    shutil.copytree(ROOT / "src", tmp_path / "src")
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text().replace("venv =", "# venv ="))
+    rooms = tmp_path / "src" / "fusion"
+    (rooms / "right.py").write_text(UNTRUE)
+    for number, (right, (wrong, _)) in enumerate(FAULTS.items()):
+        assert UNTRUE.count(right) == 1
+        (rooms / f"wrong{number}.py").write_text(UNTRUE.replace(right, wrong))
+    files = [rooms / "right.py", *rooms.glob("wrong*.py")]
+    command = [shutil.which("basedpyright", path=PATH), "--outputjson", "--pythonpath", sys.executable, *files]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    found = {(Path(fault["file"]).name, fault["rule"]) for fault in json.loads(answer.stdout)["generalDiagnostics"]}
+    assert found == {(f"wrong{number}.py", rule) for number, (_, rule) in enumerate(FAULTS.values())}
+
+
 def test_the_hooks_are_what_make_lint_runs():
     (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
-    assert repo["repo"] == "local" and len(repo["hooks"]) == 6
+    assert repo["repo"] == "local" and len(repo["hooks"]) == 7
     assert all(hook["language"] == "system" and hook["pass_filenames"] is False for hook in repo["hooks"])
     (recipe,) = re.findall(r"^lint:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     lines = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe.splitlines()]

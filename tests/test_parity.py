@@ -334,7 +334,7 @@ def test_srau_without_gates_adds_what_it_read():
     fusion = make_fusion("srau_paper", language, "fusion.gate=none", "fusion.cross_dropout=0.0")
     memory = fusion.encode(language, make_visual(2))
     a = torch.randn(2, 5, 32, dtype=torch.float64)
-    c = fusion.cross[0].levels(a, memory["k0"], memory["v0"], memory["bias"])
+    c = fusion.cross[0].levels(a, memory["k0"], memory["v0"], memory.get("bias"))
     torch.testing.assert_close(fusion._fuse(0, language.blocks()[0], a, memory, None), a + c[0], **EXACT)
 
 

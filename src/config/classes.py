@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -36,6 +37,11 @@ REFUSED = (
     "loggers."
 )
 LOGGER = re.compile(r"lightning\.pytorch\.loggers\.[A-Z]\w*")  # of the library, by their short names only
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """The values of a configuration as Python's own, with all interpolations resolved."""
+    return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))  # of a DictConfig always a dictionary
 
 
 def flatten(node, key: str = "") -> Iterator[tuple[str, object]]:

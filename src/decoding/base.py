@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from src.contracts import Memory, Text
+from src.kinds import Checked
 from src.layers.cache import Cache
 
 
@@ -16,6 +18,14 @@ class Step(Protocol):
     """One walk: reads the columns of ``text`` (appending them to ``cache``), gives logits (B, V) of the last column."""
 
     def __call__(self, memory: Memory, text: Text, cache: Cache) -> Tensor: ...
+
+
+class Decoder(Checked, ABC, group="decode"):
+    """How words are chosen."""
+
+    @abstractmethod
+    def __call__(self, step: Step, memory: Memory, prompt: Text, eos: int, extra: int = 0) -> list[list[int]]:
+        """Token ids of every row of ``prompt``, without ``eos``; ``extra``: cache columns needed besides the tokens."""
 
 
 def without_end(logits_BV: Tensor, eos: int) -> Tensor:

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from src.contracts import Memory, Text
-from src.decoding.base import Step, next_column, without_end
+from src.decoding.base import Decoder, Step, next_column, without_end
 from src.decoding.best import best_few
-from src.kinds import Checked, Rate, Size
+from src.kinds import Rate, Size
 from src.layers.cache import Cache
 
 
-class BeamSearch(Checked, group="decode"):
+class BeamSearch(Decoder):
     """``beams``: width of the search; ``max_tokens``: longest caption, in tokens."""
 
     def __init__(self, max_tokens: Size, beams: Size, length_penalty: Rate):
@@ -79,7 +79,7 @@ class _Search:
         self.length = length
         ended_IW = token_IW == self.eos
         if length == self.max_tokens:  # of equally long captions only the best can win
-            self._note(score_IW[:, :1], beam_IW, token_IW, torch.ones_like(ended_IW[:, :1]))
+            self._note(score_IW, beam_IW, token_IW, torch.ones_like(ended_IW[:, :1]))
             return
         self._note(score_IW, beam_IW, token_IW, ended_IW[:, : self.K])
         live_IW = score_IW.masked_fill(ended_IW, -torch.inf)

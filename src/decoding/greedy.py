@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from src.contracts import Memory, Text
-from src.decoding.base import Step, roll_out
+from src.decoding.base import Decoder, Step, roll_out
 from src.decoding.best import best
-from src.kinds import Checked, Size
+from src.kinds import Size
 
 
-class Greedy(Checked, group="decode"):
+class Greedy(Decoder):
     """``max_tokens``: longest caption, in tokens."""
 
     def __init__(self, max_tokens: Size):

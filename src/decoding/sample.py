@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from src.contracts import Memory, Text
-from src.decoding.base import Step, roll_out
-from src.kinds import Checked, Count, Gt, Le, Positive, Seed, Size
+from src.decoding.base import Decoder, Step, roll_out
+from src.kinds import Count, Gt, Le, Positive, Seed, Size
 
 
-class Sample(Checked, group="decode"):
+class Sample(Decoder):
     """``top_k`` 0 and ``top_p`` 1.0 switch those filters off; ``seed`` makes the captions repeatable."""
 
     def __init__(

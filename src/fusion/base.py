@@ -1,12 +1,12 @@
 """What a fusion promises: it owns the walk through the language model.
 
     encode(lm, visual, aux) -> memory                    once per picture: all work that does not depend on text
-    readout(lm, hidden_XD) -> logits_XV                  only at the positions where logits are wanted
+    readout(lm, hidden_XE) -> logits_XV                  only at the positions where logits are wanted
 
 What it can do is its base class, one or several of:
 
-    Writer      decode(lm, memory, text, cache, aux) -> hidden_BTD   word after word; hidden[:, t] decides token t + 1
-                learn(lm, memory, text) -> hidden_BTD, terms         decode for training, with losses of its own
+    Writer      decode(lm, memory, text, cache, aux) -> hidden_BTE   word after word; hidden[:, t] decides token t + 1
+                learn(lm, memory, text) -> hidden_BTE, terms         decode for training, with losses of its own
     Reader      read(lm, memory, text, aux) -> Read                  picture and text at once, both ways
     Retriever   embed_pictures(memory), embed_texts(lm, text)        unit vectors that are compared
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.kinds import Checked
 from src.layers.cache import Cache
+from src.layers.notes import Aux
 
 Terms = dict[str, tuple[Tensor, float]]  # a mechanism's own losses by name: value and weight
 
@@ -42,6 +43,7 @@ class Fusion(Checked, nn.Module, ABC, group="fusion"):
     needs_levels: int = 0  # how many levels of the vision encoder ``encode`` reads
     multi_image: bool = False  # reads contexts of several pictures, token by token as ``text.phi`` says
     undecayed: tuple[str, ...] = ()  # learnt constants (latents, prefixes): no weight decay, like norms and biases
+    extra_positions: int = 0  # text positions taken before the first token (prefixes)
 
     def __init__(self, vision: VisionSpec | None, language: LanguageSpec):
         super().__init__()
@@ -52,15 +54,15 @@ class Fusion(Checked, nn.Module, ABC, group="fusion"):
         """Called once after construction, for parameters that start as a function of the language model's."""
 
     @abstractmethod
-    def encode(self, lm: Language, visual: Visual | None, aux: dict | None = None) -> Memory:
-        """Everything about the pictures that text will read; leading axis I.
+    def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:
+        """Everything about the pictures that text will read; leading axis I. Without ``sees`` there are none in it.
 
         ``aux`` collects named intermediates (gates, attention weights, prefixes) and costs nothing when None.
         """
 
-    def readout(self, lm: Language, hidden_XD: Tensor) -> Tensor:
-        """Logits (..., V) of the hidden states that were made here."""
-        return lm.unembed(hidden_XD)
+    def readout(self, lm: Language, hidden_XE: Tensor) -> Tensor:
+        """Logits (..., V) of the hidden states that were made here, of width E: the language model's or its own."""
+        return lm.unembed(hidden_XE)
 
     def scalars(self) -> dict[str, float]:
         """Named learnt numbers worth following over training (gates, temperatures)."""
@@ -70,13 +72,12 @@ class Fusion(Checked, nn.Module, ABC, group="fusion"):
 class Writer(Fusion):
     """Writes word after word."""
 
-    extra_positions: int = 0  # text positions taken before the first token (prefixes)
     preserves_lm_at_init: bool = False  # logits equal the plain language model before training
     caption_weight: float = 1.0  # of the caption's loss, beside the terms of ``learn``
 
     @abstractmethod
     def decode(
-        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: Aux | None = None
     ) -> Tensor:
         """Hidden states (B, T, width) for the T columns of ``text``; any prefix is removed again here.
 
@@ -103,7 +104,7 @@ class Reader(Fusion):
     """Reads picture and text at once; every column of a text has seen all of it."""
 
     @abstractmethod
-    def read(self, lm: Language, memory: Memory, text: Text, aux: dict | None = None) -> Read:
+    def read(self, lm: Language, memory: Memory, text: Text, aux: Aux | None = None) -> Read:
         """``text`` is open throughout; ``aux`` as in ``encode``."""
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from src.contracts import Language, Memory, Text, Visual
 from src.fusion.base import Writer
 from src.layers.cache import Cache
+from src.layers.notes import Aux
 
 
 class Blind(Writer):
@@ -21,11 +22,11 @@ class Blind(Writer):
     sees = False
     preserves_lm_at_init = True
 
-    def encode(self, lm: Language, visual: Visual | None, aux: dict | None = None) -> Memory:
+    def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:
         return Memory()
 
     def decode(
-        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: Aux | None = None
     ) -> Tensor:
         h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text, cache)
         for block in lm.blocks():

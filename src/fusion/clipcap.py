@@ -23,8 +23,10 @@ from torch.nn import functional as F
 from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.fusion.base import Writer
 from src.kinds import Size
-from src.layers.attention import attention, note
+from src.layers.attention import attention
 from src.layers.cache import Cache
+from src.layers.lists import ModuleList
+from src.layers.notes import Aux, note
 
 
 class ClipCap(Writer):
@@ -63,13 +65,14 @@ class ClipCap(Writer):
         if data.interleaved:
             yield "fusion=clipcap reads one picture per text, and these data have several; use fusion=flamingo."
 
-    def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
+    def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:
         return Memory(prefix=self.mapper(visual.pooled_IC))  # (I, P, D)
 
     def decode(
-        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: Aux | None = None
     ) -> Tensor:
         x_BTD, ahead = lm.embed(text.ids_BT), 0
+        x_BSD = x_BTD
         if cache is None or cache.length == 0:
             prefix_IPD = memory["prefix"]
             note(aux, "prefix", prefix_IPD)
@@ -78,12 +81,12 @@ class ClipCap(Writer):
             start_BT = text.valid_BT & (text.valid_BT.cumsum(1) == 1)
             x_BTD = torch.where(start_BT[:, :, None], prefix_BPD[:, -1:], x_BTD)
             ahead = self.extra_positions
-            x_BTD = torch.cat([prefix_BPD[:, :-1], x_BTD], dim=1)  # (B, P-1+T, D)
-            text = text.behind(ahead)  # (B, P-1+T)
-        h_BTD, walk = lm.begin(x_BTD, text, cache)
+            x_BSD = torch.cat([prefix_BPD[:, :-1], x_BTD], dim=1)  # S = P-1+T
+            text = text.behind(ahead)
+        h_BSD, walk = lm.begin(x_BSD, text, cache)
         for block in lm.blocks():
-            h_BTD = block.feed(block.attend(h_BTD, walk))
-        return lm.final_norm(h_BTD)[:, ahead:]  # (B, T, D)
+            h_BSD = block.feed(block.attend(h_BSD, walk))
+        return lm.final_norm(h_BSD)[:, ahead:]  # (B, T, D)
 
 
 class MLPMapper(nn.Module):
@@ -107,7 +110,7 @@ class TransformerMapper(nn.Module):
         self.clip_length = clip_length
         self.linear = nn.Linear(source_width, clip_length * width)
         self.const_kD = nn.Parameter(torch.randn(prefix_length, width))
-        self.layers = nn.ModuleList(MapperLayer(width, heads) for _ in range(layers))
+        self.layers = ModuleList(MapperLayer(width, heads) for _ in range(layers))
 
     def forward(self, e_IC: Tensor) -> Tensor:
         image_IcD = self.linear(e_IC).unflatten(-1, (self.clip_length, -1))

@@ -49,8 +49,10 @@ from torch.nn import functional as F
 from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.fusion.base import Retriever, Terms, Writer, gpt2_init
 from src.kinds import Positive, Rate, Size
-from src.layers.attention import CrossAttention, key_bias, note
+from src.layers.attention import CrossAttention, key_bias
 from src.layers.cache import Cache
+from src.layers.lists import ModuleList
+from src.layers.notes import Aux, note, noted
 from src.layers.pooler import AttentionalPooler
 from src.layers.walk import Walk
 
@@ -89,8 +91,8 @@ class CoCa(Writer, Retriever):
         self.pooler = AttentionalPooler(D, vision.width, pooler_heads, queries)
         self.norm_u = nn.LayerNorm(D)
         upper = range(n_uni, language.layers)
-        self.norms = nn.ModuleList(nn.LayerNorm(D) for _ in upper)
-        self.cross = nn.ModuleList(CrossAttention(D, D, heads) for _ in upper)
+        self.norms = ModuleList(nn.LayerNorm(D) for _ in upper)
+        self.cross = ModuleList(CrossAttention(D, D, heads) for _ in upper)
         source_width = D if self.cascade else vision.width
         self.contrast = Contrast(D, source_width, pooler_heads, embed_width, temperature_init)
         for part in (self.cross, self.contrast.W_i, self.contrast.W_t):
@@ -115,7 +117,7 @@ class CoCa(Writer, Retriever):
             yield f"fusion.pooler_heads={heads} must divide the language model's width {D}."
 
     # -------------------------------------------------------------------------------------------------- the picture
-    def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
+    def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:
         X_INC = visual.tokens_INC
         bias = key_bias(visual.valid_IN, X_INC.dtype)
         U_InD = self.pooler(X_INC, bias, aux)
@@ -127,7 +129,7 @@ class CoCa(Writer, Retriever):
 
     # ----------------------------------------------------------------------------------------------------- the text
     def decode(
-        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: Aux | None = None
     ) -> Tensor:
         h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text, cache)
         t_BTD = self._lower(lm, h_BTD, walk)
@@ -162,9 +164,9 @@ class CoCa(Writer, Retriever):
             h_BTD = block.feed(block.attend(h_BTD, walk))
         return h_BTD
 
-    def _upper(self, lm: Language, t_BTD: Tensor, walk: Walk, memory: Memory, aux: dict | None = None) -> Tensor:
+    def _upper(self, lm: Language, t_BTD: Tensor, walk: Walk, memory: Memory, aux: Aux | None = None) -> Tensor:
         for i, block in enumerate(lm.blocks()[self.n_uni :]):
-            read: dict | None = None if aux is None else {}
+            read: Aux | None = None if aux is None else {}
             a_BTD = block.attend(t_BTD, walk)
             u_BTD = a_BTD + self.cross[i](self.norms[i](a_BTD), memory[f"k{i}"], memory[f"v{i}"], aux=read)
             t_BTD = block.feed(u_BTD)
@@ -229,11 +231,11 @@ def _of_all_processes(x_IE: Tensor) -> Tensor:
     return torch.cat(all_gather(x_IE))
 
 
-def _note_attention(aux: dict, read_BHTn: Tensor) -> None:
+def _note_attention(aux: Aux | None, read_BHTn: Tensor) -> None:
     """Weights of words over queries; over visual tokens (B, H, T, N) where the same ``aux`` holds the pooler's."""
-    if "pooler" not in aux:
+    pooled_InN = noted(aux, "pooler")
+    if pooled_InN is None:
         note(aux, "latent_attention", read_BHTn)
         return
-    pooled_InN = aux["pooler"][-1]
     G = len(read_BHTn) // len(pooled_InN)
     note(aux, "attention", read_BHTn @ pooled_InN.repeat_interleave(G, 0)[:, None])

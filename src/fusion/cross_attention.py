@@ -18,6 +18,8 @@ from src.kinds import BelowOne, Size
 from src.layers.attention import CrossAttention, key_bias
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout
+from src.layers.lists import ModuleList
+from src.layers.notes import Aux
 
 
 class PlainCrossAttention(Writer):
@@ -29,29 +31,30 @@ class PlainCrossAttention(Writer):
         super().__init__(vision, language)
         self.every = every
         places = range(0, language.layers, every)
-        self.norms = nn.ModuleList(nn.LayerNorm(language.width) for _ in places)
-        self.cross = nn.ModuleList(
+        self.norms = ModuleList(nn.LayerNorm(language.width) for _ in places)
+        self.cross = ModuleList(
             CrossAttention(language.width, vision.width, language.heads, dropout=dropout) for _ in places
         )
         self.drop = Dropout(dropout)
         gpt2_init(self)
 
-    def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
+    def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:
         X_INC = visual.tokens_INC
-        memory = Memory(bias=key_bias(visual.valid_IN, X_INC.dtype))
+        memory = Memory.of(bias=key_bias(visual.valid_IN, X_INC.dtype))
         for i, cross in enumerate(self.cross):
             memory[f"k{i}"], memory[f"v{i}"] = cross.keys_values(X_INC)  # (I, H, N, d) each
         return memory
 
     def decode(
-        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: Aux | None = None
     ) -> Tensor:
         h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text, cache)
+        bias = memory.get("bias")
         for l, block in enumerate(lm.blocks()):
             h_BTD = block.attend(h_BTD, walk)
             if l % self.every == 0:
                 i = l // self.every
                 q_BTD = self.norms[i](h_BTD)
-                h_BTD = h_BTD + self.drop(self.cross[i](q_BTD, memory[f"k{i}"], memory[f"v{i}"], memory["bias"], aux))
+                h_BTD = h_BTD + self.drop(self.cross[i](q_BTD, memory[f"k{i}"], memory[f"v{i}"], bias, aux))
             h_BTD = block.feed(h_BTD)
         return lm.final_norm(h_BTD)

@@ -47,8 +47,10 @@ from torch import Tensor, nn
 from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
 from src.fusion.base import Writer, gpt2_init
 from src.kinds import Positive, Size
-from src.layers.attention import CrossAttention, note
+from src.layers.attention import CrossAttention
 from src.layers.cache import Cache
+from src.layers.lists import ModuleList
+from src.layers.notes import Aux, note
 from src.layers.resampler import FeedForward, Resampler
 
 
@@ -87,7 +89,7 @@ class Flamingo(Writer):
         width = resampler_width or vision.width
         self.project = nn.Identity() if width == vision.width else nn.Linear(vision.width, width, bias=False)
         self.resampler = Resampler(width, latents, latents_std, resampler_layers, max_frames, **shape)
-        self.layers = nn.ModuleList(
+        self.layers = ModuleList(
             GatedCrossAttention(language.width, width, gate=gate_init if gate else None, **shape)
             for _ in range(0, language.layers, every)
         )
@@ -99,7 +101,7 @@ class Flamingo(Writer):
         if not fusion.gate and fusion.gate_init != 0:
             yield f"fusion.gate_init={fusion.gate_init} needs fusion.gate=true."
 
-    def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
+    def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:
         """Keys and values of all latents for each inserted layer, (I, H, M*R, d), and which pictures exist, (I, M).
 
         With ``aux``, the last resampler layer's weights over picture tokens are noted under "pooler", (I*M, R, N), and
@@ -126,7 +128,7 @@ class Flamingo(Writer):
         return memory
 
     def decode(
-        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: Aux | None = None
     ) -> Tensor:
         """Hidden states (B, T, D). With ``aux``, per inserted layer:
 
@@ -140,18 +142,18 @@ class Flamingo(Writer):
         for l, block in enumerate(lm.blocks()):
             if l % self.every == 0:
                 i = l // self.every
-                weights = None if aux is None else {}
-                h_BTD = self.layers[i](h_BTD, memory[f"k{i}"], memory[f"v{i}"], bias, reads_BT1, weights)
-                if aux is not None:
-                    self._note(self.layers[i], weights["attention"][0], reads_BT1, memory, aux)
+                read: Aux | None = None if aux is None else {}
+                h_BTD = self.layers[i](h_BTD, memory[f"k{i}"], memory[f"v{i}"], bias, reads_BT1, read)
+                if read is not None:
+                    self._note(self.layers[i], read["attention"][0], reads_BT1, memory, aux)
             h_BTD = block.feed(block.attend(h_BTD, walk))
         return lm.final_norm(h_BTD)
 
     def scalars(self) -> dict[str, float]:
         """tanh(alpha) and tanh(beta) by the number of the block that the layer stands before."""
-        gates = {}
+        gates: dict[str, Tensor] = {}
         for i, layer in enumerate(self.layers):
-            if layer.alpha is not None:
+            if layer.alpha is not None and layer.beta is not None:
                 gates[f"tanh_alpha/{i * self.every}"] = layer.alpha
                 gates[f"tanh_beta/{i * self.every}"] = layer.beta
         if not gates:
@@ -173,7 +175,7 @@ class Flamingo(Writer):
         return reads_BT1, bias_BTM.repeat_interleave(self.latents, -1).view(I, 1, -1, M * self.latents)
 
     def _note(
-        self, layer: GatedCrossAttention, weights_BHTS: Tensor, reads_BT1: Tensor, memory: Memory, aux: dict
+        self, layer: GatedCrossAttention, weights_BHTS: Tensor, reads_BT1: Tensor, memory: Memory, aux: Aux | None
     ) -> None:
         weights_BHTS = weights_BHTS * reads_BT1[:, None]  # S = M*R
         pooler_IMRN = memory.get("pooler")
@@ -183,7 +185,7 @@ class Flamingo(Writer):
             pooler_BMRN = pooler_IMRN.repeat_interleave(len(weights_BHTS) // len(pooler_IMRN), 0)
             weights_BHTMR = weights_BHTS.unflatten(-1, pooler_BMRN.shape[1:3])
             note(aux, "attention", torch.einsum("bhtmr,bmrn->bhtmn", weights_BHTMR, pooler_BMRN).flatten(-2))
-        if layer.alpha is not None:
+        if layer.alpha is not None and layer.beta is not None:
             note(aux, "tanh_gate", torch.cat([layer.alpha, layer.beta]).tanh())
 
 
@@ -219,7 +221,7 @@ class GatedCrossAttention(nn.Module):
         self.beta = None if gate is None else nn.Parameter(torch.full((1,), float(gate)))
 
     def forward(
-        self, y_BTD: Tensor, k_IHSd: Tensor, v_IHSd: Tensor, bias: Tensor | None, reads_BT1: Tensor, aux: dict | None
+        self, y_BTD: Tensor, k_IHSd: Tensor, v_IHSd: Tensor, bias: Tensor | None, reads_BT1: Tensor, aux: Aux | None
     ) -> Tensor:
         """(B, T, D); ``reads_BT1`` is False where the attention must be 0, whatever a backend makes of an empty row."""
         read_BTD = self.cross(self.norm(y_BTD), k_IHSd, v_IHSd, bias, aux).masked_fill(~reads_BT1, 0.0)

@@ -16,6 +16,7 @@ from torch import Tensor
 from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.fusion.base import Writer
 from src.layers.cache import Cache
+from src.layers.notes import Aux
 
 
 class Prefix(Writer):
@@ -36,20 +37,20 @@ class Prefix(Writer):
                 "use projector=mlp."
             )
 
-    def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
-        return Memory(prefix=visual.tokens_INC, valid=visual.valid_IN)
+    def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:
+        return Memory.of(prefix=visual.tokens_INC, valid=visual.valid_IN)
 
     def decode(
-        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: Aux | None = None
     ) -> Tensor:
-        x_BTD, N = lm.embed(text.ids_BT), 0
+        x_BSD, N = lm.embed(text.ids_BT), 0
         if cache is None or cache.length == 0:
-            N, G = memory["prefix"].shape[1], len(x_BTD) // len(memory["prefix"])
-            prefix_BND = memory["prefix"].repeat_interleave(G, dim=0).to(x_BTD.dtype)
-            valid_BN = None if memory["valid"] is None else memory["valid"].repeat_interleave(G, dim=0)
-            x_BTD = torch.cat([prefix_BND, x_BTD], dim=1)  # (B, N+T, D)
+            N, G = memory["prefix"].shape[1], len(x_BSD) // len(memory["prefix"])
+            prefix_BND = memory["prefix"].repeat_interleave(G, dim=0).to(x_BSD.dtype)
+            valid_BN = memory["valid"].repeat_interleave(G, dim=0) if "valid" in memory else None
+            x_BSD = torch.cat([prefix_BND, x_BSD], dim=1)  # S = N + T
             text = text.behind(N, valid_BN, self.open)
-        h_BTD, walk = lm.begin(x_BTD, text, cache)
+        h_BSD, walk = lm.begin(x_BSD, text, cache)
         for block in lm.blocks():
-            h_BTD = block.feed(block.attend(h_BTD, walk))
-        return lm.final_norm(h_BTD)[:, N:]  # (B, T, D)
+            h_BSD = block.feed(block.attend(h_BSD, walk))
+        return lm.final_norm(h_BSD)[:, N:]  # (B, T, D)

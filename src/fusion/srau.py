@@ -44,13 +44,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.contracts import Block, Language, LanguageSpec, Memory, Text, VisionSpec, Visual
+from src.contracts import Block, Language, LanguageSpec, Memory, Text, VisionSpec, Visual, present
 from src.fusion.base import Writer, gpt2_init
 from src.kinds import BelowOne, Ge, Lt, Size
-from src.layers.attention import CrossAttention, key_bias, note
+from src.layers.attention import CrossAttention, key_bias
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout, dropout
 from src.layers.level_encoder import LevelEncoder
+from src.layers.lists import ModuleList
+from src.layers.notes import Aux, note
 
 
 class SRAU(Writer):
@@ -86,15 +88,15 @@ class SRAU(Writer):
             if level_source == "vision"
             else LevelEncoder(vision.width, D, language.heads, levels, encoder_dropout, encoder_form)
         )
-        self.cross = nn.ModuleList(
+        self.cross = ModuleList(
             CrossAttention(D, D, language.heads, dropout=cross_dropout) for _ in range(language.layers)
         )
         for cross in self.cross:
             _xavier(cross)
             gpt2_init(cross.out)
-        self.gates = nn.ModuleList()  # W_i, b_i for every block and level; none in the paper's form
-        if gate == "concat":
-            self.gates.extend(LearntGates(D, levels, gate_bias_init) for _ in range(language.layers))
+        # W_i, b_i for every block and level; none in the paper's form
+        gated = language.layers if gate == "concat" else 0
+        self.gates = ModuleList(LearntGates(D, levels, gate_bias_init) for _ in range(gated))
 
     @staticmethod
     def refusals(fusion, vision):
@@ -112,17 +114,17 @@ class SRAU(Writer):
                 if isinstance(part, Dropout):
                     part.p = 0.0
 
-    def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
+    def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:
         E_IKND, valid_IN = self._levels(visual)
-        memory = Memory(bias=self._region_bias(valid_IN, E_IKND.dtype))
+        memory = Memory.of(bias=self._region_bias(valid_IN, E_IKND.dtype))
+        E_XND = E_IKND.flatten(0, 1)  # X = I*K
         for l, block in enumerate(lm.blocks()):
-            source_IKND = block.norm(E_IKND) if self.share_ln else E_IKND
-            k_XHNd, v_XHNd = self.cross[l].keys_values(source_IKND.flatten(0, 1))  # X = I*K
+            k_XHNd, v_XHNd = self.cross[l].keys_values(block.norm(E_XND) if self.share_ln else E_XND)
             memory[f"k{l}"], memory[f"v{l}"] = (x.unflatten(0, E_IKND.shape[:2]) for x in (k_XHNd, v_XHNd))
         return memory  # (I, K, H, N, d) each
 
     def decode(
-        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: Aux | None = None
     ) -> Tensor:
         h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text, cache)
         for l, block in enumerate(lm.blocks()):
@@ -131,10 +133,10 @@ class SRAU(Writer):
             h_BTD = self._stream_drop(block.feed(fused_BTD))
         return lm.final_norm(h_BTD)
 
-    def _fuse(self, l: int, block: Block, a_BTD: Tensor, memory: Memory, aux: dict | None) -> Tensor:
+    def _fuse(self, l: int, block: Block, a_BTD: Tensor, memory: Memory, aux: Aux | None) -> Tensor:
         """a' of block l."""
         q_BTD = block.norm(a_BTD) if self.share_ln else a_BTD
-        c_KBTD = self.cross[l].levels(q_BTD, memory[f"k{l}"], memory[f"v{l}"], memory["bias"], aux)
+        c_KBTD = self.cross[l].levels(q_BTD, memory[f"k{l}"], memory[f"v{l}"], memory.get("bias"), aux)
         visual_KBTD, language_KBTD = self._gate_pair(l, a_BTD, c_KBTD)
         note(aux, "visual_gate", visual_KBTD.transpose(0, 1))  # (B, K, T, D)
         note(aux, "language_gate", language_KBTD.transpose(0, 1))
@@ -152,7 +154,7 @@ class SRAU(Writer):
 
     def _levels(self, visual: Visual) -> tuple[Tensor, Tensor | None]:
         """The levels (I, K, N, D), and which regions are read, (I, N); None where all are."""
-        if not self.reference_defects:
+        if not (self.reference_defects and isinstance(self.encoder, LevelEncoder)):
             return self.encoder(visual), visual.valid_IN
         x_IND = self.encoder.enter(visual)
         valid_IN = x_IND.sum(-1) != 0  # x leaves a LayerNorm, so this is nearly always true
@@ -179,7 +181,7 @@ class LearntGates(nn.Module):
 
     def __init__(self, width: int, levels: int, bias_init: float):
         super().__init__()
-        self.W = nn.ModuleList(nn.Linear(2 * width, width) for _ in range(levels))
+        self.W = ModuleList(nn.Linear(2 * width, width) for _ in range(levels))
         for W in self.W:
             nn.init.constant_(W.bias, bias_init)
 
@@ -201,11 +203,11 @@ class LevelProjector(nn.Module):
 
     def __init__(self, source_width: int, width: int, levels: int):
         super().__init__()
-        self.fc = nn.ModuleList(nn.Linear(source_width, width) for _ in range(levels))
-        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(levels))
+        self.fc = ModuleList(nn.Linear(source_width, width) for _ in range(levels))
+        self.norm = ModuleList(nn.LayerNorm(width) for _ in range(levels))
         _xavier(self.fc)
 
     def forward(self, visual: Visual) -> Tensor:
-        levels_KINC = visual.levels_IKNC().unbind(1)[-len(self.fc) :]
+        levels_KINC = present(visual.levels_IKNC(), "levels of the vision encoder").unbind(1)[-len(self.fc) :]
         projected = [norm(fc(x_INC)) for fc, norm, x_INC in zip(self.fc, self.norm, levels_KINC, strict=True)]
         return torch.stack(projected, dim=1)  # (I, K, N, D)

@@ -32,9 +32,11 @@ from torch.nn import functional as F
 from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.fusion.base import Writer, gpt2_init
 from src.kinds import BelowOne, Size
-from src.layers.attention import CrossAttention, key_bias, note, self_attention, split_heads
+from src.layers.attention import CrossAttention, key_bias, self_attention, split_heads
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout
+from src.layers.lists import ModuleList
+from src.layers.notes import Aux, note
 from src.layers.walk import Walk
 
 
@@ -61,7 +63,7 @@ class VCGPT(Writer):
         D, V = language.width, language.vocabulary
         self.self_ensemble = self_ensemble
         self.W_v, self.norm_v = nn.Linear(vision.width, D), nn.LayerNorm(D)
-        self.stack = nn.ModuleList(FusionLayer(j, D, language.heads, dropout) for j in range(layers))
+        self.stack = ModuleList(FusionLayer(j, D, language.heads, dropout) for j in range(layers))
         self.norm = nn.LayerNorm(D)
         gpt2_init(self)
         self.W_F = self.W_G = None
@@ -85,22 +87,23 @@ class VCGPT(Writer):
             with torch.no_grad():
                 self.W_G.copy_(lm.unembedding())
 
-    def encode(self, lm: Language, visual: Visual, aux: dict | None = None) -> Memory:
+    def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:
         X_IND = self.norm_v(self.W_v(visual.tokens_INC))
-        memory = Memory(bias=key_bias(visual.valid_IN, X_IND.dtype))
+        memory = Memory.of(bias=key_bias(visual.valid_IN, X_IND.dtype))
         for j, layer in enumerate(self.stack):
             memory[f"k{j}"], memory[f"v{j}"] = layer.cross.keys_values(X_IND)  # (I, H, N, d) each
         return memory
 
     def decode(
-        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: dict | None = None
+        self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: Aux | None = None
     ) -> Tensor:
         h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text, cache)
         for block in lm.blocks():
             h_BTD = block.feed(block.attend(h_BTD, walk))
         f_BTD = hG_BTD = lm.final_norm(h_BTD)
+        bias = memory.get("bias")
         for j, layer in enumerate(self.stack):
-            f_BTD = layer(f_BTD, walk, memory[f"k{j}"], memory[f"v{j}"], memory["bias"], aux)
+            f_BTD = layer(f_BTD, walk, memory[f"k{j}"], memory[f"v{j}"], bias, aux)
         hF_BTD = self.norm(f_BTD)
         if aux is not None:
             self._note_share(lm, hG_BTD, hF_BTD, aux)
@@ -120,13 +123,15 @@ class VCGPT(Writer):
     def _fusion_logits(self, lm: Language, hF_XD: Tensor) -> Tensor:
         return lm.unembed(hF_XD) if self.W_F is None else F.linear(hF_XD, self.W_F)
 
-    def _note_share(self, lm: Language, hG_BTD: Tensor, hF_BTD: Tensor, aux: dict) -> None:
+    def _note_share(self, lm: Language, hG_BTD: Tensor, hF_BTD: Tensor, aux: Aux) -> None:
         """The stack's share of the variance of the logits over the vocabulary, (B, T).
 
         Variances, because logits are free up to a constant at every position.
         """
-        z_F, z_G = self._fusion_logits(lm, hF_BTD).float().var(-1), self._language_logits(lm, hG_BTD).float().var(-1)
-        note(aux, "logit_share", z_F / (z_F + z_G) if self.self_ensemble else torch.ones_like(z_F))
+        zF_X = self._fusion_logits(lm, hF_BTD.flatten(0, 1)).float().var(-1)
+        zG_X = self._language_logits(lm, hG_BTD.flatten(0, 1)).float().var(-1)
+        share_X = zF_X / (zF_X + zG_X) if self.self_ensemble else torch.ones_like(zF_X)
+        note(aux, "logit_share", share_X.unflatten(0, hF_BTD.shape[:2]))
 
 
 class FusionLayer(nn.Module):
@@ -142,7 +147,7 @@ class FusionLayer(nn.Module):
         self.drop = Dropout(dropout)
 
     def forward(
-        self, f_BTD: Tensor, walk: Walk, k_IHNd: Tensor, v_IHNd: Tensor, bias: Tensor | None, aux: dict | None
+        self, f_BTD: Tensor, walk: Walk, k_IHNd: Tensor, v_IHNd: Tensor, bias: Tensor | None, aux: Aux | None
     ) -> Tensor:
         f_BTD = f_BTD + self.drop(self._attend(self.norm1(f_BTD), walk))
         f_BTD = f_BTD + self.drop(self.cross(self.norm2(f_BTD), k_IHNd, v_IHNd, bias, aux))

@@ -66,8 +66,8 @@ class LanguageModel(nn.Module, ABC):
     def place(self, inputs_BTD: Tensor, walk: Walk) -> Tensor:
         """Inputs of the first block: with positions, where the family adds them there."""
 
-    def rotary(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines (B or 1, T, d), where the family turns queries and keys instead."""
+    def rotary(self, positions_RT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """Cosines and sines (R, T, d), where the family turns queries and keys instead."""
         return None
 
     @abstractmethod
@@ -115,8 +115,8 @@ class LanguageModel(nn.Module, ABC):
         bias = None
         if ragged or (T > 1 if start > 0 else not plain):
             bias = seen_bias(valid_BS, T, _attention_dtype(dtype, valid_BS.device.type), text.open_BT, text.segment_BT)
-        positions_BT = _positions(valid_BS, T, ragged, text.segment_BT)
-        return Walk(positions_BT, bias, start == 0 and plain, cache, self.rotary(positions_BT, dtype))
+        positions_RT = _positions(valid_BS, T, ragged, text.segment_BT)
+        return Walk(positions_RT, bias, start == 0 and plain, cache, self.rotary(positions_RT, dtype))
 
     def begin(self, inputs_BTD: Tensor, text: Text, cache: Cache | None = None) -> tuple[Tensor, Walk]:
         """``walk``, then ``place``: h_BTD, and the walk."""
@@ -176,12 +176,12 @@ def seen_bias(
     S = valid_BS.shape[1]
     keys_S = torch.arange(S, device=valid_BS.device)
     queries_T1 = keys_S[S - T :, None]
-    before_BTS = (keys_S <= queries_T1)[None]
+    before_RTS = (keys_S <= queries_T1)[None]
     if open_BT is not None:
-        before_BTS = before_BTS | F.pad(open_BT, (S - T, 0), value=False)[:, None, :]
+        before_RTS = before_RTS | F.pad(open_BT, (S - T, 0), value=False)[:, None, :]
     if segment_BT is not None:
-        before_BTS = before_BTS & _together(segment_BT)
-    seen_BTS = (before_BTS & valid_BS[:, None, :]) | (keys_S == queries_T1)
+        before_RTS = before_RTS & _together(segment_BT)
+    seen_BTS = (before_RTS & valid_BS[:, None, :]) | (keys_S == queries_T1)
     bias_BTS = torch.zeros(seen_BTS.shape, dtype=dtype, device=valid_BS.device)
     # Half the smallest number: some kernels scale the mask by log2(e), and -inf in a whole tile can become NaN.
     return bias_BTS.masked_fill(~seen_BTS, 0.5 * torch.finfo(dtype).min)[:, None]

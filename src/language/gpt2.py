@@ -9,6 +9,9 @@ SDPA path.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block as LibraryBlock
@@ -22,6 +25,8 @@ from src.layers.walk import Walk
 class GPT2(LanguageModel):
     """Seams over ``GPT2LMHeadModel``."""
 
+    model: GPT2LMHeadModel
+
     def __init__(self, model: GPT2LMHeadModel, tokenizer: Tokenizer):
         super().__init__(model, tokenizer, context=model.config.n_positions)
 
@@ -31,11 +36,12 @@ class GPT2(LanguageModel):
 
     def place(self, inputs_BTD: Tensor, walk: Walk) -> Tensor:
         """Learnt positions are added, then dropout."""
-        return self.model.transformer.drop(inputs_BTD + self.model.transformer.wpe(walk.positions_BT))
+        return self.model.transformer.drop(inputs_BTD + self.model.transformer.wpe(walk.positions_RT))
 
     def opened(self) -> list[GPT2Block]:
         """Views of the library's layers."""
-        return [GPT2Block(layer) for layer in self.model.transformer.h]
+        layers = cast(Iterable[LibraryBlock], self.model.transformer.h)  # torch's ModuleList does not say of what
+        return [GPT2Block(layer) for layer in layers]
 
     def final_norm(self, h_BTD: Tensor) -> Tensor:
         """The norm after the last block."""

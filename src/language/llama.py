@@ -9,21 +9,29 @@ Llama (SmolLM and SmolLM2 are Llamas), Mistral (its window bounds the context), 
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from collections.abc import Iterable
+from typing import cast
 
-from src.contracts import Tokenizer
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM, PretrainedConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, apply_rotary_pos_emb
+from transformers.models.qwen3.modeling_qwen3 import Qwen3Attention, Qwen3DecoderLayer
+
+from src.contracts import Tokenizer, present
 from src.language.base import LanguageModel
 from src.layers.attention import self_attention
 from src.layers.walk import Walk
 
+Layer = LlamaDecoderLayer | Qwen3DecoderLayer  # or their like
+
 
 class Llama(LanguageModel):
-    """Seams over ``LlamaForCausalLM`` and its relatives."""
+    """Seams over ``LlamaForCausalLM`` and its relatives, whose modules have the same names."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer):
+    model: LlamaForCausalLM
+
+    def __init__(self, model: LlamaForCausalLM, tokenizer: Tokenizer):
         super().__init__(model, tokenizer, context=_context(model.config))
 
     def embed(self, ids_BT: Tensor) -> Tensor:
@@ -34,13 +42,14 @@ class Llama(LanguageModel):
         """Positions enter as rotations of queries and keys, not here."""
         return inputs_BTD
 
-    def rotary(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B or 1, T, d) of the library, which looks at its first argument's type and device only."""
-        return self.model.model.rotary_emb(positions_BT.new_empty(0, dtype=dtype), positions_BT)
+    def rotary(self, positions_RT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (R, T, d) of the library, which looks at its first argument's type and device only."""
+        return self.model.model.rotary_emb(positions_RT.new_empty(0, dtype=dtype), positions_RT)
 
     def opened(self) -> list[LlamaBlock]:
         """Views of the library's layers."""
-        return [LlamaBlock(layer) for layer in self.model.model.layers]
+        layers = cast(Iterable[Layer], self.model.model.layers)  # torch's ModuleList does not say of what
+        return [LlamaBlock(layer) for layer in layers]
 
     def final_norm(self, h_BTD: Tensor) -> Tensor:
         """The norm after the last block."""
@@ -50,7 +59,7 @@ class Llama(LanguageModel):
 class LlamaBlock:
     """One layer of the library's Llama, Mistral, Qwen2 or Qwen3, opened between attention and MLP."""
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: Layer):
         self.layer = layer
 
     def norm(self, h_BTD: Tensor) -> Tensor:
@@ -64,9 +73,10 @@ class LlamaBlock:
         q_BTHd, k_BTKd, v_BTKd = (
             project(x_BTD).unflatten(-1, (-1, attn.head_dim)) for project in (attn.q_proj, attn.k_proj, attn.v_proj)
         )
-        if hasattr(attn, "q_norm"):  # Qwen3
+        if isinstance(attn, Qwen3Attention):
             q_BTHd, k_BTKd = attn.q_norm(q_BTHd), attn.k_norm(k_BTKd)
-        q_BHTd, k_BKTd = apply_rotary_pos_emb(q_BTHd.transpose(1, 2), k_BTKd.transpose(1, 2), *walk.rotary)
+        cosine_RTd, sine_RTd = present(walk.rotary, "rotation in the walk")
+        q_BHTd, k_BKTd = apply_rotary_pos_emb(q_BTHd.transpose(1, 2), k_BTKd.transpose(1, 2), cosine_RTd, sine_RTd)
         read_BTE = self_attention(  # E = H*d, which Qwen3 does not keep equal to D
             q_BHTd,
             k_BKTd,
@@ -74,7 +84,7 @@ class LlamaBlock:
             walk,
             slot=f"self.{attn.layer_idx}",
             scale=attn.scaling,
-            dropout=attn.attention_dropout if attn.training else 0.0,
+            dropout=attn.attention_dropout or 0.0 if attn.training else 0.0,
         )
         return h_BTD + attn.o_proj(read_BTE)
 

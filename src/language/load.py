@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, PretrainedConfig
 from transformers import PreTrainedModel as LibraryModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import logging
@@ -125,21 +125,7 @@ def _weights(name: str, config: PretrainedConfig) -> LibraryModel:
             "checkpoint that they were made from."
         )
     with _quiet():
-        model, report = hub.fetch(
-            lambda local: AutoModelForCausalLM.from_pretrained(
-                name,
-                config=config,
-                local_files_only=local,
-                trust_remote_code=False,
-                dtype=torch.float32,
-                use_safetensors=True,  # pickled weights can run code
-                ignore_mismatched_sizes=True,  # told below; the library's error does not name them
-                output_loading_info=True,
-            ),
-            name,
-            "language model",
-            CURE,
-        )
+        model, report = hub.fetch(lambda local: _read_weights(name, config, local), name, "language model", CURE)
     for key, stored, wanted in sorted(report["mismatched_keys"]):
         raise UserError(
             f"The weights of {name} do not fit its config.json: {key} is {list(stored)} among the weights and "
@@ -153,6 +139,20 @@ def _weights(name: str, config: PretrainedConfig) -> LibraryModel:
             f"out: {unread[0]}, {len(unread)} in all; give both from one save."
         )
     return model
+
+
+def _read_weights(name: str, config: PretrainedConfig, local: bool) -> tuple[LibraryModel, dict]:
+    """The model, and the names of weights that were missing, left over or of another size."""
+    return AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportReturnType]: two, for output_loading_info
+        name,
+        config=config,
+        local_files_only=local,
+        trust_remote_code=False,
+        dtype=torch.float32,
+        use_safetensors=True,  # pickled weights can run code
+        ignore_mismatched_sizes=True,  # told by ``_weights``; the library's error does not name them
+        output_loading_info=True,
+    )
 
 
 @contextmanager
@@ -192,7 +192,7 @@ def _check_rotation(config: PretrainedConfig) -> None:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     ends_12 = torch.tensor([[0, config.max_position_embeddings - 1]])
     try:
-        cosine_12d, _ = LlamaRotaryEmbedding(config)(torch.zeros(1), ends_12)
+        cosine_12d, _ = LlamaRotaryEmbedding(cast(LlamaConfig, config))(torch.zeros(1), ends_12)
     except Exception as error:  # unknown kinds, missing numbers, lists of another length
         raise ValueError(f"rope_parameters cannot be computed ({hub.reason(error)})") from error
     if cosine_12d.shape[-1] != width:

@@ -16,18 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.layers.dropout import dropout as drop
+from src.layers.notes import Aux, note
 from src.layers.walk import Walk
 
 SCORES = 2**24  # of all heads and rows, up to which they are made all at once: 32 MB in bfloat16
 
 
-def note(aux: dict | None, name: str, value) -> None:
-    """Append ``value`` to the list ``aux[name]``; nothing happens (and nothing is kept) when ``aux`` is None."""
-    if aux is not None:
-        aux.setdefault(name, []).append(value)
-
-
-def key_bias(valid_IN: Tensor | None, dtype) -> Tensor | None:
+def key_bias(valid_IN: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Additive mask (I, 1, 1, N), 0 at valid keys and a large negative number elsewhere; None when all are valid."""
     if valid_IN is None:
         return None
@@ -60,8 +55,8 @@ def attention(
     if gqa:
         shared = q_BHTd.shape[1] // k_BKSd.shape[1]
         k_BKSd, v_BKSd = k_BKSd.repeat_interleave(shared, 1), v_BKSd.repeat_interleave(shared, 1)
-    scale = q_BHTd.shape[-1] ** -0.5 if scale is None else scale
-    scores_BHTS = _product(q_BHTd * scale, k_BKSd.transpose(-1, -2))
+    factor = q_BHTd.shape[-1] ** -0.5 if scale is None else scale
+    scores_BHTS = _product(q_BHTd * factor, k_BKSd.transpose(-1, -2))
     if causal:
         later_TS = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=q_BHTd.device).triu(1)
         scores_BHTS = scores_BHTS.masked_fill(later_TS, -torch.inf)
@@ -95,7 +90,8 @@ def _as_products(q_BHTd: Tensor, k_BKSd: Tensor, dropout: float) -> bool:
 
 def split_heads(qkv_BTE: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values, (B, H, T, d) each, of one projection to all three: E = 3*H*d."""
-    return qkv_BTE.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    q_BHTd, k_BHTd, v_BHTd = qkv_BTE.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+    return q_BHTd, k_BHTd, v_BHTd
 
 
 def self_attention(
@@ -139,7 +135,7 @@ class CrossAttention(nn.Module):
         return self._split(self.k(source_INC)).contiguous(), self._split(self.v(source_INC)).contiguous()
 
     def forward(
-        self, h_BTD: Tensor, k_IHNd: Tensor, v_IHNd: Tensor, bias: Tensor | None = None, aux: dict | None = None
+        self, h_BTD: Tensor, k_IHNd: Tensor, v_IHNd: Tensor, bias: Tensor | None = None, aux: Aux | None = None
     ) -> Tensor:
         """What each text position reads from its picture, (B, T, D); B is a multiple of I.
 
@@ -150,7 +146,7 @@ class CrossAttention(nn.Module):
         return self.out(read_IHQd.transpose(1, 2).reshape(*h_BTD.shape[:2], -1))  # (I, H, Q, d) -> (B, T, D)
 
     def levels(
-        self, h_BTD: Tensor, k_IKHNd: Tensor, v_IKHNd: Tensor, bias: Tensor | None = None, aux: dict | None = None
+        self, h_BTD: Tensor, k_IKHNd: Tensor, v_IKHNd: Tensor, bias: Tensor | None = None, aux: Aux | None = None
     ) -> Tensor:
         """The same for K sources per picture with shared weights, each read by itself: (K, B, T, D)."""
         B, T, _ = h_BTD.shape
@@ -167,16 +163,14 @@ class CrossAttention(nn.Module):
         return self.q(h_BTD).view(I, -1, self.heads, self.width).transpose(1, 2)
 
     def _read(
-        self, q_XHQd: Tensor, k_XHNd: Tensor, v_XHNd: Tensor, bias: Tensor | None, rows: Sequence[int], aux: dict | None
+        self, q_XHQd: Tensor, k_XHNd: Tensor, v_XHNd: Tensor, bias: Tensor | None, rows: Sequence[int], aux: Aux | None
     ) -> Tensor:
         """Attention, (X, H, Q, d); ``rows``: the B and T of the text."""
         if aux is not None:
             self._note_weights(q_XHQd, k_XHNd, bias, rows, aux)
         return attention(q_XHQd, k_XHNd, v_XHNd, bias, dropout=self.dropout if self.training else 0.0)
 
-    def _note_weights(
-        self, q_XHQd: Tensor, k_XHNd: Tensor, bias: Tensor | None, rows: Sequence[int], aux: dict
-    ) -> None:
+    def _note_weights(self, q_XHQd: Tensor, k_XHNd: Tensor, bias: Tensor | None, rows: Sequence[int], aux: Aux) -> None:
         scores = q_XHQd @ k_XHNd.transpose(-1, -2) * q_XHQd.shape[-1] ** -0.5
         weights_XHQN = (scores if bias is None else scores + bias).softmax(-1)
         B, T = rows

@@ -27,18 +27,20 @@ class _Slot:
 
     def move(self, columns: int) -> None:
         """Into buffers of ``columns`` columns, rows in their order."""
-        self.buffers = tuple(self._moved(x_BHCd, columns) for x_BHCd in self.buffers)
+        k_BHCd, v_BHCd = self.buffers
+        self.buffers = self._moved(k_BHCd, columns), self._moved(v_BHCd, columns)
         self.rows_B = None
 
     def _moved(self, x_BHCd: Tensor, columns: int) -> Tensor:
+        """(R, H, W, d): the rows of the new order, and W columns."""
         B, H, _, d = x_BHCd.shape
-        moved_BHCd = x_BHCd.new_empty(B if self.rows_B is None else len(self.rows_B), H, columns, d)
-        old_BHSd, new_BHSd = x_BHCd.narrow(2, 0, self.filled), moved_BHCd.narrow(2, 0, self.filled)
+        moved_RHWd = x_BHCd.new_empty(B if self.rows_B is None else len(self.rows_B), H, columns, d)
+        old_BHSd, new_RHSd = x_BHCd.narrow(2, 0, self.filled), moved_RHWd.narrow(2, 0, self.filled)
         if self.rows_B is None:
-            new_BHSd.copy_(old_BHSd)
+            new_RHSd.copy_(old_BHSd)
         else:
-            torch.index_select(old_BHSd, 0, self.rows_B, out=new_BHSd)
-        return moved_BHCd
+            torch.index_select(old_BHSd, 0, self.rows_B, out=new_RHSd)
+        return moved_RHWd
 
 
 class Cache:

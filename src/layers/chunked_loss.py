@@ -62,7 +62,8 @@ class _InPieces(torch.autograd.Function):
     @staticmethod
     def forward(ctx, readout: Readout, rows: int, target_X: Tensor, hidden_XD: Tensor, *parameters: Tensor) -> Tensor:
         total = torch.zeros((), device=hidden_XD.device, dtype=_precise(hidden_XD))
-        hidden_grads, parameter_grads, buffer = [], [None] * len(parameters), None
+        hidden_grads, buffer = [], None
+        parameter_grads: list[Tensor | None] = [None] * len(parameters)
         for h_YD, t_Y in zip(hidden_XD.detach().split(rows), target_X.split(rows), strict=True):
             with torch.enable_grad():
                 h_YD.requires_grad_()
@@ -75,7 +76,8 @@ class _InPieces(torch.autograd.Function):
             hidden_grads.append(found[0])
             for i, grad in enumerate(found[1:]):
                 if grad is not None:
-                    parameter_grads[i] = grad if parameter_grads[i] is None else parameter_grads[i].add_(grad)
+                    before = parameter_grads[i]
+                    parameter_grads[i] = grad if before is None else before.add_(grad)
         ctx.there = [i for i, grad in enumerate([hidden_grads, *parameter_grads]) if grad is not None]
         ctx.save_for_backward(torch.cat(hidden_grads), *(grad for grad in parameter_grads if grad is not None))
         ctx.count = 1 + len(parameters)
@@ -83,7 +85,7 @@ class _InPieces(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, factor: Tensor):
+    def backward(ctx, factor: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]: forward gives one output
         grads: list[Tensor | None] = [None] * ctx.count
         for i, grad in zip(ctx.there, ctx.saved_tensors, strict=True):
             grads[i] = grad.mul_(factor.to(grad.dtype))  # in place: torch refuses to go back a second time

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from src.layers.attention import CrossAttention, key_bias
 from src.layers.dropout import Dropout
+from src.layers.lists import ModuleList
 
 
 class LevelEncoder(nn.Module):
@@ -23,7 +24,7 @@ class LevelEncoder(nn.Module):
         self.drop = Dropout(dropout)
         self.norm = nn.LayerNorm(width)
         on_weights = 0.0 if form == "authors" else dropout
-        self.layers = nn.ModuleList(LevelLayer(width, heads, dropout, on_weights) for _ in range(levels))
+        self.layers = ModuleList(LevelLayer(width, heads, dropout, on_weights) for _ in range(levels))
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,24 +23,30 @@ from transformers.pytorch_utils import Conv1D
 FLOAT32_FROM = 2**19
 
 
+class Part(Protocol):
+    """A module, or what promises as little of one as a language model does."""
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+
 @contextmanager
-def packed(*modules: nn.Module) -> Iterator[None]:
-    """Within, the linear layers of ``modules`` multiply with the weights that they have on entering.
+def packed(*parts: Part) -> Iterator[None]:
+    """Within, the linear layers of ``parts`` multiply with the weights that they have on entering.
 
     In bfloat16 where autocast does so and the processor has such products, else in float32, the large ones. The copies
     take as much memory as the weights themselves. On a GPU, and where gradients are wanted, nothing changes.
     """
     dtype = _multiplied_in()
-    every = dict.fromkeys(layer for module in modules for layer in module.modules())
+    every = dict.fromkeys(layer for part in parts for layer in part.modules())
     gelus = {mlp.c_fc: mlp.act for mlp in every if type(mlp) is GPT2MLP and type(mlp.act) is GELUTanh}
-    found = (layer for layer in every if type(layer) in (nn.Linear, Conv1D))
+    found = (layer for layer in every if type(layer) is nn.Linear or type(layer) is Conv1D)
     forwards = {
         layer: _laid_out(layer, dtype, gelu=layer in gelus) for layer in found if dtype and _gains(layer.weight, dtype)
     }
     forwards |= {gelu: _unchanged for layer, gelu in gelus.items() if layer in forwards}
     try:
         for layer, forward in forwards.items():
-            layer.forward = forward
+            vars(layer)["forward"] = forward
         yield
     finally:
         for layer in forwards:
@@ -65,7 +72,7 @@ def _unchanged(x: Tensor) -> Tensor:
     return x
 
 
-def _laid_out(layer: nn.Module, dtype: torch.dtype, gelu: bool = False) -> Callable[[Tensor], Tensor]:
+def _laid_out(layer: nn.Linear | Conv1D, dtype: torch.dtype, gelu: bool = False) -> Callable[[Tensor], Tensor]:
     """The layer's function, and GELU (its approximation by tanh) of it; GPT-2's Conv1D keeps its matrix transposed."""
     weight_NK = layer.weight if isinstance(layer, nn.Linear) else layer.weight.t()
     blocks = torch.ops.mkldnn._reorder_linear_weight(weight_NK.to(dtype).contiguous())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from src.layers.attention import CrossAttention, note
+from src.layers.attention import CrossAttention
+from src.layers.notes import Aux, note
 
 
 class AttentionalPooler(nn.Module):
@@ -23,10 +24,10 @@ class AttentionalPooler(nn.Module):
             nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.attend.out.bias)
 
-    def forward(self, X_INC: Tensor, bias: Tensor | None = None, aux: dict | None = None) -> Tensor:
+    def forward(self, X_INC: Tensor, bias: Tensor | None = None, aux: Aux | None = None) -> Tensor:
         """With ``aux``, the weights (I, n, N), mean over heads, are noted under "pooler"."""
         q_InD = self.norm_q(self.query_nD).expand(len(X_INC), -1, -1)
-        read: dict | None = None if aux is None else {}
+        read: Aux | None = None if aux is None else {}
         U_InD = self.attend(q_InD, *self.attend.keys_values(self.norm_k(X_INC)), bias, read)
         if read is not None:
             note(aux, "pooler", read["attention"][0].mean(1))

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from src.layers.attention import CrossAttention, key_bias, note
+from src.layers.attention import CrossAttention, key_bias
+from src.layers.lists import ModuleList
+from src.layers.notes import Aux, note
 
 
 def squared_relu(x: Tensor) -> Tensor:
@@ -27,10 +29,10 @@ class Resampler(nn.Module):
         super().__init__()
         self.latents_RC = nn.Parameter(std * torch.randn(latents, width))
         self.times_FC = nn.Parameter(torch.randn(max_frames, width)) if max_frames > 1 else None
-        self.layers = nn.ModuleList(ResamplerLayer(width, **shape) for _ in range(layers))
+        self.layers = ModuleList(ResamplerLayer(width, **shape) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, X_XNC: Tensor, frames: int, valid_XN: Tensor | None, aux: dict | None = None) -> Tensor:
+    def forward(self, X_XNC: Tensor, frames: int, valid_XN: Tensor | None, aux: Aux | None = None) -> Tensor:
         """``frames``: at most ``max_frames``; ``valid_XN`` is False at padded tokens.
 
         With ``aux``, "pooler" is noted: the last layer's weights of latents over tokens, (X, R, N), averaged over heads
@@ -41,11 +43,11 @@ class Resampler(nn.Module):
         if valid_XN is not None:
             bias = key_bias(F.pad(valid_XN, (0, len(self.latents_RC)), value=True), X_XNC.dtype)  # latents are real
         Z_XRC = self.latents_RC.expand(len(X_XNC), -1, -1)
-        weights = None if aux is None else {}
+        read: Aux | None = None if aux is None else {}
         for layer in self.layers:
-            Z_XRC = layer(Z_XRC, X_XNC, bias, weights)
-        if aux is not None:
-            pooler_XRN = weights["attention"][-1].mean(1)[:, :, : X_XNC.shape[1]]
+            Z_XRC = layer(Z_XRC, X_XNC, bias, read)
+        if read is not None:
+            pooler_XRN = read["attention"][-1].mean(1)[:, :, : X_XNC.shape[1]]
             note(aux, "pooler", F.normalize(pooler_XRN, p=1, dim=-1))
         return self.norm(Z_XRC)
 
@@ -64,7 +66,7 @@ class ResamplerLayer(nn.Module):
         self.attend = CrossAttention(width, width, heads, head_width, bias=False)
         self.feed = FeedForward(width, ffw_ratio, activation)
 
-    def forward(self, Z_XRC: Tensor, X_XNC: Tensor, bias: Tensor | None, aux: dict | None) -> Tensor:
+    def forward(self, Z_XRC: Tensor, X_XNC: Tensor, bias: Tensor | None, aux: Aux | None) -> Tensor:
         """(X, R, C); ``bias`` over the N tokens and then the R latents."""
         z_XRC = self.norm_z(Z_XRC)
         k_XHSd, v_XHSd = self.attend.keys_values(torch.cat([self.norm_x(X_XNC), z_XRC], dim=1))  # S = N + R

@@ -13,8 +13,8 @@ from src.layers.cache import Cache
 class Walk:
     """``causal``: a plain causal mask is exact, and there is no ``bias``; only with S = T."""
 
-    positions_BT: Tensor  # (1, T) where all rows agree
+    positions_RT: Tensor  # (1, T) where all rows agree
     bias: Tensor | None  # additive float mask (B, 1, T, S)
     causal: bool
     cache: Cache | None
-    rotary: tuple[Tensor, Tensor] | None = None  # cosines and sines (B or 1, T, d)
+    rotary: tuple[Tensor, Tensor] | None = None  # cosines and sines (R, T, d)

@@ -63,7 +63,7 @@ class ClipScorer:
             checkpoint, known = checkpoint_file(here, pretrained)
             tokenizer = _made_tokenizer(model, here)
             self.model = _build(here, checkpoint, known)
-            self.preprocessing = preprocessing_of(self.model.visual, model)
+            self.preprocessing = preprocessing_of(self.model.visual.preprocess_cfg, model)
         except UserError as error:
             raise UserError(str(error).replace("vision.", "clip.")) from error  # what the option is called here
         self.pretrained = checkpoint is not None

@@ -37,7 +37,7 @@ class Loss(NamedTuple):
     """
 
     mean: Tensor
-    count: Tensor
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]: nobody counts in it as in a tuple
     terms: Mapping[str, tuple[Tensor, float]] = MappingProxyType({})
 
 
@@ -46,9 +46,9 @@ class Learner(Protocol):
 
     fusion: Fusion
     language: Language
-    heads: Mapping[str, nn.Module]
+    heads: nn.ModuleDict
 
-    def cross_entropy(self, hidden_BTD: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    def cross_entropy(self, hidden_BTE: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Mean nats per target token, and how many there are."""
         ...
 
@@ -77,6 +77,8 @@ class Objective(ABC):
 
     def walk(self, fusion: Fusion, lm: Language, memory: Memory, text: Text) -> Walked:
         """What the loss is made of; of a Writer, the hidden states and own losses of its ``learn``."""
+        if not isinstance(fusion, Writer):
+            raise TypeError(f"{type(self).__name__} has to say how it walks through {type(fusion).__name__}.")
         return fusion.learn(lm, memory, text)
 
     @abstractmethod

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from src.contracts import Batch, Target, View
-from src.fusion.base import Writer
+from src.contracts import Batch, Target, View, present
+from src.fusion.base import Fusion, Writer
 from src.objectives.base import Chance, Learner, Loss, Objective, Walked
 
 
@@ -13,12 +13,13 @@ from src.objectives.base import Chance, Learner, Loss, Objective, Walked
 class NextToken(Objective):
     """What every mechanism that writes is trained with unless told otherwise."""
 
-    def share(self, fusion: Writer) -> float:
-        return self.weight * fusion.caption_weight
+    def share(self, fusion: Fusion) -> float:
+        return self.weight * (fusion.caption_weight if isinstance(fusion, Writer) else 1.0)
 
     def view(self, batch: Batch, chance: Chance) -> View:
-        return View(batch.text, Target.next(batch.text))
+        text = present(batch.text, "text in the batch")
+        return View(text, Target.next(text))
 
     def loss(self, of: Learner, walked: Walked, view: View) -> Loss:
-        hidden_BTD, terms = walked
-        return Loss(*of.cross_entropy(hidden_BTD, view.target), terms)
+        hidden_BTE, terms = walked
+        return Loss(*of.cross_entropy(hidden_BTE, present(view.target, "target in the view")), terms)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from src.contracts import Batch, Target, View
+from src.contracts import Batch, Target, View, present
 from src.objectives.base import Chance
 from src.objectives.next_token import NextToken
 
@@ -22,7 +22,7 @@ class PrefixLM(NextToken):
     """The next token behind a beginning that is read both ways."""
 
     def view(self, batch: Batch, chance: Chance) -> View:
-        text = batch.text
+        text = present(batch.text, "text in the batch")
         lengths = text.valid_BT.sum(1).tolist()
         r_B = torch.tensor([1 + int(chance(b).random() * (length - 1)) for b, length in enumerate(lengths)])
         open_BT = torch.arange(text.ids_BT.shape[1]) < r_B[:, None]

@@ -206,7 +206,7 @@ def write_skipped(run: Path, sources: Iterable) -> None:
         write_jsonl(run / "skipped.jsonl", left_out)
 
 
-def written_config(folder: Path | str):
+def written_config(folder: Path | str) -> DictConfig:
     """The configuration of a finished or running run, or of an exported one, as it stands in the file.
 
     ``src.config.added_keys.run_config`` reads it with the options that were added since.

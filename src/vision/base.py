@@ -23,6 +23,9 @@ class Vision(Checked, nn.Module, ABC, group="vision"):
     False where the weights are random. ``sizes(vision)``, a static method where options alone tell: the encoder's spec.
     """
 
+    mean: Tensor  # (3, 1, 1), as std
+    std: Tensor
+
     def __init__(self, spec: VisionSpec, preprocessing: dict, architecture: str, pretrained: bool):
         super().__init__()
         self.spec, self.preprocessing = spec, preprocessing
@@ -38,15 +41,18 @@ class Vision(Checked, nn.Module, ABC, group="vision"):
         Levels are ordered as the encoder computes them: the last one is the deepest.
         """
 
-    def forward(self, pixels_IM3hw: Tensor, levels: int = 0) -> Visual:
+    def forward(self, pixels: Tensor, levels: int = 0) -> Visual:
         """Encode uint8 pictures (I, M, 3, size, size), or videos of F frames (I, M, F, 3, size, size).
 
         The tokens and levels of a video are those of its frames one after the other, its pooled vector is their mean.
         Raises UserError for pictures of another size and for more levels than the encoder has, TypeError for pixels
         that are no uint8: those have been scaled already, and would be scaled again.
         """
-        if pixels_IM3hw.ndim == 6:
-            return _joined(self(pixels_IM3hw.flatten(1, 2), levels), frames=pixels_IM3hw.shape[2])
+        if pixels.ndim == 6:
+            return _joined(self(pixels.flatten(1, 2), levels), frames=pixels.shape[2])
+        return self._pictures(pixels, levels)
+
+    def _pictures(self, pixels_IM3hw: Tensor, levels: int) -> Visual:
         self._check(pixels_IM3hw, levels)
         pictures = pixels_IM3hw.shape[:2]
         pixels_X3hw = self.normalise(pixels_IM3hw.flatten(0, 1))  # X = I*M

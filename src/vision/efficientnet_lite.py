@@ -12,6 +12,7 @@ ImageNet mean and deviation, for 79 % with plain 0..1.
 from __future__ import annotations
 
 import pickle
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from src import hub
 from src.contracts import UserError, VisionSpec
 from src.vision.base import Vision
+
+if TYPE_CHECKING:
+    from efficientnet_lite_pytorch import EfficientNet
 
 
 class EfficientNetLite0(Vision):
@@ -51,7 +55,7 @@ class EfficientNetLite0(Vision):
         return tokens_XNC, tokens_XNC.mean(1), None
 
 
-def _network(weights: str | None) -> nn.Module:
+def _network(weights: str | None) -> EfficientNet:
     """The package's network without its classifier."""
     try:
         from efficientnet_lite_pytorch import EfficientNet
@@ -60,7 +64,7 @@ def _network(weights: str | None) -> nn.Module:
     network = EfficientNet.from_name("efficientnet-lite0")
     if weights is not None:
         _load(network, _package_file() if weights == "package" else weights)
-    network._fc = nn.Identity()  # the classifier is not read; left in, it would count as a parameter
+    network.add_module("_fc", nn.Identity())  # the classifier is not read; left in, it would count as a parameter
     return network
 
 

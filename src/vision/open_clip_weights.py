@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from torch import nn
-
 from src import hub
 from src.contracts import UserError
 
@@ -53,7 +51,7 @@ def architecture(model: str) -> dict:
 def _described(folder: Path) -> dict:
     try:
         described = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
-        described["model_cfg"]["vision_cfg"], described["model_cfg"]["embed_dim"]
+        _ = described["model_cfg"]["vision_cfg"], described["model_cfg"]["embed_dim"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         why = hub.reason(error)
         raise UserError(f"{folder} holds no open_clip_config.json with a model_cfg of a vision_cfg ({why}).") from error
@@ -143,9 +141,8 @@ def download(address: str, what: str) -> str:
     return hub.fetch(ask, repository, f"repository of the weights {what},", cure, names[-1])
 
 
-def preprocessing_of(tower: nn.Module, model: str) -> dict:
-    """What open_clip's own transforms for this tower do, in the words of ``Vision.preprocessing``."""
-    wanted = tower.preprocess_cfg
+def preprocessing_of(wanted: dict, model: str) -> dict:
+    """What open_clip's own transforms of a ``preprocess_cfg`` do, in the words of ``Vision.preprocessing``."""
     height, width = sides(wanted["size"])
     if height != width:
         raise UserError(f"{model} reads pictures of {height} x {width} pixels; only square ones are supported.")
@@ -161,4 +158,6 @@ def preprocessing_of(tower: nn.Module, model: str) -> dict:
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+    """Height and width."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width

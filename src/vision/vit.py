@@ -19,6 +19,7 @@ from src.contracts import UserError, VisionSpec
 from src.hub import reason
 from src.kinds import Size
 from src.layers.attention import softmax
+from src.layers.lists import ModuleList
 from src.records.folder import Saved
 from src.vision.base import Vision
 
@@ -58,7 +59,7 @@ class ViT(Vision):
         )
         self.stem = conv_stem(width, patch) if stem == "conv" else nn.Conv2d(3, width, patch, stride=patch)
         self.position_NC = nn.Parameter(nn.init.trunc_normal_(torch.empty(tokens, width), std=0.02))
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.blocks = ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         if weights is not None:
             self._load(trained_vision(Path(weights).expanduser()), weights)
