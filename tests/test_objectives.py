@@ -147,6 +147,12 @@ def test_the_ability_decides_what_is_learnt():
         build_objectives(OmegaConf.create({}), reader)
 
 
+def test_an_objective_of_a_mechanism_that_does_not_write_has_to_say_its_walk():
+    language = make_language()
+    with pytest.raises(TypeError, match="Matches has to say how it walks through Mean"):
+        Matches().walk(Mean(VISION, language.spec), language, Memory(), make_text(2, 3))
+
+
 def test_a_mechanism_that_can_do_nothing_is_refused():
     class Idle(Fusion):
         def encode(self, lm, visual, aux=None):
