@@ -881,10 +881,10 @@ def test_captions_without_pictures_are_left_out_too(tmp_path):
 
 def test_a_policy_that_reaches_no_source_is_refused():
     """Nobody finds out after a week that data.on_error=skip was not heard."""
-    from src.build import build_data
+    from src.build import tell
 
     with pytest.raises(UserError, match="on_error=skip does not reach data=scenes"):
-        build_data(OmegaConf.create({"on_error": "skip"}), 0, Scenes(train=1, val=1, test=1), None)
+        tell(Scenes(train=1, val=1, test=1), OmegaConf.create({"on_error": "skip"}), None)
 
 
 @pytest.mark.parametrize("name", DATA)

@@ -546,6 +546,7 @@ def test_open_clip_names_the_package_when_it_is_missing(monkeypatch):
 def test_vit_takes_over_the_encoder_of_a_run(tmp_path):
     trained = ViT(image_size=16, patch=8, width=16, layers=1, heads=2)
     (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text("")
     state = {f"vision.{name}": x for name, x in trained.state_dict().items()}
     torch.save({"state_dict": {**state, "fusion.w": torch.zeros(1)}}, tmp_path / "checkpoints" / "best.ckpt")
     again = ViT(image_size=16, patch=8, width=16, layers=1, heads=2, weights=str(tmp_path))

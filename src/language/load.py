@@ -41,6 +41,8 @@ def tiny(
     dropout: BelowOne = 0.1,
 ) -> GPT2:
     """A small GPT-2 with random weights (GPT-2's own initialisation) and the tokenizer's vocabulary."""
+    if width % heads:
+        raise UserError(f"language.model.heads={heads} must divide language.model.width={width}.")
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=context,
