@@ -540,7 +540,7 @@ def test_wrong_tokenizer(words, tmp_path):
 
 
 def test_tiny_width_and_heads_disagree():
-    with pytest.raises(UserError, match="heads=4 must divide language.model.width=30"):
+    with pytest.raises(UserError, match=r"heads=4 must divide language\.model\.width=30"):
         load.tiny(Words(), width=30, heads=4)
 
 
