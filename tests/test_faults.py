@@ -364,7 +364,7 @@ def test_writing_fails_anywhere(tmp_path, monkeypatch):
 
     for name in ("open", "os.fsync", "os.replace", "Path.mkdir"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"src.records.{name}", full, raising=False)
+            patch.setattr(f"src.records.files.{name}", full, raising=False)
             with pytest.raises(
                 UserError, match=r"metrics.json cannot be written \(No space left on device\); make room"
             ):
