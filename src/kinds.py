@@ -62,7 +62,7 @@ Name = Annotated[str, Rule("text", is_text)]
 Project = Annotated[
     str,
     Rule(
-        "at most 128 characters without / \\ # ? % : (a team is named by the option entity)",
+        "at most 128 characters without / \\ # ? % : (a team is named by logger.entity=, src.dashboard entity=)",
         lambda value: is_text(value) and re.fullmatch(r"[^/\\#?%:]{1,128}", str(value)) is not None,
     ),
 ]
