@@ -15,7 +15,7 @@ from src.config.command_line import verb
 from src.config.make import data_sets, make
 from src.errors import UserError
 from src.metrics.extra import check_names
-from src.records.files import told_when_full
+from src.records.files import explaining_full_disk
 from src.records.folder import begin, complete, write_skipped
 
 
@@ -35,7 +35,7 @@ def main(cfg: DictConfig) -> float:
         raise UserError("A pipeline needs a trained encoder, and this one has random weights; see vision.weights=.")
     run, choices = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().runtime.choices
     print(f"run folder: {run}", flush=True)
-    with told_when_full(run):
+    with explaining_full_disk(run):
         begin(run, cfg, choices)
         data = build_pictures(cfg.data, cfg.seed, source, vision)
         data.features = cached_features(data, cfg.data.cache_dir, vision, ["train", cfg.split], levels=0, tokens=False)

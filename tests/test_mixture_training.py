@@ -49,6 +49,7 @@ def data(schedule="accumulate", **weights):
     mixed = mixture(schedule, **weights)
     for member in mixed.members.values():
         member.image_size = 12 * 4  # what the small encoder of these tests can cut into blocks
+        member.objectives = OBJECTIVES
     return mixed
 
 
