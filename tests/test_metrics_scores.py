@@ -178,8 +178,8 @@ def test_sets_that_do_not_fit_are_refused(references, predictions, message):
 def test_long_tokenising_shows_progress():
     """After two seconds, on stderr."""
     code = (
-        "import time, src.metrics.captions as c; real = c.tokenize\n"
-        "c.tokenize = lambda text: (time.sleep(0.3), real(text))[1]\n"
+        "import time, src.metrics.captions as c; real = c.TOKENS['words']\n"
+        "c.TOKENS['words'] = lambda text: (time.sleep(0.3), real(text))[1]\n"
         "c.CaptionScorer({str(i): ['a'] for i in range(10)})"
     )
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
