@@ -25,9 +25,9 @@ PLANTED = {
         ["tests/test_documents.py"],
     ),
     "labels are not shifted": (
-        "src/captioner.py",
-        "batch.text.ids_BT[:, 1:].flatten()",
-        "batch.text.ids_BT[:, :-1].flatten()",
+        "src/contracts.py",
+        "text.ids_BT[:, 1:].flatten()",
+        "text.ids_BT[:, :-1].flatten()",
         ["tests/test_captioner.py", "-k", "mean_over_real"],
     ),
     "captions do not end": (
@@ -44,8 +44,8 @@ PLANTED = {
     ),
     "CLS sees padding": (
         "src/fusion/coca.py",
-        "valid_BS = torch.cat([text.valid_BT, torch.ones_like(text.valid_BT[:, :1])], dim=1)",
-        "valid_BS = torch.cat([torch.ones_like(text.valid_BT[:, :1]), text.valid_BT], dim=1)",
+        "F.pad(text.valid_BT, (0, 1), value=True)",
+        "F.pad(text.valid_BT, (1, 0), value=True)",
         ["tests/test_coca.py", "-m", "not slow"],
     ),
     "the stack reads the picture without its own norm": (
@@ -56,8 +56,8 @@ PLANTED = {
     ),
     "the start token keeps its own embedding": (
         "src/fusion/clipcap.py",
-        "start_BT = valid_BT & (valid_BT.cumsum(1) == 1)",
-        "start_BT = valid_BT & (valid_BT.cumsum(1) == 0)",
+        "start_BT = text.valid_BT & (text.valid_BT.cumsum(1) == 1)",
+        "start_BT = text.valid_BT & (text.valid_BT.cumsum(1) == 0)",
         ["tests/test_parity.py", "-k", "prefix"],
     ),
 }
