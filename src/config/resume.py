@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.added_keys import run_config
@@ -73,8 +75,14 @@ def resumed(cfg: DictConfig, words: Sequence[str], say: Callable[[str], object])
 
 
 def _split(word: str) -> tuple[str, str]:
+    """Key and value of "key=value"; a quoted value without its quotes, as Hydra reads it."""
     key, _, value = word.lstrip("+").partition("=")
-    return key, value.strip("'\"")
+    if value[:1] in ("'", '"'):
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        with suppress(HydraException):  # a word that cannot be read is answered where all words are
+            return key, str(OverridesParser.create().parse_override(f"{key}={value}").value())
+    return key, value
 
 
 def _choices(folder: str) -> dict[str, str | None]:
