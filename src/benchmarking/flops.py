@@ -18,7 +18,9 @@ def training_flops(captioner: Captioner, batch: Batch) -> int:
     captioner.eval()
     batch = captioner.transfer_batch_to_device(batch, captioner.device, 0)
     with counter:
-        total = captioner.total(batch, captioner.losses(batch))
+        # Not ``captioner.total``, which asks the other processes of a training: they may have ended.
+        losses = captioner.losses(batch).values()
+        total = sum(loss.mean + sum(value for value, _ in loss.terms.values()) for loss in losses)
         if total.requires_grad:
             total.backward()
     captioner.zero_grad(set_to_none=True)
