@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, viewed
 from test_captioner import OPTIM, make_batch, make_captioner
 from test_verbs import SMOKE
 from tokenizers import Tokenizer as Backend
@@ -145,7 +145,7 @@ def test_after_a_nan_the_last_good_checkpoint_is_there_and_goes_on(tmp_path):
     answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr[-2000:]
     assert (
-        "training loss (caption) is nan at step 3" in answer.stderr and "the last checkpoint is kept" in answer.stderr
+        "training loss (next_token) is nan at step 3" in answer.stderr and "the last checkpoint is kept" in answer.stderr
     )
     first, more = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("first", "more")
@@ -195,7 +195,7 @@ def test_padding_on_the_wrong_side_is_refused_at_the_first_batch():
     left = replace(batch.text, valid_BT=batch.text.valid_BT.flip(1))
     for step in (model.training_step, model.validation_step):
         with pytest.raises(UserError, match="has padding before its text"):
-            step(replace(batch, text=left), 0)
+            step(viewed(replace(batch, text=left)), 0)
     check_rows(replace(left, ragged=True), 131)  # prompts say so
     gap = replace(batch.text, valid_BT=torch.tensor([[1, 0, 1, 0, 0, 0]] * 4).bool())
     with pytest.raises(UserError, match="has padding before its text"):

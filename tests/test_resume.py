@@ -271,6 +271,7 @@ def test_a_damaged_checkpoint_is_named(fault, trained, tmp_path):
         "flipped": whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :],
     }
     (tmp_path / "checkpoints").mkdir()
+    shutil.copy(trained / "config.yaml", tmp_path)
     (tmp_path / "checkpoints" / "best.ckpt").write_bytes(broken[fault])
     with pytest.raises(UserError, match=r"best\.ckpt is damaged"):
         Saved.at(tmp_path).checkpoint  # noqa: B018

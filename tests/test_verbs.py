@@ -161,7 +161,7 @@ WRONG = {
     "an added unknown key": (("+fusion.tau2=0.1",), "did you mean fusion.tau"),
     "an unknown option": (("fusion=srua",), "srau"),
     "tau out of range": (("fusion.tau=0.7",), "fusion.tau must be"),
-    "a wrong type": (("fusion.levels=many",), "fusion.levels must be of type int"),
+    "a wrong type": (("fusion.levels=many",), "fusion.levels must be a whole number"),
     "pictures that are missing": (("data=flickr8k", "data.root=/nowhere"), "/nowhere"),
     "a frozen random language model": (("regime=frozen_lm",), "language.weights"),
     "no run folder as weights": (("language.weights=/nowhere",), "not a run folder"),
