@@ -18,12 +18,12 @@ from test_verbs import SMOKE
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
-from src.captioner import check_rows
 from src.contracts import UserError
 from src.pretrained import take_over
 from src.records.weights import read_checkpoint
 from src.text.tokenizers import ByteLevelBPE, FastTokenizer, load_tokenizer
 from src.training.loss_spikes import ENOUGH, WINDOW, LossSpikes
+from src.training.soundness import check_rows
 
 
 # ------------------------------------------------------------------------------------------------- loss spikes

@@ -17,7 +17,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from src.captioner import Captioner
-from src.contracts import Batch, Text
+from src.contracts import Batch, Memory, Target, Text
 
 GREY = 128
 END = "(end)"
@@ -124,5 +124,17 @@ def _occlusion(captioner: Captioner, pixels_IM3hw: Tensor, text: Text, squares: 
     batch = Batch([str(i) for i in range(rows)], many, torch.stack(covered))
     with captioner.autocast():
         memory = captioner.memory(batch)
-        logp_BT = captioner.log_probabilities(memory, many)
+        logp_BT = log_probabilities(captioner, memory, many)
     return logp_BT[0] - logp_BT[1:]
+
+
+def log_probabilities(captioner: Captioner, memory: Memory, text: Text) -> Tensor:
+    """log p of every token given its pictures and what stands before it, (B, T-1); 0 where nothing is asked for."""
+    target = Target.next(text)
+    hidden_BTE = captioner.writer.decode(captioner.language, memory, text.columns(None, -1))
+    hidden_XE = hidden_BTE.flatten(0, 1).index_select(0, target.at_X)
+    logits_XV = captioner.fusion.readout(captioner.language, hidden_XE).float()
+    found_X = logits_XV.log_softmax(-1).gather(-1, target.id_X[:, None])[:, 0]
+    logp_BT = found_X.new_zeros(hidden_BTE.shape[:2])
+    logp_BT.view(-1)[target.at_X] = found_X
+    return logp_BT

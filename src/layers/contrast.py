@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.layers.pooler import AttentionalPooler
+from src.layers.processes import processes
 
 
 class Contrast(nn.Module):
@@ -48,7 +49,7 @@ def _of_all_processes(x_IE: Tensor) -> Tensor:
 
     Every process then holds the whole loss: gradients arrive once from each, and data-parallel training takes the mean.
     """
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if processes() == 1:
         return x_IE
     from torch.distributed.nn.functional import all_gather  # absent where torch has no distributed package
 
