@@ -179,9 +179,7 @@ def test_drawing_differently_is_in_the_key(vision, source, monkeypatch):
 
 
 def test_each_drawn_scene_is_in_the_key(vision, source, monkeypatch):
-    monkeypatch.setattr(
-        "src.loading.feature_files.PROBES", 2
-    )  # pixels of the first and the last only
+    monkeypatch.setattr("src.loading.feature_files.PROBES", 2)  # pixels of the first and the last only
     examples = list(source.examples("train"))
     before = cache_key(vision, source, examples, 0)[0]
     examples[7] = replace(examples[7], extra=examples[8].extra)

@@ -18,6 +18,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src.config.help import FLAGS, help_text
 from src.config.machine_faults import told_when_machine_fails
+from src.config.streams import prepare_streams
 from src.errors import UserError
 from src.records.secrets import masked
 
@@ -51,7 +52,7 @@ def verb(task: Callable) -> Callable:
         return _answer(checked)
 
     if task.__module__ == "__main__":
-        use_utf8()
+        prepare_streams()
         if set(FLAGS) & set(sys.argv[1:]):
             print(help_text(command, task.__globals__["__doc__"]))
             sys.exit(0)
@@ -73,19 +74,6 @@ def _answer(work: Callable):
         sentence = str(error)
     print(f"error: {sentence}", file=sys.stderr, flush=True)
     sys.exit(2)
-
-
-def use_utf8() -> None:
-    """Begin again in Python's UTF-8 mode where the locale asks for another encoding.
-
-    File names and captions are UTF-8, and Python would neither find nor print them (LC_ALL=C with PYTHONUTF8=0, or a
-    locale such as tr_TR.ISO8859-9). A terminal that is told another encoding by itself gets what it lacks escaped.
-    """
-    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def check_words(command: str, words: Sequence[str]) -> None:
