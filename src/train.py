@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.config.command_line import verb
 from src.config.fit import use_previous_language
-from src.config.machine_faults import told_when_machine_fails
+from src.config.machine_faults import explaining_machine_faults
 from src.config.make import check, make
 from src.config.resume import resumed
 from src.records.files import explaining_full_disk, seal, write_json
@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> float | None:
         sources = check(cfg)
         tracker = make(cfg.logger)
         print(f"run folder: {run}", flush=True)
-        with Interrupts() as interrupts, explaining_full_disk(run), told_when_machine_fails(run):
+        with Interrupts() as interrupts, explaining_full_disk(run), explaining_machine_faults(run):
             return train(cfg, sources, tracker, run, interrupts)
 
 

@@ -15,7 +15,7 @@ def check_comparable(runs: Sequence[Run], allow: Collection[str]) -> dict[str, s
     """What differs between runs although it should not, and is allowed: aspect -> how. Raises UserError otherwise."""
     unknown = [aspect for aspect in allow if aspect not in ALLOWED]
     if unknown:
-        raise UserError(f"allow={unknown[0]} means nothing here; it can be {', '.join(ALLOWED)}.")
+        raise UserError(f"allow={unknown[0]} is unknown; choose from {', '.join(ALLOWED)}.")
     differing: dict[str, str] = {}
     for aspect in ALLOWED:
         for run in runs:

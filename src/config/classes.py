@@ -151,7 +151,7 @@ def lineage(target: str) -> list[str]:
     return [cls.name for cls in _lineage(target, found)] if isinstance(found, ast.ClassDef) else []
 
 
-def pure(target: str, name: str) -> Callable | None:
+def static_method(target: str, name: str) -> Callable | None:
     """A static method of a class here, ``refusals`` for example, made of its own lines alone; None where there is none.
 
     It finds no other names, not even Python's own: NameError.

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src.config.help import FLAGS, help_text
-from src.config.machine_faults import told_when_machine_fails
+from src.config.machine_faults import explaining_machine_faults
 from src.config.streams import prepare_streams
 from src.errors import UserError
 from src.records.secrets import masked
@@ -46,7 +46,7 @@ def verb(task: Callable) -> Callable:
 
         def checked():
             check_options(command, config)
-            with told_when_machine_fails():
+            with explaining_machine_faults():
                 return task(config)
 
         return _answer(checked)
@@ -81,7 +81,7 @@ def check_words(command: str, words: Sequence[str]) -> None:
 
     Of a sweep every value is looked at once, beside the first ones of the other options.
     """
-    from src.config.checks import check_demanded, check_options
+    from src.config.checks import check_options, check_required
     from src.config.fit import check_fit, use_previous_language
     from src.config.resume import resumed
 
@@ -93,7 +93,7 @@ def check_words(command: str, words: Sequence[str]) -> None:
     for override in overrides:
         check_word(command, override, sweep)
     for chosen in _alternatives(overrides):
-        check_demanded(chosen, sweep)
+        check_required(chosen, sweep)
         cfg = compose(command, chosen, overrides, sweep)
         check_options(command, cfg)
         if command == "train":
@@ -125,7 +125,7 @@ def parse(words: Sequence[str]) -> list[Override]:
 
 def check_word(command: str, override: Override, sweep: bool) -> None:
     """What is wrong with one override by itself. Raises UserError."""
-    from src.config.checks import choices, groups, near
+    from src.config.checks import choices, groups, suggest_choice
 
     key, word = override.key_or_group, masked(override.input_line)
     if override.is_sweep_override() and not sweep:
@@ -138,7 +138,7 @@ def check_word(command: str, override: Override, sweep: bool) -> None:
         known = choices(key)
         for name in (one.partition("=")[2].strip("'\"") for one in _values(override)):
             if name not in known and not name.startswith("["):
-                raise UserError(f"{key}={name} is none of conf/{key}; {near(name, known, key)}")
+                raise UserError(f"{key}={name} is not in conf/{key}; {suggest_choice(name, known, key)}")
 
 
 def _alternatives(overrides: Sequence[Override]) -> Iterator[list[str]]:
@@ -206,7 +206,7 @@ def _why(command: str, overrides: Sequence[Override], chosen: Sequence[str], err
     from hydra import compose
     from hydra.errors import HydraException
 
-    from src.config.checks import groups, hint, known_options
+    from src.config.checks import groups, known_options, suggest_option
     from src.config.classes import flatten
 
     try:
@@ -223,7 +223,7 @@ def _why(command: str, overrides: Sequence[Override], chosen: Sequence[str], err
         if not there and not override.is_add():
             if key in known:
                 return f"{masked(override.input_line)} stands in no file here; add it with +{key}=..."
-            return f"{masked(override.input_line)} is no option of src.{command}; {hint(key, known)}"
+            return f"{masked(override.input_line)} is no option of src.{command}; {suggest_option(key, known)}"
         if there and override.is_add() and not override.is_force_add():
             return f"{masked(override.input_line)}: {key} is there already; leave out the +."
     return " ".join(str(error).split())
