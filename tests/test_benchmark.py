@@ -358,11 +358,11 @@ def _refuse(message: str):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("fusions=[blind,nothing]", "fusions knows blind, clipcap.*got 'nothing'"),
-        ("peers=[git]", "peers knows vision_encoder_decoder, blip, open_clip_coca; got 'git'"),
-        ("sizes=[huge]", "sizes knows tiny, small, base"),
+        ("fusions=[blind,nothing]", "fusions: choose from blind, clipcap.*got 'nothing'"),
+        ("peers=[git]", "peers: choose from vision_encoder_decoder, blip, open_clip_coca; got 'git'"),
+        ("sizes=[huge]", "sizes: choose from tiny, small, base"),
         ("sizes=[]", "sizes=\\[\\] leaves nothing"),
-        ("encoder=resnet", "encoder knows efficientnet_lite0"),
+        ("encoder=resnet", "encoder: choose from efficientnet_lite0"),
         ("decode.batches=[]", "decode.batches=\\[\\] leaves nothing to measure"),
         ("size.tiny.heads=7", "size.tiny.heads must divide"),
         ("lengths=nowhere.json", "nowhere.json is no file"),

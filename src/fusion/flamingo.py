@@ -47,6 +47,7 @@ from torch import Tensor, nn
 from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
 from src.fusion.base import Writer, gpt2_init
 from src.kinds import Positive, Size
+from src.layers.attention import additive_mask
 from src.layers.cache import Cache
 from src.layers.gated_cross_attention import GatedCrossAttention
 from src.layers.lists import ModuleList
@@ -164,14 +165,12 @@ class Flamingo(Writer):
     def _sight(self, memory: Memory, phi_BT: Tensor) -> tuple[Tensor, Tensor | None]:
         """Which tokens read anything, (B, T, 1), and the additive mask (I, 1, G*T, M*R), or None with one picture."""
         image_valid_IM, dtype = memory["image_valid"], memory["k0"].dtype
-        (I, M), (B, T) = image_valid_IM.shape, phi_BT.shape
-        allowed_BTM = allowed_pictures(phi_BT, image_valid_IM.repeat_interleave(B // I, 0), self.last_image)
+        I, M = image_valid_IM.shape
+        allowed_BTM = allowed_pictures(phi_BT, image_valid_IM.repeat_interleave(len(phi_BT) // I, 0), self.last_image)
         reads_BT1 = allowed_BTM.any(-1, keepdim=True)
         if M == 1:
             return reads_BT1, None  # all latents or none: the row factor alone says it
-        # Half the smallest number and not -inf: a row without any allowed latent stays finite until its factor is 0.
-        bias_BTM = torch.zeros(B, T, M, dtype=dtype, device=phi_BT.device)
-        bias_BTM = bias_BTM.masked_fill(~allowed_BTM, 0.5 * torch.finfo(dtype).min)
+        bias_BTM = additive_mask(allowed_BTM, dtype)  # finite: so is a row without any allowed latent
         return reads_BT1, bias_BTM.repeat_interleave(self.latents, -1).view(I, 1, -1, M * self.latents)
 
     def _note(

@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from src.contracts import Block, LanguageSpec, Text, Tokenizer, UserError
+from src.layers.attention import additive_mask
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout
 from src.layers.walk import Walk
@@ -182,9 +183,7 @@ def seen_bias(
     if segment_BT is not None:
         before_RTS = before_RTS & _together(segment_BT)
     seen_BTS = (before_RTS & valid_BS[:, None, :]) | (keys_S == queries_T1)
-    bias_BTS = torch.zeros(seen_BTS.shape, dtype=dtype, device=valid_BS.device)
-    # Half the smallest number: some kernels scale the mask by log2(e), and -inf in a whole tile can become NaN.
-    return bias_BTS.masked_fill(~seen_BTS, 0.5 * torch.finfo(dtype).min)[:, None]
+    return additive_mask(seen_BTS, dtype)[:, None]
 
 
 def _together(segment_BT: Tensor) -> Tensor:

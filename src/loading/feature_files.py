@@ -17,13 +17,12 @@ import numpy as np
 import torch
 from numpy.lib.format import write_array_header_1_0
 from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from src.contracts import Example, Source
-from src.data.order import InOrder, Pick
+from src.data.order import InOrder
 from src.errors import UserError
-from src.loading.batches import Loader
+from src.loading.batches import Batches, Loader
 from src.vision.base import Vision
 
 FORMAT = 1  # part of the key: raise it when the files change their meaning
@@ -83,18 +82,14 @@ def checksum(arrays: Iterable[np.ndarray]) -> int:
 # --------------------------------------------------------------------------------------------------------------------
 # building
 # --------------------------------------------------------------------------------------------------------------------
-class _Pictures(Dataset):
-    """Pixels of whole batches; a picture that cannot be read is handed on as its error, which the Loader raises."""
+class _Pictures(Batches):
+    """Pixels of whole batches, (I, M=1, 3, h, w)."""
 
     def __init__(self, source: Source, examples: Sequence[Example], size: int):
         self.source, self.examples, self.size = source, examples, size
 
-    def __getitem__(self, pick: Pick) -> Tensor | UserError:
-        try:
-            pixels = [self.source.pixels(self.examples[row], self.size) for row in pick[1]]
-        except UserError as error:
-            return error
-        return torch.stack(pixels)[:, None]  # (I, M=1, 3, h, w)
+    def _batch(self, epoch: int | None, indices: list[int]) -> Tensor:
+        return torch.stack([self.source.pixels(self.examples[row], self.size) for row in indices])[:, None]
 
 
 def build(
