@@ -17,13 +17,14 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from src.contracts import Batch, Language, Memory, Target, Text, Tokenizer, UserError, Visual, present
+from src.contracts import Batch, Language, Memory, Target, Text, Tokenizer, UserError, View, Visual, present
 from src.decoding.base import Decoder
 from src.fusion.base import Fusion, Writer
 from src.layers.cache import Cache
 from src.layers.chunked_loss import summed_cross_entropy
 from src.layers.notes import Aux
 from src.layers.packed import packed
+from src.loading.rows import Rows
 from src.objectives.base import Loss, Objective, Walked
 from src.projectors.base import Projector
 from src.records.weights import tensor_hash
@@ -167,7 +168,7 @@ class Captioner(lightning.LightningModule):
         """What training follows: all losses of a batch in their reductions, weighted."""
         total = torch.zeros(())  # which adds to numbers of any device
         for name, (mean, count, terms) in losses.items():
-            scale = self._reduction(count, len(batch.views[name].text.ids_BT))
+            scale = self._reduction(count, len(present(batch.text, "text in the batch").ids_BT))
             total = total + self.objectives[name].share(self.fusion) * scale * mean
             total = total + sum(weight * value for value, weight in terms.values())
         return batch.weight * total
@@ -185,22 +186,18 @@ class Captioner(lightning.LightningModule):
     def text_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean nats per token of the batch's text as it stands, whatever is trained, and how many tokens."""
         text = present(batch.text, "text in the batch")
-        hidden_BTE, _ = self.writer.learn(self.language, self.memory(batch), text)
-        return self.cross_entropy(hidden_BTE, Target.next(text))
+        view = Rows(pack=False, ends=self.writer.reads_ends).lay(View(text, Target.next(text)), len(batch.ids))
+        hidden_BTE, _ = self.writer.learn(self.language, self.memory(batch), view.text)
+        return self.cross_entropy(hidden_BTE, present(view.target, "target in the view"))
 
     def log_probabilities(self, memory: Memory, text: Text) -> Tensor:
         """log p of every token given its pictures and what stands before it, (B, T-1); 0 where nothing is asked for."""
-        target = Target.next(text)
+        target, T = Target.next(text), text.ids_BT.shape[1]
+        b_X, t_X = target.at_X // T, target.at_X % T
         hidden_BTE = self.writer.decode(self.language, memory, text.columns(None, -1))
-        hidden_XE = hidden_BTE.flatten(0, 1).index_select(0, target.at_X)
-        logits_XV = self.fusion.readout(self.language, hidden_XE).float()
+        logits_XV = self.fusion.readout(self.language, hidden_BTE[b_X, t_X]).float()
         found_X = logits_XV.log_softmax(-1).gather(-1, target.id_X[:, None])[:, 0]
-        return (
-            found_X.new_zeros(hidden_BTE.shape[:2])
-            .flatten()
-            .index_copy(0, target.at_X, found_X)
-            .view(hidden_BTE.shape[:2])
-        )
+        return found_X.new_zeros(hidden_BTE.shape[:2]).index_put((b_X, t_X), found_X)
 
     def compile_training(self) -> None:
         """Compile the way of training, once for all lengths of text. Validation and captioning stay as they are.

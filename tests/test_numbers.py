@@ -145,7 +145,8 @@ def test_after_a_nan_the_last_good_checkpoint_is_there_and_goes_on(tmp_path):
     answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr[-2000:]
     assert (
-        "training loss (next_token) is nan at step 3" in answer.stderr and "the last checkpoint is kept" in answer.stderr
+        "training loss (next_token) is nan at step 3" in answer.stderr
+        and "the last checkpoint is kept" in answer.stderr
     )
     first, more = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("first", "more")
