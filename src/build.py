@@ -18,10 +18,11 @@ from src.config.make import data_sets, make
 from src.contracts import Language, Prepared, Source, Tokenizer
 from src.data.base import Streamed
 from src.errors import UserError
-from src.fusion.base import Fusion
+from src.fusion.base import Fusion, Writer
 from src.language.base import LanguageModel
 from src.loading.mixture import Mixture
 from src.loading.module import CaptionData, DocumentData
+from src.loading.rows import Rows
 from src.objectives.base import Objective
 from src.objectives.default import default_objectives
 from src.records.folder import Saved
@@ -161,6 +162,7 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
         "max_tokens": options.max_tokens,
         "workers": options.workers,
         "objectives": captioner.objectives,
+        "rows": Rows(options.get("pack", False), isinstance(captioner.fusion, Writer) and captioner.fusion.reads_ends),
     }
     if source.interleaved:
         return DocumentData(source, captioner.tokenizer, options.max_images, options.p_next, **shared)

@@ -12,13 +12,14 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from src.contracts import Batch, Language, Memory, Target, Text, Tokenizer, UserError, Visual, present
+from src.contracts import Batch, Language, Memory, Target, Text, Tokenizer, UserError, View, Visual, present
 from src.decoding.base import Decoder
 from src.fusion.base import Fusion, Writer
 from src.layers.cache import Cache
 from src.layers.chunked_loss import summed_cross_entropy
 from src.layers.notes import Aux
 from src.layers.packed import packed
+from src.loading.rows import Rows
 from src.objectives.base import Loss, Objective, Walked
 from src.projectors.base import Projector
 from src.records.weights import tensor_hash
@@ -146,7 +147,8 @@ class Captioner(lightning.LightningModule):
         """What training follows: all losses of a batch in their reductions, weighted."""
         total = torch.zeros(())  # which adds to numbers of any device
         for name, (mean, count, terms) in losses.items():
-            scale = reduction(self.optim["reduction"], count, len(batch.views[name].text.ids_BT))
+            rows = len(present(batch.text, "text in the batch").ids_BT)
+            scale = reduction(self.optim["reduction"], count, rows)
             total = total + self.objectives[name].share(self.fusion) * scale * mean
             total = total + sum(weight * value for value, weight in terms.values())
         return batch.weight * total
@@ -164,8 +166,9 @@ class Captioner(lightning.LightningModule):
     def text_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean nats per token of the batch's text as it stands, whatever is trained, and how many tokens."""
         text = present(batch.text, "text in the batch")
-        hidden_BTE, _ = self.writer.learn(self.language, self.memory(batch), text)
-        return self.cross_entropy(hidden_BTE, Target.next(text))
+        view = Rows(pack=False, ends=self.writer.reads_ends).lay(View(text, Target.next(text)), len(batch.ids))
+        hidden_BTE, _ = self.writer.learn(self.language, self.memory(batch), view.text)
+        return self.cross_entropy(hidden_BTE, present(view.target, "target in the view"))
 
     def compile_training(self) -> None:
         """Compile the way of training. Validation and captioning stay as they are."""

@@ -156,6 +156,13 @@ class Text:
             None if self.segment_BT is None else F.pad(self.segment_BT, ahead, value=0),
         )
 
+    def starts(self) -> Tensor:
+        """The start tokens, (B, T): each text's first real column, wherever padding on the left puts it."""
+        if self.segment_BT is None:
+            return self.valid_BT & (self.valid_BT.cumsum(1) == 1)
+        before_BT = F.pad(self.segment_BT[:, :-1], (1, 0))
+        return self.valid_BT & (self.segment_BT != before_BT)
+
     def targets(self) -> Tensor:
         """Which tokens the data want learnt, (B, T)."""
         return self.valid_BT if self.target_BT is None else self.target_BT
@@ -163,7 +170,7 @@ class Text:
 
 @dataclass
 class Target:
-    """What is to be predicted: token ``id`` at column ``at`` of the flattened columns that a walk hands out, (X,) each.
+    """What is to be predicted: token ``id`` at column ``at`` of the text's flattened columns (B*T), (X,) each.
 
     ``weight``: of each in the sum of losses; None: 1.
     """
@@ -174,15 +181,15 @@ class Target:
 
     @classmethod
     def next(cls, text: Text) -> Target:
-        """The label shift, here and nowhere else: columns but the last, (B, T-1), each asked for the next token.
+        """The label shift, here and nowhere else: columns but the last, each asked for the next token.
 
         A text's first token is asked of nobody: what stands before it is another text.
         """
         wanted_BT = text.targets()[:, 1:]
         if text.segment_BT is not None:
             wanted_BT = wanted_BT & (text.segment_BT[:, 1:] == text.segment_BT[:, :-1])
-        at_X = wanted_BT.flatten().nonzero().flatten()
-        return cls(at_X, text.ids_BT[:, 1:].flatten().index_select(0, at_X))
+        at_X = F.pad(wanted_BT, (0, 1), value=False).flatten().nonzero().flatten()
+        return cls(at_X, text.ids_BT.flatten().index_select(0, at_X + 1))
 
     @classmethod
     def here(cls, ids_BT: Tensor, chosen_BT: Tensor) -> Target:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 
 from src.contracts import Batch, Text, VisionSpec, Visual
 from src.language.load import tiny
-from src.objectives.base import with_views
+from src.loading.rows import APART, with_views
 from src.objectives.next_token import NextToken
 
 # Tests run side by side, one process per core; more threads than cores make tiny operations wait for each other.
@@ -131,4 +131,4 @@ def text_of(ids_BT, valid_BT=None, ragged: bool = False) -> Text:
 
 def viewed(batch: Batch) -> Batch:
     """``batch`` as its loader hands it out where the next token is learnt."""
-    return with_views(batch, OBJECTIVES, None)
+    return with_views(batch, OBJECTIVES, None, APART)

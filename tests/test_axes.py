@@ -21,7 +21,8 @@ from src.decoding.greedy import Greedy
 from src.decoding.sample import Sample
 from src.diagnostics.reading import log_probabilities
 from src.language.llama import Llama
-from src.objectives.base import Objective, with_views
+from src.loading.rows import APART, with_views
+from src.objectives.base import Objective
 from src.objectives.prefix_lm import PrefixLM
 from src.vision.efficientnet_lite import EfficientNetLite0
 from src.vision.vit import ViT
@@ -51,7 +52,7 @@ def make_batch(pictures: int = 1, objectives: Mapping[str, Objective] = OBJECTIV
         valid_IM = torch.ones(2, pictures, dtype=torch.bool)
         valid_IM[1, -1] = False
     batch = Batch(["a", "b"], text, pixels, image_valid_IM=valid_IM)
-    return with_views(batch, objectives, random.Random)
+    return with_views(batch, objectives, random.Random, APART)
 
 
 def live(model: Captioner, batch: Batch) -> Axes:

@@ -58,9 +58,9 @@ def padded_text(*lengths: int, width: int | None = None, seed: int = 3) -> Text:
 
 
 def learn(fusion, language, visual: Visual, text: Text):
-    """Hidden states and the value of the contrastive term."""
+    """Hidden states of all columns that something is asked of, and the value of the contrastive term."""
     hidden_BTD, terms = fusion.learn(language, fusion.encode(language, visual), text)
-    return hidden_BTD, terms["contrastive"][0]
+    return hidden_BTD[:, :-1], terms["contrastive"][0]
 
 
 def caption_loss(fusion, language, hidden_BTD, text: Text):
@@ -220,6 +220,7 @@ def test_losses_equal_open_clip():
     visual, text = make_visual(3), padded_text(8, 5, 6)
     memory = fusion.encode(language, visual)
     hidden, terms = fusion.learn(language, memory, text)
+    hidden = hidden[:, :-1]
     value, weight = terms["contrastive"]
     x, y = fusion.embed_pictures(memory), fusion.embed_texts(language, text)
     scale = 1 / fusion.scalars()["temperature"]
@@ -491,7 +492,7 @@ def test_8_without_contrastive_weight_it_is_a_plain_captioner():
     language = make_language()
     fusion, plain = make_coca(language), make_coca(language, "fusion.contrastive_weight=0")
     visual, text = make_visual(2), padded_text(8, 5, 6, 7)
-    hidden, terms = plain.learn(language, plain.encode(language, visual), text)
+    hidden, terms = plain.learn(language, plain.encode(language, visual), text.columns(None, -1))
     assert terms == {} and not plain.compares and fusion.compares
     both, _ = learn(fusion, language, visual, text)
     real = text.valid_BT[:, :-1]

@@ -14,7 +14,8 @@ from src.build import build_objectives
 from src.contracts import Batch, Memory, UserError, View
 from src.fusion.base import Fusion, Read, Reader
 from src.loading.batches import chance
-from src.objectives.base import Loss, Objective, with_views
+from src.loading.rows import APART, with_views
+from src.objectives.base import Loss, Objective
 from src.objectives.next_token import NextToken
 from src.objectives.prefix_lm import PrefixLM
 
@@ -82,7 +83,7 @@ def test_an_open_beginning_of_one_token_is_plain_next_token_prediction():
         def random(self):
             return 0.0
 
-    batch = with_views(batch, {**OBJECTIVES, "prefix_lm": PrefixLM()}, lambda row: Always())
+    batch = with_views(batch, {**OBJECTIVES, "prefix_lm": PrefixLM()}, lambda row: Always(), APART)
     model.objectives = {**OBJECTIVES, "prefix_lm": PrefixLM()}
     losses = model.losses(batch)
     torch.testing.assert_close(losses["prefix_lm"].mean, losses["next_token"].mean, rtol=0, atol=1e-12)
@@ -91,7 +92,7 @@ def test_an_open_beginning_of_one_token_is_plain_next_token_prediction():
 def test_the_total_is_weighted_and_pictures_are_encoded_once():
     model = make_captioner("coca").eval()
     model.objectives = {"next_token": NextToken(weight=0.5), "prefix_lm": PrefixLM(weight=2.0)}
-    batch = with_views(make_batch(), model.objectives, draws(2))
+    batch = with_views(make_batch(), model.objectives, draws(2), APART)
     calls, encode = [], model.fusion.encode
     model.fusion.encode = lambda *given: calls.append(1) or encode(*given)
     losses = model.losses(batch)

@@ -23,7 +23,7 @@ def test_the_label_shift_asks_every_column_for_the_next_token():
     text = padded(6, 4)
     target = Target.next(text)
     asked = [(b, t) for b, n in enumerate((6, 4)) for t in range(n - 1)]
-    assert target.at_X.tolist() == [b * 5 + t for b, t in asked]
+    assert target.at_X.tolist() == [b * 6 + t for b, t in asked]
     assert target.id_X.tolist() == [text.ids_BT[b, t + 1].item() for b, t in asked]
 
 
@@ -31,7 +31,7 @@ def test_what_the_data_do_not_want_learnt_is_not_asked_for():
     text = padded(6, 4)
     text.target_BT = text.valid_BT.clone()
     text.target_BT[0, :3] = False  # a question
-    assert Target.next(text).at_X.tolist() == [2, 3, 4, 5, 6, 7]
+    assert Target.next(text).at_X.tolist() == [2, 3, 4, 6, 7, 8]
 
 
 def test_no_text_of_a_row_is_asked_to_foretell_the_next_one():

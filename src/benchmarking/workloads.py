@@ -38,6 +38,7 @@ from src.layers.packed import packed
 from src.loading.batches import CaptionBatches, Loader, TrainLoader
 from src.loading.features import FeatureCache
 from src.loading.module import most_words
+from src.loading.rows import APART
 from src.objectives.next_token import NextToken
 from src.text.tokenizers import GPT2_LENGTH, ByteLevelBPE, GPT2Vocabulary, load_tokenizer
 
@@ -138,6 +139,7 @@ class Workload:
             features=self.features,
             image_tag=False,
             objectives={"next_token": NextToken()},
+            rows=APART,
         )
 
     def window(self) -> Iterator[Batch]:

@@ -20,6 +20,7 @@ from src.records.folder import written_config
 
 ABSENT: dict[str, object] = {
     "task": None,
+    "data.pack": False,
     "src.data.folder.Folder.images": None,
     "src.data.folder.Folder.image_column": None,
     "src.data.folder.Folder.caption_column": None,

@@ -172,7 +172,10 @@ def _check_unread(cfg: DictConfig) -> None:
         if options.get("by_length") and trait(options.source._target_, "streamed") is True:
             raise UserError(f"{group}.by_length=true needs all captions at once; this data set is a stream.")
         interleaved = trait(options.source._target_, "interleaved") is True
-        single, several = ("captions_per_image", "image_tag", "by_length", "cache_dir"), ("max_images", "p_next")
+        single, several = (
+            ("captions_per_image", "pack", "image_tag", "by_length", "cache_dir"),
+            ("max_images", "p_next"),
+        )
         for name in set(single if interleaved else several) & set(options):
             kind = "single pictures" if interleaved else "documents with several pictures"
             raise UserError(f"{group}.{name} belongs to data of {kind}, and these are others.")

@@ -55,6 +55,7 @@ DATA = {
     "data.root": Name,
     "data.batch_size": Size,
     "data.captions_per_image": Size,
+    "data.pack": bool,
     "data.train_fraction": Annotated[float, Gt(0), Le(1)],
     "data.max_tokens": Tokens,
     "data.max_images": Size,

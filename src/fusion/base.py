@@ -74,6 +74,7 @@ class Writer(Fusion):
 
     preserves_lm_at_init: bool = False  # logits equal the plain language model before training
     caption_weight: float = 1.0  # of the caption's loss, beside the terms of ``learn``
+    reads_ends: bool = False  # ``learn`` reads the last token of a text too, which is asked for nothing
 
     @abstractmethod
     def decode(
@@ -85,8 +86,11 @@ class Writer(Fusion):
         """
 
     def learn(self, lm: Language, memory: Memory, text: Text) -> tuple[Tensor, Terms]:
-        """Training's walk: hidden states (B, T-1, width) of all columns but the last, and losses of its own."""
-        return self.decode(lm, memory, text.columns(None, -1)), {}
+        """Training's walk: hidden states (B, T, width), and losses of its own.
+
+        A row may hold several texts (``Text.segment_BT``), which is the language model's care, not a mechanism's.
+        """
+        return self.decode(lm, memory, text), {}
 
 
 class Read(NamedTuple):

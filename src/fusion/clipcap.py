@@ -77,9 +77,7 @@ class ClipCap(Writer):
             prefix_IPD = memory["prefix"]
             note(aux, "prefix", prefix_IPD)
             prefix_BPD = prefix_IPD.repeat_interleave(len(x_BTD) // len(prefix_IPD), dim=0).to(x_BTD.dtype)
-            # The start token is the first valid column, wherever left padding puts it.
-            start_BT = text.valid_BT & (text.valid_BT.cumsum(1) == 1)
-            x_BTD = torch.where(start_BT[:, :, None], prefix_BPD[:, -1:], x_BTD)
+            x_BTD = torch.where(text.starts()[:, :, None], prefix_BPD[:, -1:], x_BTD)
             ahead = self.extra_positions
             x_BSD = torch.cat([prefix_BPD[:, :-1], x_BTD], dim=1)  # S = P-1+T
             text = text.behind(ahead)

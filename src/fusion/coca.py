@@ -102,7 +102,7 @@ class CoCa(Writer, Retriever):
             for cross in self.cross:
                 nn.init.zeros_(cross.out.weight)
         self.preserves_lm_at_init = xattn_out_init == "zero"
-        self.compares = contrastive_weight > 0
+        self.compares = self.reads_ends = contrastive_weight > 0
         self.contrast.requires_grad_(self.compares)
 
     @staticmethod
@@ -141,21 +141,26 @@ class CoCa(Writer, Retriever):
         if self.contrastive_weight == 0:
             return super().learn(lm, memory, text)
         t_BTD, cls_BD = self._tokens_and_cls(lm, text)
-        t_BTD = t_BTD[:, :-1]
-        walk = lm.walk(text.columns(None, -1), t_BTD.dtype)  # which has no column of CLS
         x_IE = memory["contrastive"]
-        G = len(cls_BD) // len(x_IE)
-        term = self.contrast.loss(x_IE, self.contrast.text(cls_BD[::G]))
-        return self._upper(lm, t_BTD, walk, memory), {"contrastive": (term, self.contrastive_weight)}
+        term = self.contrast.loss(x_IE, self.contrast.text(cls_BD[:: len(cls_BD) // len(x_IE)]))
+        walk = lm.walk(text.columns(None, -1), t_BTD.dtype)  # nothing is asked of the last column, nor of CLS
+        hidden_BTD = F.pad(self._upper(lm, t_BTD[:, :-1], walk, memory), (0, 0, 0, 1))
+        return hidden_BTD, {"contrastive": (term, self.contrastive_weight)}
 
     def _tokens_and_cls(self, lm: Language, text: Text) -> tuple[Tensor, Tensor]:
-        """Lower half on [tokens ; CLS]: (B, T, D) and (B, D)."""
+        """Lower half on [tokens ; CLS]: (B, T, D) and (B, D). Of several texts in a row CLS belongs to the first."""
         tokens_BTD = lm.embed(text.ids_BT)
         cls_B1D = self.contrast.cls_D.expand(len(tokens_BTD), 1, -1)
         # CLS stands behind the padding of shorter texts. Such rows are ragged: a mask hides padding from CLS, and CLS
         # gets the position after the last real token.
-        ids_BS, valid_BS = F.pad(text.ids_BT, (0, 1)), F.pad(text.valid_BT, (0, 1), value=True)
-        read = Text(ids_BS, valid_BS, F.pad(text.phi_BT, (0, 1)), ragged=True)
+        read = Text(
+            F.pad(text.ids_BT, (0, 1)),
+            F.pad(text.valid_BT, (0, 1), value=True),
+            F.pad(text.phi_BT, (0, 1)),
+            ragged=True,
+            open_BT=None if text.open_BT is None else F.pad(text.open_BT, (0, 1), value=False),
+            segment_BT=None if text.segment_BT is None else F.pad(text.segment_BT, (0, 1), value=1),
+        )
         h_BSD, walk = lm.begin(torch.cat([tokens_BTD, cls_B1D], dim=1), read)
         h_BSD = self._lower(lm, h_BSD, walk)
         return h_BSD[:, :-1], h_BSD[:, -1]

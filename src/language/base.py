@@ -96,12 +96,13 @@ class LanguageModel(nn.Module, ABC):
         """Masks for inputs of ``dtype``, positions and cache columns of one pass over the columns of ``text``.
 
         Raises UserError beyond ``spec.context``. Columns are counted, not positions: no device value is read, and the
-        longest row of a sensible batch has no padding. Raises ValueError where a cached pass goes on with columns that
-        earlier ones should have seen.
+        longest row of a sensible batch has no padding. (A row of several texts may be longer: positions begin anew in
+        each, and how long they may be is known where they are loaded.) Raises ValueError where a cached pass goes on
+        with columns that earlier ones should have seen.
         """
         T = text.valid_BT.shape[1]
         start = cache.length if cache is not None else 0
-        if start + T > self.spec.context:
+        if text.segment_BT is None and start + T > self.spec.context:
             raise UserError(
                 f"The text with its prefix has {start + T} positions, but the language model reads at most "
                 f"{self.spec.context}; use shorter texts, a shorter prefix or another language model."

@@ -20,7 +20,8 @@ from src.contracts import Batch, Example, Source, Text, Tokenizer, Visual
 from src.data.base import stable_number
 from src.data.order import EpochBatchSampler, Pick, draw_captions
 from src.errors import UserError
-from src.objectives.base import Chance, Objective, with_views
+from src.loading.rows import Rows, with_views
+from src.objectives.base import Chance, Objective
 from src.text.normalise import normalise_caption
 
 
@@ -92,7 +93,8 @@ class CaptionBatches(Batches):
 
     Pixels come from ``source`` at ``image_size`` (None: no pictures), or encoded pictures from ``features`` by position
     in ``examples``. Outside training, the first captions are used. ``image_tag``: captions begin with the image tag.
-    ``objectives``: what makes views of the batch. ``tokenizer``: None for pictures without any text.
+    ``objectives``: what makes views of the batch, ``rows``: how they are laid. ``tokenizer``: None for pictures without
+    any text.
     """
 
     def __init__(
@@ -107,11 +109,12 @@ class CaptionBatches(Batches):
         features,
         image_tag: bool,
         objectives: Mapping[str, Objective],
+        rows: Rows,
     ):
         self.examples, self.source, self.tokenizer = examples, source, tokenizer
         self.captions_per_image, self.max_tokens, self.seed = captions_per_image, max_tokens, seed
         self.image_size, self.features, self.image_tag = image_size, features, image_tag
-        self.objectives = objectives
+        self.objectives, self.rows = objectives, rows
 
     def _batch(self, epoch: int | None, indices: list[int]) -> PinnableBatch:
         examples = [self.examples[i] for i in indices]
@@ -125,7 +128,7 @@ class CaptionBatches(Batches):
         if self.image_tag:
             text = tagged(text, self.tokenizer.image_tag)
         batch = PinnableBatch(ids, text, pixels, visual)
-        return with_views(batch, self.objectives, chance(self.seed, epoch, batch))
+        return with_views(batch, self.objectives, chance(self.seed, epoch, batch), self.rows)
 
     def _captions(self, epoch: int | None, index: int, example: Example) -> list[str]:
         """G captions of one example."""

@@ -23,7 +23,8 @@ from src.contracts import Chunk, Document, Example, Source, Text, Tokenizer
 from src.data.base import stable_share
 from src.errors import UserError
 from src.loading.batches import Batches, PinnableBatch, chance
-from src.objectives.base import Objective, with_views
+from src.loading.rows import Rows, with_views
+from src.objectives.base import Objective
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,11 @@ class DocumentBatches(Batches):
         seed: int,
         image_size: int | None,
         objectives: Mapping[str, Objective],
+        rows: Rows,
     ):
         self.documents, self.source, self.tokenizer = documents, source, tokenizer
         self.max_tokens, self.max_images, self.p_next, self.seed = max_tokens, max_images, p_next, seed
-        self.image_size, self.objectives = image_size, objectives
+        self.image_size, self.objectives, self.rows = image_size, objectives, rows
 
     def _batch(self, epoch: int | None, indices: list[int]) -> PinnableBatch:
         documents = [self.documents[i] for i in indices]
@@ -112,7 +114,7 @@ class DocumentBatches(Batches):
             rows = [looking_ahead(r) if draw < self.p_next else r for r, draw in zip(rows, draws, strict=True)]
         ids = [document.id for document in documents]
         batch = batch_of(ids, rows, collate(rows, self.tokenizer.pad), self.source, self.image_size)
-        return with_views(batch, self.objectives, chance(self.seed, epoch, batch))
+        return with_views(batch, self.objectives, chance(self.seed, epoch, batch), self.rows)
 
 
 def batch_of(ids: list[str], rows: Sequence[Row], text: Text, source: Source, size: int | None) -> PinnableBatch:

@@ -18,6 +18,7 @@ from src.errors import UserError
 from src.layers.processes import processes
 from src.loading.batches import CaptionBatches, Loader, TrainLoader
 from src.loading.documents import DocumentBatches, prompts
+from src.loading.rows import APART, Rows
 from src.objectives.base import Objective
 from src.text.normalise import normalise_caption
 
@@ -33,7 +34,8 @@ class CaptionData(lightning.LightningDataModule):
     then not loaded. It may be set later, before the loaders are asked for. ``image_tag``: captions begin with the tag
     that stands for a picture in documents. ``by_length``: pictures whose longest captions have about as many words come
     together in training, so that less is padding; not for streamed sources. ``objectives``: what makes views of a batch
-    (None: nothing does, and it can be captioned only). ``tokenizer``: None for batches of pictures without any text.
+    (None: nothing does, and it can be captioned only), and ``rows`` how they are laid. ``tokenizer``: None for batches
+    of pictures without any text.
 
     Batches, their order and their captions depend on (source, seed, epoch) alone. Raises UserError for options out of
     range, missing splits, repeated ids, and pictures without any caption.
@@ -54,6 +56,7 @@ class CaptionData(lightning.LightningDataModule):
         image_tag: bool = False,
         by_length: bool = False,
         objectives: Mapping[str, Objective] | None = None,
+        rows: Rows = APART,
     ):
         super().__init__()
         _require("batch_size", batch_size, batch_size >= 1, "at least 1")
@@ -65,7 +68,7 @@ class CaptionData(lightning.LightningDataModule):
         self.batch_size, self.captions_per_image, self.max_tokens = batch_size, captions_per_image, max_tokens
         self.train_fraction, self.seed, self.workers = train_fraction, seed, workers
         self.features, self.image_tag, self.by_length = features or {}, image_tag, by_length
-        self.objectives = objectives or {}
+        self.objectives, self.rows = objectives or {}, rows
         self._examples: dict[str, Sequence[Example]] = {}
 
     @property
@@ -160,6 +163,7 @@ class CaptionData(lightning.LightningDataModule):
             self.features.get(split),
             self.image_tag,
             self.objectives,
+            self.rows,
         )
 
 
@@ -193,6 +197,7 @@ class DocumentData(CaptionData):
             self.seed,
             self.image_size,
             self.objectives,
+            self.rows,
         )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -73,7 +73,7 @@ class Objective(ABC):
 
     @abstractmethod
     def view(self, batch: Batch, chance: Chance) -> View:
-        """What this objective makes of a batch, in the process that loads it."""
+        """What this objective makes of a batch, one text a row, in the process that loads it."""
 
     def walk(self, fusion: Fusion, lm: Language, memory: Memory, text: Text) -> Walked:
         """What the loss is made of; of a Writer, the hidden states and own losses of its ``learn``."""
@@ -84,8 +84,3 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, of: Learner, walked: Walked, view: View) -> Loss:
         """The loss of a view, of what ``walk`` made of its text."""
-
-
-def with_views(batch: Batch, objectives: Mapping[str, Objective], chance: Chance) -> Batch:
-    """``batch`` as every objective sees it."""
-    return replace(batch, views={name: objective.view(batch, chance) for name, objective in objectives.items()})
