@@ -131,7 +131,7 @@ class Captioner(lightning.LightningModule):
         Raises ValueError for a batch without views.
         """
         if not batch.views:
-            raise ValueError("The batch has no views; they are made where it is loaded (objectives.base.with_views).")
+            raise ValueError("The batch has no views; they are made where it is loaded (loading.rows.with_views).")
         walk = self._compiled if self.training and self._compiled else self.walk
         walked = walk(self.visual(batch), {name: view.text for name, view in batch.views.items()})
         return {name: self.objectives[name].loss(self, walked[name], view) for name, view in batch.views.items()}
