@@ -17,9 +17,9 @@ from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
+from commands import run
 from conftest import FUSIONS, ROOT
 from omegaconf import OmegaConf
-from test_verbs import run
 
 from src.config import checks, command_line, table
 from src.config.checks import groups

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from commands import run
 from conftest import ROOT
 from omegaconf import OmegaConf
 from PIL import Image
-from test_verbs import run
 
 from src.build import build
 from src.comparison.arms import compare
