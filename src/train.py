@@ -102,6 +102,7 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
     from src.training.caption_curve import CaptionValidation
     from src.training.checkpoints import BestCheckpoint, LastCheckpoint, RandomState, SafeCheckpointIO
     from src.training.cost import CostMeter
+    from src.training.frozen_states import FrozenStates
     from src.training.validations import TimeLimit, Validations
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements between our lines
@@ -119,6 +120,8 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
         TQDMProgressBar(refresh_rate=20),
         meter,
     ]
+    if not cfg.compile:  # a compiled walk has no place for files
+        callbacks.append(FrozenStates(run))
     main_set = next(iter(parts.data_sets().values()))
     if cfg.val_captions and main_set.source.has_images and main_set.source.task == "caption":
         callbacks.insert(0, CaptionValidation(main_set.data, cfg.val_captions))
