@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from src.contracts import Batch, Language, Memory, Target, Text, Tokenizer, UserError, View, Visual, present
-from src.decoding.base import Decoder
+from src.decoding.base import Decoder, Seen
 from src.fusion.base import Fusion, Writer
 from src.layers.cache import Cache
 from src.layers.chunked_loss import summed_cross_entropy
@@ -256,10 +256,10 @@ class Captioner(lightning.LightningModule):
         decode = decoder or self.decoder
         return decode(self.step, memory, prompt, self.tokenizer.eos, self.fusion.extra_positions)
 
-    def step(self, memory: Memory, text: Text, cache: Cache) -> Tensor:
-        """Logits (B, V) of the last column."""
+    def step(self, memory: Memory, text: Text, cache: Cache) -> Seen:
+        """One walk over the columns of ``text``."""
         hidden_BTE = self.writer.decode(self.language, memory, text, cache)
-        return self.fusion.readout(self.language, hidden_BTE[:, -1])
+        return Seen(self.fusion.readout(self.language, hidden_BTE[:, -1]), hidden_BTE)
 
     def caption(
         self, batches: Iterable[Batch], decoder: Decoder | None = None, prompted: bool = False

@@ -17,6 +17,7 @@ from test_language import LLAMA_SIZES
 from src.captioner import Captioner
 from src.contracts import Batch
 from src.decoding.beam import BeamSearch
+from src.decoding.contrastive import ContrastiveSearch
 from src.decoding.greedy import Greedy
 from src.decoding.sample import Sample
 from src.diagnostics.reading import log_probabilities
@@ -28,7 +29,12 @@ from src.vision.efficientnet_lite import EfficientNetLite0
 from src.vision.vit import ViT
 
 # Sizes that tell letters apart: I = 2, G = 7, B = 14, T = 12, N = 6, K = 3, C = 24, D = 32, V = 131, H = 4, d = 8.
-DECODERS = (Greedy(5), BeamSearch(5, beams=3, length_penalty=1.0), Sample(5, 1.0, top_k=9, top_p=0.9, seed=0))
+DECODERS = (
+    Greedy(5),
+    BeamSearch(5, beams=3, length_penalty=1.0),
+    Sample(5, 1.0, top_k=9, top_p=0.9, seed=0),
+    ContrastiveSearch(5, candidates=3, penalty=0.6),
+)
 FORMS = [
     *((name, ()) for name in FUSIONS),
     ("clipcap", ("fusion.mapper=transformer", "fusion.prefix_length=5", "fusion.layers=2")),

@@ -28,6 +28,7 @@ from src.benchmarking.summary import spread, summarise
 from src.benchmarking.tables import number, table
 from src.benchmarking.workloads import WINDOW, Endless, Own, Workload
 from src.contracts import Text
+from src.decoding.base import Seen
 from src.decoding.beam import BeamSearch
 from src.decoding.greedy import Greedy
 from src.errors import UserError
@@ -249,7 +250,8 @@ def test_recomputing_gives_the_captions_of_the_cache(name, decoder):
 
     def step(memory, text, cache):
         walked.append(text.ids_BT.shape[1])
-        return fusion.readout(language, fusion.decode(language, memory, text, cache)[:, -1])
+        hidden_BTE = fusion.decode(language, memory, text, cache)
+        return Seen(fusion.readout(language, hidden_BTE[:, -1]), hidden_BTE)
 
     with torch.no_grad():
         cached, whole = (

@@ -10,12 +10,15 @@ import torch
 from conftest import Characters
 
 from src.contracts import Memory, Text, UserError
+from src.decoding.base import Seen
 from src.decoding.beam import BeamSearch
 from src.decoding.best import BLOCK, best, best_few
+from src.decoding.contrastive import ContrastiveSearch
 from src.decoding.greedy import Greedy
 from src.decoding.sample import Sample
 from src.fusion.blind import Blind
 from src.language.load import tiny
+from src.layers.cache import Cache
 
 V, EOS, BOS = 5, 1, 0
 
@@ -41,12 +44,13 @@ class History:
         seen_B1S1, _ = cache.append("seen", ids_B1T1, ids_B1T1)
         rows = len(text.ids_BT) // len(memory["picture_I1"])
         picture_B = memory["picture_I1"][:, 0].repeat_interleave(rows)
-        return torch.stack(
+        logits_BV = torch.stack(
             [
                 self.logits(int(picture), tuple(int(t) for t in seen))
                 for picture, seen in zip(picture_B, seen_B1S1[:, 0, :, 0].tolist(), strict=True)
             ]
         )
+        return Seen(logits_BV, ids_B1T1[:, 0] + 1)  # any states
 
 
 def prompt(pictures: int) -> Text:
@@ -110,7 +114,8 @@ def searched(language, ids_BT, decoder) -> list[list[int]]:
     blind = Blind(None, language.spec)
 
     def step(memory, text, cache):
-        return blind.readout(language, blind.decode(language, memory, text, cache)[:, -1])
+        hidden_BTD = blind.decode(language, memory, text, cache)
+        return Seen(blind.readout(language, hidden_BTD[:, -1]), hidden_BTD)
 
     text = Text(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), torch.ones_like(ids_BT))
     return decoder(step, Memory(rows=torch.zeros(len(ids_BT), 1)), text, Characters.eos)
@@ -194,7 +199,9 @@ def test_greedy_takes_the_most_probable_token_and_stops():
         assert len(row) == 7 or step.logits(picture, seen).argmax() == EOS
 
 
-@pytest.mark.parametrize("decoder", [Greedy(6), BeamSearch(6, 3, 0.0), Sample(6, 1.0, 0, 1.0, seed=0)])
+@pytest.mark.parametrize(
+    "decoder", [Greedy(6), BeamSearch(6, 3, 0.0), Sample(6, 1.0, 0, 1.0, seed=0), ContrastiveSearch(6, 3, 0.6)]
+)
 def test_no_caption_is_empty(decoder):
     """Even where the end token is the most probable one at once, as for a model that does not know what it sees."""
 
@@ -215,6 +222,81 @@ def test_finished_rows_leave_the_batch():
 
     run(Greedy(12), Watching(pictures=16))
     assert sizes[0] == 16 and sizes[-1] < 16 and sizes == sorted(sizes, reverse=True)
+
+
+def contrasted(language, ids: list[int], candidates: int, penalty: float, longest: int) -> list[int]:
+    """The paper's equation, one candidate at a time, everything computed anew for each."""
+
+    def states(ids: list[int]) -> torch.Tensor:
+        return searched_states(language, torch.tensor([ids]))[0]
+
+    said: list[int] = []
+    while len(said) < longest:
+        before = states([*ids, *said])
+        probability = language.unembed(before[-1]).softmax(-1)
+        if not said:
+            probability = language.unembed(before[-1]).index_fill(-1, torch.tensor([Characters.eos]), -torch.inf)
+            probability = probability.softmax(-1)
+        best_score, chosen = -float("inf"), None
+        for token in probability.topk(candidates).indices.tolist():
+            state = states([*ids, *said, token])[-1]
+            alike = max(torch.cosine_similarity(state, other, dim=0).item() for other in before)
+            score = (1 - penalty) * probability[token].item() - penalty * alike
+            if score > best_score:
+                best_score, chosen = score, token
+        if chosen == Characters.eos:
+            break
+        said.append(chosen)
+    return said
+
+
+def searched_states(language, ids_BT):
+    text = Text(ids_BT, torch.ones_like(ids_BT, dtype=torch.bool), torch.ones_like(ids_BT))
+    return language.hidden(text)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize(("candidates", "penalty"), [(4, 0.6), (8, 0.1), (3, 0.9)])
+def test_contrastive_search_is_its_equation(number, candidates, penalty):
+    language, ids_BT = random_model(number)
+    language, found = language.double(), []
+    want = [contrasted(language, ids, candidates, penalty, 15) for ids in ids_BT.tolist()]
+    found = searched(language, ids_BT, ContrastiveSearch(15, candidates, penalty))
+    assert found == want
+    greedy = searched(language, ids_BT, Greedy(15))
+    assert searched(language, ids_BT, ContrastiveSearch(15, candidates, 0.0)) == greedy
+    assert searched(language, ids_BT, ContrastiveSearch(15, 1, penalty)) == greedy
+
+
+@torch.no_grad()
+def test_contrastive_search_does_not_look_at_padding():
+    """A prompt behind padding goes on as without."""
+    language, ids_BT = random_model(2)
+    language.double()
+    decoder = ContrastiveSearch(10, 4, 0.6)
+    want = searched(language, ids_BT, decoder)
+    left_BT = torch.cat([torch.full((3, 2), Characters.pad), ids_BT], 1)
+    valid_BT = torch.tensor([[False, False, True, True]] * 3)
+    blind = Blind(None, language.spec)
+
+    def step(memory, text, cache):
+        hidden_BTD = blind.decode(language, memory, text, cache)
+        return Seen(blind.readout(language, hidden_BTD[:, -1]), hidden_BTD)
+
+    text = Text(left_BT, valid_BT, valid_BT.long(), ragged=True)
+    assert decoder(step, Memory(rows=torch.zeros(3, 1)), text, Characters.eos) == want
+
+
+def test_what_is_kept_follows_its_rows():
+    cache = Cache(3, 4)
+    cache.keep("state", torch.arange(3), torch.arange(6).view(3, 2))
+    cache.repeat(2)
+    cache.select(torch.tensor([4, 1]))
+    one, other = cache.kept("state")
+    assert one.tolist() == [2, 0] and other.tolist() == [[4, 5], [0, 1]]
+    with pytest.raises(KeyError):
+        cache.kept("nothing")
 
 
 def test_sampling_repeats_with_its_seed_and_follows_the_probabilities():
@@ -247,6 +329,8 @@ def test_filters_keep_the_right_tokens():
         lambda: BeamSearch(5, beams=2, length_penalty=-1.0),
         lambda: Sample(5, temperature=0.0, top_k=0, top_p=1.0, seed=0),
         lambda: Sample(5, temperature=1.0, top_k=0, top_p=1.5, seed=0),
+        lambda: ContrastiveSearch(5, candidates=0, penalty=0.5),
+        lambda: ContrastiveSearch(5, candidates=4, penalty=1.5),
     ],
 )
 def test_senseless_options_are_refused(make):

@@ -27,7 +27,7 @@ from src.contracts import Batch, Example, Memory, Text, Tokenizer, VisionSpec, V
 from src.data.base import read_json
 from src.data.captions_text import SPICE_JAR, CaptionsText
 from src.data.order import EpochBatchSampler, InOrder
-from src.decoding.base import Step
+from src.decoding.base import Seen, Step
 from src.decoding.beam import BeamSearch
 from src.decoding.greedy import Greedy
 from src.errors import UserError
@@ -288,10 +288,10 @@ class Endless:
     def __call__(self, step: Step, memory: Memory, prompt: Text, eos: int, extra: int = 0) -> list[list[int]]:
         step = step if self.cached else recomputed(step)
 
-        def endless(memory: Memory, text: Text, cache: Cache) -> Tensor:
-            logits_BV = step(memory, text, cache)
-            logits_BV[:, eos] = -torch.inf
-            return logits_BV
+        def endless(memory: Memory, text: Text, cache: Cache) -> Seen:
+            seen = step(memory, text, cache)
+            seen.logits_BV[:, eos] = -torch.inf
+            return seen
 
         return self.decoder(endless, memory, prompt, eos, extra)
 
@@ -302,7 +302,7 @@ def recomputed(step: Step) -> Step:
     The decoder's cache keeps the tokens instead, so that they follow their beams.
     """
 
-    def whole(memory: Memory, text: Text, cache: Cache) -> Tensor:
+    def whole(memory: Memory, text: Text, cache: Cache) -> Seen:
         valid_BS = cache.claim(text.valid_BT, text.ragged)
         ids_B1S1, phi_B1S1 = cache.append("text", text.ids_BT[:, None, :, None], text.phi_BT[:, None, :, None])
         return step(memory, Text(ids_B1S1[:, 0, :, 0], valid_BS, phi_B1S1[:, 0, :, 0], cache.ragged), None)

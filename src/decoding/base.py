@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -14,10 +14,17 @@ from src.kinds import Checked
 from src.layers.cache import Cache
 
 
-class Step(Protocol):
-    """One walk: reads the columns of ``text`` (appending them to ``cache``), gives logits (B, V) of the last column."""
+class Seen(NamedTuple):
+    """What one walk over some columns leaves: the logits of the last one, and the hidden states of all of them."""
 
-    def __call__(self, memory: Memory, text: Text, cache: Cache) -> Tensor: ...
+    logits_BV: Tensor
+    hidden_BTE: Tensor
+
+
+class Step(Protocol):
+    """One walk: reads the columns of ``text``, and appends them to ``cache``."""
+
+    def __call__(self, memory: Memory, text: Text, cache: Cache) -> Seen: ...
 
 
 class Decoder(Checked, ABC, group="decode"):
@@ -53,7 +60,7 @@ def roll_out(
     cache = Cache(rows, prompt.ids_BT.shape[1] + extra + max_tokens)
     active, phi_B, text = list(range(rows)), prompt.phi_BT[:, -1], prompt
     for length in range(max_tokens):
-        logits_BV = step(memory, text, cache)
+        logits_BV = step(memory, text, cache).logits_BV
         ids_B = choose(logits_BV if length else without_end(logits_BV, eos))
         ids = ids_B.tolist()  # the only thing that a step waits for
         going = [row for row, token in enumerate(ids) if token != eos]

@@ -31,14 +31,14 @@ class BeamSearch(Decoder):
 
     def __call__(self, step: Step, memory: Memory, prompt: Text, eos: int, extra: int = 0) -> list[list[int]]:
         search = _Search(self, prompt, eos, extra)
-        search.start(step(memory, prompt, search.cache))
+        search.start(step(memory, prompt, search.cache).logits_BV)
         for length in range(2, self.max_tokens + 1):
             kept_I = search.drop_finished()
             if not search.pictures:
                 break
             if kept_I is not None:
                 memory = memory.select(kept_I)
-            search.extend(step(memory, search.column(), search.cache), length)
+            search.extend(step(memory, search.column(), search.cache).logits_BV, length)
         return search.best_ids
 
 

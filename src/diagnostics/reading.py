@@ -131,8 +131,8 @@ def _occlusion(captioner: Captioner, pixels_IM3hw: Tensor, text: Text, squares: 
 def log_probabilities(captioner: Captioner, memory: Memory, text: Text) -> Tensor:
     """log p of every token given its pictures and what stands before it, (B, T-1); 0 where nothing is asked for."""
     target, T = Target.next(text), text.ids_BT.shape[1]
-    at_X = (target.at_X // T, target.at_X % T)
+    b_X, t_X = target.at_X // T, target.at_X % T
     hidden_BTE = captioner.writer.decode(captioner.language, memory, text.columns(None, -1))
-    logits_XV = captioner.fusion.readout(captioner.language, hidden_BTE[at_X]).float()
+    logits_XV = captioner.fusion.readout(captioner.language, hidden_BTE[b_X, t_X]).float()
     found_X = logits_XV.log_softmax(-1).gather(-1, target.id_X[:, None])[:, 0]
-    return found_X.new_zeros(hidden_BTE.shape[:2]).index_put(at_X, found_X)
+    return found_X.new_zeros(hidden_BTE.shape[:2]).index_put((b_X, t_X), found_X)

@@ -53,6 +53,7 @@ class Cache:
         self._valid_BS: Tensor | None = None
         self._start = 0
         self._slots: dict[str, _Slot] = {}
+        self._kept: dict[str, tuple[Tensor, ...]] = {}
 
     def claim(self, valid_BT: Tensor, ragged: bool) -> Tensor:
         """Reserve the next T columns for one walk; returns the validity of all columns so far, (B, S).
@@ -85,6 +86,17 @@ class Cache:
         k_BHCd, v_BHCd = slot.buffers
         return k_BHCd.narrow(2, 0, self.length), v_BHCd.narrow(2, 0, self.length)
 
+    def keep(self, name: str, *states: Tensor) -> None:
+        """What belongs to rows as a whole (a recurrent state, what a decoder remembers), first axis B: it follows them.
+
+        It takes the place of what was kept under the name.
+        """
+        self._kept[name] = states
+
+    def kept(self, name: str) -> tuple[Tensor, ...]:
+        """What was kept under the name, of the rows as they are now. Raises KeyError where there is nothing."""
+        return self._kept[name]
+
     def select(self, rows_B: Tensor) -> None:
         """Keep (or reorder, or repeat) the rows ``rows_B``; works without gradients only."""
         self.rows = len(rows_B)
@@ -92,6 +104,8 @@ class Cache:
             self._valid_BS = self._valid_BS.index_select(0, rows_B)
         for slot in self._slots.values():
             slot.select(rows_B)
+        for name, states in self._kept.items():
+            self._kept[name] = tuple(state.index_select(0, rows_B) for state in states)
 
     def repeat(self, times: int) -> None:
         """Every row ``times`` times, neighbours first (row b becomes rows b*times .. b*times + times - 1)."""
