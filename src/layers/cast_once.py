@@ -1,0 +1,72 @@
+"""Weights that do not learn, cast to autocast's type once for a whole training instead of at every use.
+
+Autocast remembers the casts of weights that want gradients for the rest of a step, and casts all others whenever they
+are used. For a frozen language model that is its whole memory, read in single and written in half precision, at every
+step, and once more wherever blocks are computed again.
+
+The numbers are the same to the last bit: the same function multiplies the same cast weights. The copies take half of
+the memory of the weights themselves, which autograd held from every forward pass to its backward pass before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from src.layers.forwards import replaced
+
+
+def cast_once(modules: Iterable[nn.Module], dtype: torch.dtype) -> AbstractContextManager[None]:
+    """A context in which frozen linear layers and convolutions among ``modules`` use the weights that they have now.
+
+    They do so under autocast to ``dtype``; elsewhere they compute as ever. What trains, and slices of weights
+    (trainer.strategy=fsdp), stay as they are.
+    """
+    return replaced({layer: _with_copies(layer, dtype) for layer in modules if _stays(layer, dtype)})
+
+
+def _stays(layer: nn.Module, dtype: torch.dtype) -> bool:
+    if type(layer) not in MULTIPLY:
+        return False
+    weight = layer.weight
+    return type(weight) is nn.Parameter and not weight.requires_grad and weight.dtype == torch.float32 != dtype
+
+
+def _with_copies(layer: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    multiply = partial(MULTIPLY[type(layer)], layer)
+    weight, bias = _cast(layer.weight, dtype), _cast(layer.bias, dtype)
+
+    def forward(x: Tensor) -> Tensor:
+        device = x.device.type
+        if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == dtype:
+            return multiply(x, weight, bias)
+        return type(layer).forward(layer, x)
+
+    return forward
+
+
+def _cast(parameter: nn.Parameter | None, dtype: torch.dtype) -> Tensor | None:
+    """One that trains is left to autocast."""
+    return parameter if parameter is None or parameter.requires_grad else parameter.detach().to(dtype)
+
+
+def _linear(layer: nn.Linear, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+def _conv1d(layer: Conv1D, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """As GPT-2's transposed linear layer does it."""
+    return torch.addmm(bias, x.view(-1, x.shape[-1]), weight).view(*x.shape[:-1], layer.nf)
+
+
+def _conv2d(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return layer._conv_forward(x, weight, bias)
+
+
+MULTIPLY = {nn.Linear: _linear, Conv1D: _conv1d, nn.Conv2d: _conv2d}  # as these classes do, with other weights
