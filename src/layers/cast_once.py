@@ -21,6 +21,8 @@ from transformers.pytorch_utils import Conv1D
 
 from src.layers.forwards import replaced
 
+Layer = nn.Linear | Conv1D | nn.Conv2d
+
 
 def cast_once(modules: Iterable[nn.Module], dtype: torch.dtype) -> AbstractContextManager[None]:
     """A context in which frozen linear layers and convolutions among ``modules`` use the weights that they have now.
@@ -28,30 +30,28 @@ def cast_once(modules: Iterable[nn.Module], dtype: torch.dtype) -> AbstractConte
     They do so under autocast to ``dtype``; elsewhere they compute as ever. What trains, and slices of weights
     (trainer.strategy=fsdp), stay as they are.
     """
-    return replaced({layer: _with_copies(layer, dtype) for layer in modules if _stays(layer, dtype)})
+    found = (layer for layer in modules if isinstance(layer, Layer) and type(layer) in MULTIPLY)  # not a relative
+    return replaced({layer: _with_copies(layer, dtype) for layer in found if _stays(layer.weight, dtype)})
 
 
-def _stays(layer: nn.Module, dtype: torch.dtype) -> bool:
-    if type(layer) not in MULTIPLY:
-        return False
-    weight = layer.weight
+def _stays(weight: Tensor, dtype: torch.dtype) -> bool:
     return type(weight) is nn.Parameter and not weight.requires_grad and weight.dtype == torch.float32 != dtype
 
 
-def _with_copies(layer: nn.Module, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    multiply = partial(MULTIPLY[type(layer)], layer)
+def _with_copies(layer: Layer, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    plain, multiply = layer.forward, partial(MULTIPLY[type(layer)], layer)
     weight, bias = _cast(layer.weight, dtype), _cast(layer.bias, dtype)
 
     def forward(x: Tensor) -> Tensor:
         device = x.device.type
         if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == dtype:
             return multiply(x, weight, bias)
-        return type(layer).forward(layer, x)
+        return plain(x)
 
     return forward
 
 
-def _cast(parameter: nn.Parameter | None, dtype: torch.dtype) -> Tensor | None:
+def _cast(parameter: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """One that trains is left to autocast."""
     return parameter if parameter is None or parameter.requires_grad else parameter.detach().to(dtype)
 
@@ -69,4 +69,5 @@ def _conv2d(layer: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) ->
     return layer._conv_forward(x, weight, bias)
 
 
-MULTIPLY = {nn.Linear: _linear, Conv1D: _conv1d, nn.Conv2d: _conv2d}  # as these classes do, with other weights
+# As these classes do, with other weights.
+MULTIPLY: dict[type[nn.Module], Callable[..., Tensor]] = {nn.Linear: _linear, Conv1D: _conv1d, nn.Conv2d: _conv2d}

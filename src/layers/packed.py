@@ -42,7 +42,7 @@ def packed(*parts: Part) -> Iterator[None]:
     every = dict.fromkeys(layer for part in parts for layer in part.modules())
     gelus = {mlp.c_fc: mlp.act for mlp in every if type(mlp) is GPT2MLP and type(mlp.act) is GELUTanh}
     found = (layer for layer in every if type(layer) is nn.Linear or type(layer) is Conv1D)
-    forwards = {
+    forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = {
         layer: _laid_out(layer, dtype, gelu=layer in gelus) for layer in found if dtype and _gains(layer.weight, dtype)
     }
     forwards |= {gelu: _unchanged for layer, gelu in gelus.items() if layer in forwards}
