@@ -4,8 +4,9 @@ Autocast remembers the casts of weights that want gradients for the rest of a st
 are used. For a frozen language model that is its whole memory, read in single and written in half precision, at every
 step, and once more wherever blocks are computed again.
 
-The numbers are the same to the last bit: the same function multiplies the same cast weights. The copies take half of
-the memory of the weights themselves, which autograd held from every forward pass to its backward pass before.
+The numbers are the same to the last bit: the same function multiplies the same cast weights. Of SmolLM2-135M a step
+casts 85 instead of 220 million numbers (one core: 47 ms for the difference). Two bytes a weight are kept: no more than
+autograd kept from a forward pass to its backward pass, but where none goes through (VC-GPT's language model).
 """
 
 from __future__ import annotations
