@@ -12,12 +12,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from src.benchmarking.jobs import FLOOR, Alone, Failure, Job, plan
 from src.benchmarking.summary import summarise
 from src.benchmarking.tables import text
-from src.config.classes import HOME
+from src.config.checks import choices
+from src.config.classes import texts
 from src.config.command_line import verb
 from src.errors import UserError
 from src.records.environment import environment
@@ -83,18 +84,18 @@ def checked(cfg: DictConfig) -> dict:
     settings = OmegaConf.to_container(cfg, resolve=True)
     batches = settings["decode"]["batches"]
     known = {
-        "fusions": _names("fusion"),
-        "regimes": _names("regime"),
+        "fusions": choices("fusion"),
+        "regimes": choices("regime"),
         "peers": PEERS,
         "sizes": tuple(settings["size"]),
     }
     if settings["fusions"] is None:
         settings["fusions"] = [FLOOR, *(name for name in known["fusions"] if name != FLOOR)]
     for key, names in known.items():
-        settings[key] = _words(settings[key])
+        settings[key] = texts(settings[key])
         for name in settings[key]:
             _one_of(key, name, names)
-    _one_of("encoder", settings["encoder"], _names("vision"))
+    _one_of("encoder", settings["encoder"], choices("vision"))
     several = {key: settings[key] for key in ("regimes", "sizes", "pack")} | {"decode.batches": batches}
     for key, value in several.items():
         if not value:
@@ -116,18 +117,9 @@ def _check_heads(key: str, size: dict) -> None:
         raise UserError(f"{key}.key_value_heads must divide {key}.heads.")
 
 
-def _names(group: str) -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in (HOME / "conf" / group).glob("[!_]*.yaml")))
-
-
 def _one_of(key: str, name, names: Iterable[str]) -> None:
     if name not in names:
-        raise UserError(f"{key} knows {', '.join(names)}; got {name!r}.")
-
-
-def _words(value: ListConfig | list | str) -> list[str]:
-    """A list of words, also where a single one was given."""
-    return [str(word) for word in value] if isinstance(value, (list, ListConfig)) else [str(value)]
+        raise UserError(f"{key}: choose from {', '.join(names)}; got {name!r}.")
 
 
 if __name__ == "__main__":

@@ -381,6 +381,10 @@ class Language(Protocol):
 
     def blocks(self) -> Sequence[Block]: ...
 
+    def read(self, text: Text, cache: Cache | None = None) -> tuple[Tensor, Walk]:
+        """All of it without any fusion: final hidden states (B, T, D), and the walk."""
+        ...
+
     def final_norm(self, h_BTD: Tensor) -> Tensor: ...
 
     def unembed(self, h_XD: Tensor) -> Tensor:

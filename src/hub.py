@@ -20,29 +20,29 @@ T = TypeVar("T")
 QUICK = 5  # seconds that one question to the hub may take
 
 
-def fetch(ask: Callable[[bool], T], name: str, what: str, cure: str, file: str = "config.json") -> T:
-    """``ask(local_files_only)``: of a folder or the local cache if possible, else of the hub.
+def fetch(load: Callable[[bool], T], name: str, what: str, advice: str, file: str = "config.json") -> T:
+    """``load(local_files_only)``: from a folder or the local cache if possible, else from the hub.
 
     ``file``: one that such repositories have. A single request for it tells whether the hub can be reached; the
-    library's own would be retried for half a minute. Raises UserError, which ends in ``cure`` where ``name`` is not
-    to be had at all.
+    library's own would be retried for half a minute. Raises UserError, which ends in ``advice`` where ``name`` is not
+    found anywhere.
     """
     try:
-        return ask(True)
+        return load(True)
     except Exception as error:  # libraries raise bare Exception too, and ten kinds beside it
         if Path(name).is_dir():
             raise UserError(f"The folder {name} holds no readable {what}: {reason(error, Path(name))}") from error
         kept = find(name, file)
         here = f"readable in the local cache ({reason(error, kept.parent)})" if kept else "in the local cache"
     try:
-        offers(name, file)
+        on_hub(name, file)
     except Exception as error:  # bad names, missing or gated repositories and network errors share no base class
         raise UserError(
-            f"The {what} {name!r} is neither a folder here nor {here}, and the Hugging Face hub does not give it "
-            f"({reason(error)}); {cure}."
+            f"The {what} {name!r} is neither a folder here nor {here}, and cannot be downloaded from the Hugging "
+            f"Face hub ({reason(error)}); {advice}."
         ) from error
     try:
-        return ask(False)
+        return load(False)
     except Exception as error:
         raise UserError(f"The {what} {name} of the Hugging Face hub cannot be loaded: {reason(error)}") from error
 
@@ -68,8 +68,8 @@ def obtain(name: str, file: str, local: bool) -> Path | None:
         return None
 
 
-def offers(name: str, file: str) -> bool:
-    """Whether the hub's repository has ``file``, by one request; raises whatever says that it is not to be had."""
+def on_hub(name: str, file: str) -> bool:
+    """Whether the hub's repository has ``file``, by one request; raises what the library does without an answer."""
     try:
         huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(name, file), timeout=QUICK)
     except EntryNotFoundError:

@@ -33,9 +33,9 @@ from src.errors import UserError
 
 @dataclass(frozen=True)
 class Rule:
-    """``says``: what is allowed, as it stands behind "must be"; ``fits``: whether a value is."""
+    """``description``: what is allowed, as it stands behind "must be"; ``fits``: whether a value is."""
 
-    says: str
+    description: str
     fits: Callable[[Any], bool]
 
 
@@ -101,7 +101,7 @@ def rule(kind) -> Rule | None:
     if None in rules:
         return None
     if origin in (Union, UnionType):
-        return Rule(" or ".join(one.says for one in rules), lambda value: any(one.fits(value) for one in rules))
+        return Rule(" or ".join(one.description for one in rules), lambda value: any(one.fits(value) for one in rules))
     return _several(rules[0], len(rules) if origin is tuple else None)
 
 
@@ -113,9 +113,11 @@ def _bounded(number: type, *marks) -> Rule:
     if number is int and found.keys() == {Ge, Le}:
         said = f"from {found[Ge]} to {found[Le]}"
     tests = [(getattr(operator, mark.__name__.lower()), bound) for mark, bound in found.items()]
-    return Rule(
-        f"{kind.says} {said}", lambda value: kind.fits(value) and all(test(value, bound) for test, bound in tests)
-    )
+
+    def fits(value) -> bool:
+        return kind.fits(value) and all(test(value, bound) for test, bound in tests)
+
+    return Rule(f"{kind.description} {said}", fits)
 
 
 def _several(one: Rule, length: int | None) -> Rule:
@@ -125,10 +127,10 @@ def _several(one: Rule, length: int | None) -> Rule:
         right = isinstance(value, Sequence) and not isinstance(value, str) and length in (None, len(value))
         return right and all(map(one.fits, value))
 
-    return Rule(f"a list [...] with {many}{one.says}", fits)
+    return Rule(f"a list [...] with {many}{one.description}", fits)
 
 
-def shown(value) -> str:
+def as_written(value) -> str:
     """A value as it is written on the command line, at most 60 characters of it; text in quotes."""
     text = {"True": "true", "False": "false", "None": "null"}.get(repr(value), repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."
@@ -138,17 +140,17 @@ def check_kinds(group: str, kinds: Mapping[str, object], values: Mapping[str, ob
     """Refuse values that are not what their annotations say. Raises UserError."""
     for name, kind in kinds.items():
         if name in values and (asked := rule(kind)) is not None and not asked.fits(values[name]):
-            raise UserError(f"{group}.{name} must be {asked.says}; got {shown(values[name])}.")
+            raise UserError(f"{group}.{name} must be {asked.description}; got {as_written(values[name])}.")
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # options that exclude each other
 # --------------------------------------------------------------------------------------------------------------------
-class Untold(Exception):
+class Unknown(Exception):
     """Something was asked for that is not known yet."""
 
 
-class Known:
+class KnownOptions:
     """Options, or sizes of a part, as attributes, as far as they are known."""
 
     def __init__(self, options: Mapping[str, object]):
@@ -157,21 +159,21 @@ class Known:
     def __getattr__(self, name: str):
         value = self._options.get(name, "???")
         if value == "???":
-            raise Untold(name)
+            raise Unknown(name)
         return value
 
 
-def ask(rules: Callable, parts: Mapping[str, object]):
-    """What ``rules`` gives for the parts that it names as its arguments. Raises Untold for what is not known."""
+def evaluate(rules: Callable, parts: Mapping[str, object]):
+    """What ``rules`` gives for the parts that it names as its arguments. Raises Unknown for what is not known."""
     names = inspect.signature(rules).parameters
-    return rules(**{name: parts.get(name, Known({})) for name in names})
+    return rules(**{name: parts.get(name, KnownOptions({})) for name in names})
 
 
 def check_refusals(refusals: Callable, parts: Mapping[str, object]) -> None:
     """Raises UserError with the first sentence; what depends on anything unknown is left to later."""
     try:
-        sentence = next(iter(ask(refusals, parts)), None)
-    except Untold:
+        sentence = next(iter(evaluate(refusals, parts)), None)
+    except Unknown:
         return
     if sentence is not None:
         raise UserError(sentence)

@@ -6,12 +6,12 @@ python -m src.report 'runs=[runs/a,runs/b]' gallery=200 output=talk
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
+from src.config.classes import texts
 from src.config.command_line import verb
 from src.records.files import write_text
 
@@ -26,13 +26,13 @@ def main(cfg: DictConfig) -> None:
     from src.comparison.runs import find_runs, group
     from src.comparison.tables import csv_text, latex, markdown
 
-    arms = group(find_runs(_words(cfg.runs), None if cfg.evaluation is None else str(cfg.evaluation)))
+    arms = group(find_runs(texts(cfg.runs), None if cfg.evaluation is None else str(cfg.evaluation)))
     comparison = compare(
         arms,
-        scores=None if cfg.scores is None else _words(cfg.scores),
+        scores=None if cfg.scores is None else texts(cfg.scores),
         baseline=None if cfg.baseline is None else str(cfg.baseline),
         resamples=cfg.resamples,
-        allow=_words(cfg.allow),
+        allow=texts(cfg.allow),
     )
     from src.reporting.gallery import gallery
     from src.reporting.page import page
@@ -51,11 +51,6 @@ def main(cfg: DictConfig) -> None:
     print(f"written: {folder}/index.html ({size:.1f} MB, {len(shown['ids'])} pictures), table.md, table.tex, table.csv")
     if size > LARGE:
         print(f"note: {size:.0f} MB are much for a phone; gallery=<number> shows fewer pictures.")
-
-
-def _words(value: ListConfig | str) -> list[str]:
-    """A list of words, also where a single one was given."""
-    return [str(word) for word in value] if isinstance(value, Iterable) and not isinstance(value, str) else [str(value)]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.config.command_line import verb
 from src.config.fit import use_previous_language
-from src.config.machine_faults import told_when_machine_fails
+from src.config.machine_faults import explaining_machine_faults
 from src.config.make import check, make
 from src.config.resume import resumed
 from src.records.files import explaining_full_disk, seal, write_json
@@ -33,7 +33,7 @@ def main(cfg: DictConfig) -> float | None:
         sources = check(cfg)
         tracker = make(cfg.logger)
         print(f"run folder: {run}", flush=True)
-        with Interrupts() as interrupts, explaining_full_disk(run), told_when_machine_fails(run):
+        with Interrupts() as interrupts, explaining_full_disk(run), explaining_machine_faults(run):
             return train(cfg, sources, tracker, run, interrupts)
 
 
@@ -102,6 +102,7 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
     from src.training.caption_curve import CaptionValidation
     from src.training.checkpoints import BestCheckpoint, LastCheckpoint, RandomState, SafeCheckpointIO
     from src.training.cost import CostMeter
+    from src.training.frozen_states import FrozenStates
     from src.training.frozen_weights import FrozenWeights
     from src.training.validations import TimeLimit, Validations
 
@@ -121,6 +122,8 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
         TQDMProgressBar(refresh_rate=20),
         meter,
     ]
+    if not cfg.compile:  # a compiled walk has no place for files
+        callbacks.append(FrozenStates(run))
     main_set = next(iter(parts.data_sets().values()))
     if cfg.val_captions and main_set.source.has_images and main_set.source.task == "caption":
         callbacks.insert(0, CaptionValidation(main_set.data, cfg.val_captions))

@@ -19,6 +19,7 @@ from src.contracts import Batch
 from src.decoding.beam import BeamSearch
 from src.decoding.greedy import Greedy
 from src.decoding.sample import Sample
+from src.diagnostics.reading import log_probabilities
 from src.language.llama import Llama
 from src.loading.rows import APART, with_views
 from src.objectives.base import Objective
@@ -66,7 +67,7 @@ def live(model: Captioner, batch: Batch) -> Axes:
         with torch.no_grad():
             memory = model.memory(batch, aux := {})
             model.writer.decode(model.language, memory, batch.text, aux=aux)
-            model.log_probabilities(memory, batch.text)
+            log_probabilities(model, memory, batch.text)
         for decoder in DECODERS:
             model.caption([batch], decoder)
         model.caption([replace(batch, text=prompts)], DECODERS[0], prompted=True)

@@ -14,12 +14,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from src.build import place
-from src.captioner import Captioner, warmup_cosine
+from src.captioner import Captioner
 from src.contracts import Batch, Text, UserError, Visual
 from src.decoding.beam import BeamSearch
 from src.decoding.greedy import Greedy
 from src.layers import chunked_loss
 from src.layers.packed import packed
+from src.training.optimiser import warmup_cosine
 
 OPTIM = {"betas": [0.9, 0.98], "weight_decay": 0.1, "warmup": 0.1, "floor": 0.0, "reduction": "token_mean"}
 REGIMES = {
@@ -125,7 +126,7 @@ def test_exactly_the_regimes_parameters_train(name, regime):
     grouped = [id(p) for g in groups for p in g["params"]]
     assert len(grouped) == len(set(grouped))
     assert set(grouped) == {id(p) for n, p in model.named_parameters() if n in want}
-    for part in model.frozen_parts():
+    for part in model.parts(trained=False).values():
         assert not any(module.training for module in part.modules())
     if want:
         batch = make_batch()

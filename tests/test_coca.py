@@ -28,10 +28,10 @@ from torch.nn import functional as F
 from src.captioner import Captioner
 from src.contracts import Batch, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
 from src.decoding.greedy import Greedy
-from src.fusion.coca import Contrast
 from src.language.llama import Llama
 from src.layers.attention import CrossAttention
 from src.layers.cache import Cache
+from src.layers.contrast import Contrast
 from src.layers.pooler import AttentionalPooler
 from src.metrics.retrieval import recall_at_k
 

@@ -419,7 +419,7 @@ def test_allowed_references_pair_shared_images_only(runs):
     [
         ({"baseline": "nobody"}, "baseline=nobody is none of the arms; they are: blind; clipcap; srau."),
         ({"scores": ["SPICE"]}, "scores=SPICE has no value per image in these runs; there are BLEU-4, ROUGE-L,"),
-        ({"allow": ["seed"]}, "allow=seed means nothing here; it can be split, references, tokens, decoding, data."),
+        ({"allow": ["seed"]}, "allow=seed is unknown; choose from split, references, tokens, decoding, data."),
         ({"resamples": 99}, "resamples=99 are too few for a 95 % interval; 100 is the least, 10000 is good."),
     ],
 )
@@ -613,7 +613,7 @@ def test_evaluations_are_compared(runs, tmp_path):
         ([], "runs= is missing"),
         (["runs=nowhere"], "runs=nowhere names no folder of a finished run"),
         (["runs=runs", "baseline=x"], "baseline=x is none of the arms"),
-        (["runs=runs", "allow=everything"], "allow=everything means nothing here"),
+        (["runs=runs", "allow=everything"], "allow=everything is unknown"),
     ],
 )
 def test_mistakes_are_one_sentence(runs, tmp_path, arguments, message):

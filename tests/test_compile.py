@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from commands import run
 from conftest import FUSIONS, OBJECTIVES, Characters, make_fusion, make_language, make_text, make_visual, viewed
-from test_verbs import SMOKE, run
+from test_verbs import SMOKE
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from src.captioner import Captioner

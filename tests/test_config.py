@@ -17,13 +17,13 @@ from copy import deepcopy
 from types import SimpleNamespace
 
 import pytest
+from commands import run
 from conftest import FUSIONS, ROOT
 from omegaconf import OmegaConf
-from test_verbs import run
 
 from src.config import checks, command_line, table
 from src.config.checks import groups
-from src.config.classes import flatten, pure, trait
+from src.config.classes import flatten, static_method, trait
 from src.config.fit import use_previous_language
 from src.config.help import help_text
 from src.config.make import data_sets
@@ -40,16 +40,16 @@ from src.vision.vit import ViT
 # Command line -> what the sentence must say.
 WRONG = {
     # names
-    "train fusion=sruu": "fusion=sruu is none of conf/fusion; did you mean fusion=srau?",
+    "train fusion=sruu": "fusion=sruu is not in conf/fusion; did you mean fusion=srau?",
     "train logger=wandbb": "did you mean logger=wandb?",
-    "train trainer=gpu": "trainer=gpu is none of conf/trainer; it knows default.",
-    "train fusion=null": "it knows blind, clipcap, coca",
+    "train trainer=gpu": "trainer=gpu is not in conf/trainer; choose from default.",
+    "train fusion=null": "choose from blind, clipcap, coca",
     "train hydra/launcher=foo": "processes",
     "train data=mixture data@data.members.pairs=flickr": "Could not find 'data/flickr'",
     "train fusoin=srau": "did you mean fusion?",
-    "train report=1": "report=1 is no option of src.train; it knows seed,",
+    "train report=1": "report=1 is no option of src.train; the options are seed,",
     "train fusion.tua=0.1": "did you mean fusion.tau?",
-    "train fusion=clipcap fusion.tau=0.1": "it knows fusion.mapper",
+    "train fusion=clipcap fusion.tau=0.1": "the options are fusion.mapper",
     "train optim.warmupp=0.1": "did you mean optim.warmup?",
     "train sede=1": "did you mean seed?",
     "train max_steps=3": "did you mean trainer.max_steps?",
@@ -69,8 +69,8 @@ WRONG = {
     "train seed=0,1": "several values are a sweep, which needs -m; a list is written [a,b].",
     "train name=${foo}": "'foo' not found",
     "train language=hub": "language.name= is missing",
-    "train experiment=flickr8k": "experiment=flickr8k leaves language.weights to you; say language.weights=<value>",
-    "train -m experiment=flickr8k_tenth seed=0,1": "experiment=flickr8k_tenth leaves language.weights to you",
+    "train experiment=flickr8k": "experiment=flickr8k needs language.weights; say language.weights=<value>",
+    "train -m experiment=flickr8k_tenth seed=0,1": "experiment=flickr8k_tenth needs language.weights",
     # names behind a plus
     "train +optim.lr=1": "optim.lr=1 is no option of src.train",
     "train ++optim.warmup_steps=10": "did you mean optim.warmup?",
@@ -83,7 +83,7 @@ WRONG = {
     "train +trainer.fast_dev_run=true": "trainer.fast_dev_run=true is no option",
     "train +trainer.callbacks=[]": "trainer.callbacks=[] is no option",
     "train +hello.world=1": "hello.world=1 is no option of src.train",
-    "train '+optim={lr: 1}'": "optim={lr: 1} is none of conf/optim; it knows adamw, guarded.",
+    "train '+optim={lr: 1}'": "optim={lr: 1} is not in conf/optim; choose from adamw, guarded.",
     "train '+regime.more={lr: 1}'": "regime.more.lr=1 is no option",
     "train data=mixture +data.members.pairs.batchsize=4": "did you mean data.members.pairs.batch_size?",
     "train trainer.overfit_batches=1": "add it with +trainer.overfit_batches=...",
@@ -184,7 +184,7 @@ WRONG = {
     "train metrics=[meteorr]": "metrics must be meteor, spice or clipscore",
     "train trainer.strategy=single_device trainer.devices=2": "exclude each other",
     "train trainer.strategy=fsdp compile=true": "compile=true needs all weights on one device",
-    "train trainer.strategy=fsdp trainer.precision=16-mixed": "does not do trainer.precision=16-mixed",
+    "train trainer.strategy=fsdp trainer.precision=16-mixed": "does not support trainer.precision=16-mixed",
     "train trainer.strategy=fsdp val_captions=8": "val_captions=8 needs all weights on one device",
     "train trainer.accelerator=cpu trainer.devices=[0,1]": "say how many processes",
     "train optim=guarded trainer.precision=16-mixed": "optim.loss_spike does not work with trainer.precision=16-mixed",
@@ -222,7 +222,7 @@ WRONG = {
     "evaluate run=a data=coco data.batch_size=0": "data.batch_size must be a whole number of at least 1; got 0.",
     "evaluate run=a data.wrokers=0": "did you mean data.workers?",
     "caption run=a images=b batch_size=0": "batch_size must be",
-    "caption fusion=srau": "fusion=srau is no option of src.caption; it knows run, images, output, batch_size, decode.",
+    "caption fusion=srau": "no option of src.caption; the options are run, images, output, batch_size, decode.",
     "explain run=a samples=few": "samples must be",
     "score predictions=a references=b clip.mdoel=x": "did you mean clip.model?",
     "compare runs=a resamples=0": "resamples must be a whole number of at least 1; got 0.",
@@ -336,14 +336,12 @@ def test_what_an_experiment_leaves_open_is_asked_for(name):
     started_from = [entry for entry in written.get("defaults", []) if entry in EXPERIMENTS]
     texts = [OmegaConf.load(ROOT / "conf" / "experiment" / f"{one}.yaml") for one in started_from] + [written]
     left_open = {key for text in texts for key, value in flatten(OmegaConf.to_container(text)) if value == "???"}
-    assert checks.demanded(name) == left_open
+    assert checks.required(name) == left_open
     values = [f"{key}=/nowhere" for key in left_open]
     ask(f"train experiment={name} {' '.join(values)}")
     for value in values:
         for sweep in ("", "-m seed=0,1 "):
-            with pytest.raises(
-                UserError, match=re.escape(f"experiment={name} leaves {value.partition('=')[0]} to you")
-            ):
+            with pytest.raises(UserError, match=re.escape(f"experiment={name} needs {value.partition('=')[0]}")):
                 ask(f"train {sweep}experiment={name} {' '.join(set(values) - {value})}")
 
 
@@ -358,9 +356,9 @@ def test_what_an_experiment_starts_from_may_be_filled_in(tmp_path, monkeypatch):
     for name, text in texts.items():
         (tmp_path / "conf" / "experiment" / f"{name}.yaml").write_text(text)
     monkeypatch.setattr(checks, "HOME", tmp_path)
-    asked = {name: checks.demanded(name) for name in texts}
+    asked = {name: checks.required(name) for name in texts}
     assert asked == {"open": {"a.b"}, "filled": set(), "opened": {"a.c"}, "swept": {"a.b"}}
-    assert checks.demanded("swept", sweep=True) == set()
+    assert checks.required("swept", sweep=True) == set()
 
 
 @pytest.mark.parametrize("line", WRONG)
@@ -438,7 +436,7 @@ def test_the_task_itself_checks_too():
 def test_metrics_of_the_table_are_those_there_are():
     asked = rule(table.Metrics)
     assert all(map(asked.fits, METRICS)) and asked.fits(list(METRICS))
-    assert all(name in asked.says for name in METRICS)
+    assert all(name in asked.description for name in METRICS)
 
 
 MINE = """
@@ -550,12 +548,13 @@ def test_python_callers_are_told_the_same():
 def test_what_the_options_say_of_a_part_is_what_is_built():
     options = {"image_size": 32, "patch": 4, "width": 8, "layers": 3, "heads": 2}
     vit, language = ViT(**options), LanguageSpec(8, 4, 2, 100, 32, 0, 1, 2)
-    assert vit.spec == VisionSpec(**pure("src.vision.vit.ViT", "sizes")(SimpleNamespace(**options)))
+    assert vit.spec == VisionSpec(**static_method("src.vision.vit.ViT", "sizes")(SimpleNamespace(**options)))
     for pooled in (None, 3):
         projector = MLP(vit.spec, language, layers=1, pooled=pooled)
-        told = pure("src.projectors.mlp.MLP", "sizes")(SimpleNamespace(pooled=pooled), language, vit.spec)
+        told = static_method("src.projectors.mlp.MLP", "sizes")(SimpleNamespace(pooled=pooled), language, vit.spec)
         assert told.items() <= vars(projector.spec).items()
-    assert pure("src.vision.open_clip.OpenClip", "sizes") is pure("src.language.load.tiny", "refusals") is None
+    assert static_method("src.vision.open_clip.OpenClip", "sizes") is None
+    assert static_method("src.language.load.tiny", "refusals") is None
 
 
 def test_rules_of_classes_find_no_other_names():
@@ -563,7 +562,7 @@ def test_rules_of_classes_find_no_other_names():
     tree = ast.parse("class A:\n    @staticmethod\n    def refusals(fusion):\n        yield open('/etc/passwd').read()")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("src.config.classes._parsed", lambda file: tree)
-        rules = pure("src.fusion.blind.A", "refusals")
+        rules = static_method("src.fusion.blind.A", "refusals")
     with pytest.raises(NameError, match="open"):
         list(rules(None))
 
@@ -691,7 +690,7 @@ def test_devices_that_are_not_here(monkeypatch, capsys):
     with pytest.raises(UserError, match=r"trainer.accelerator=gpu needs a GPU .* this machine has none"):
         checks.check_device(asked("gpu"))
     for accelerator in ("mps", "tpu"):
-        with pytest.raises(UserError, match=f"trainer.accelerator={accelerator} is not to be had on this machine"):
+        with pytest.raises(UserError, match=f"trainer.accelerator={accelerator} is not available on this machine"):
             checks.check_device(asked(accelerator))
     assert not capsys.readouterr().out
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")

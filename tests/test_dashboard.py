@@ -6,8 +6,8 @@ import json
 import re
 
 import pytest
+from commands import run
 from test_tracking import alone as alone  # the fixture
-from test_verbs import run
 
 from src import dashboard
 from src.errors import UserError

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from commands import run
 from conftest import ROOT
 from omegaconf import OmegaConf
 from PIL import Image
-from test_verbs import run
 
 from src.build import build
 from src.comparison.arms import compare
@@ -94,7 +94,7 @@ def test_its_stopped_run_is_gone_on_with(earlier):
 
 
 def test_its_features_are_taken(earlier, monkeypatch):
-    monkeypatch.setattr(features, "_build", lambda *_: pytest.fail("features are computed again"))
+    monkeypatch.setattr(features, "build", lambda *_: pytest.fail("features are computed again"))
     cfg = run_config(earlier / "run")
     cfg.regime.train_vision = False
     data = build(cfg, {"": make(cfg.data.source)}).data

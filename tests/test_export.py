@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run
 from conftest import FUSIONS, ROOT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from PIL import Image
 from safetensors.torch import load_file
-from test_verbs import SMOKE, run
+from test_verbs import SMOKE
 from test_vision import local_dir
 
 from src.build import build

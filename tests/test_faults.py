@@ -20,9 +20,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from commands import run
 from hydra.core.utils import JobStatus
 from PIL import Image
-from test_verbs import SMOKE, run
+from test_verbs import SMOKE
 
 from src.comparison.runs import find_runs
 from src.data import faults

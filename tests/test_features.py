@@ -24,7 +24,8 @@ from src.config.make import make
 from src.contracts import Example, UserError
 from src.data.base import PictureFiles
 from src.data.scenes import Scenes
-from src.loading.features import ABANDONED, FeatureCache, cache_key
+from src.loading.feature_files import cache_key
+from src.loading.features import ABANDONED, FeatureCache
 from src.vision.vit import ViT
 from tests.conftest import nudge
 
@@ -178,7 +179,7 @@ def test_drawing_differently_is_in_the_key(vision, source, monkeypatch):
 
 
 def test_each_drawn_scene_is_in_the_key(vision, source, monkeypatch):
-    monkeypatch.setattr("src.loading.features.PROBES", 2)  # only the pixels of the first and the last are looked at
+    monkeypatch.setattr("src.loading.feature_files.PROBES", 2)  # pixels of the first and the last only
     examples = list(source.examples("train"))
     before = cache_key(vision, source, examples, 0)[0]
     examples[7] = replace(examples[7], extra=examples[8].extra)
@@ -255,7 +256,7 @@ def test_every_row_is_checked_when_first_read(tmp_path, vision, source):
 
 
 def test_a_failed_build_leaves_nothing(tmp_path, vision, photographs, monkeypatch):
-    monkeypatch.setattr("src.loading.features.PROBES", 2)  # the first and the last: it breaks in between
+    monkeypatch.setattr("src.loading.feature_files.PROBES", 2)  # the first and the last: it breaks in between
     Path(photographs[2].image).write_bytes(b"no picture")
     folder = tmp_path / "cache"
     for workers in (0, 1):
@@ -327,9 +328,9 @@ def test_processes_that_build_at_once_share_one_cache(tmp_path, vision, source):
 
 def test_the_slower_builder_keeps_the_faster_ones_cache(tmp_path, vision, source, monkeypatch):
     """The other process installs its cache while this one still computes."""
-    from src.loading import features
+    from src.loading import feature_files
 
-    encode, stamps = features._encode, []
+    encode, stamps = feature_files._encode, []
 
     def overtaken(*arguments):
         if not stamps:
@@ -337,7 +338,7 @@ def test_the_slower_builder_keeps_the_faster_ones_cache(tmp_path, vision, source
             stamps[0] = stamp(build(tmp_path, vision, source))
         return encode(*arguments)
 
-    monkeypatch.setattr(features, "_encode", overtaken)
+    monkeypatch.setattr(feature_files, "_encode", overtaken)
     cache = build(tmp_path, vision, source)
     assert stamp(cache) == stamps[0]
     assert [entry.name for entry in tmp_path.iterdir()] == [cache.folder.name]

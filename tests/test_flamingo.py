@@ -17,8 +17,9 @@ from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
 from src.contracts import LanguageSpec, Text, UserError, VisionSpec, Visual
 from src.fusion import flamingo
-from src.fusion.flamingo import FeedForward, GatedCrossAttention
 from src.layers.cache import Cache
+from src.layers.gated_cross_attention import GatedCrossAttention
+from src.layers.resampler import FeedForward
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 SMALL = ("fusion.latents=4", "fusion.resampler_layers=2", "fusion.heads=2", "fusion.head_width=6")

@@ -1,4 +1,4 @@
-"""Where checkpoints are found, and what is said of those that are not to be had."""
+"""Where checkpoints are found, and what is said of those that are not found."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def fails(local: bool):
 
 def test_what_is_here_asks_no_network(requests):
     requests[0] = AssertionError("asked")
-    assert hub.fetch(lambda local: local, "org/model", "model", "cure") is True
+    assert hub.fetch(lambda local: local, "org/model", "model", "advice") is True
 
 
 def test_the_hub_is_asked_for_what_is_not_here(requests):
-    assert hub.fetch(from_hub, "org/model", "model", "cure") == "found"
+    assert hub.fetch(from_hub, "org/model", "model", "advice") == "found"
     requests[0] = EntryNotFoundError("no config.json, but the repository is there")
-    assert hub.fetch(from_hub, "org/model", "model", "cure") == "found"
+    assert hub.fetch(from_hub, "org/model", "model", "advice") == "found"
 
 
 def test_out_of_reach(requests):
@@ -64,8 +64,8 @@ def test_out_of_reach(requests):
     with pytest.raises(UserError) as caught:
         hub.fetch(from_hub, "org/model", "model", "give a folder")
     assert str(caught.value) == (
-        "The model 'org/model' is neither a folder here nor in the local cache, and the Hugging Face hub does not give "
-        "it (no network); give a folder."
+        "The model 'org/model' is neither a folder here nor in the local cache, and cannot be downloaded from the "
+        "Hugging Face hub (no network); give a folder."
     )
 
 
@@ -82,12 +82,12 @@ def test_unreadable_on_the_hub_and_in_a_folder(requests, tmp_path):
     with pytest.raises(
         UserError, match=r"of the Hugging Face hub cannot be loaded: Error\(s\) in loading: size mismatch$"
     ):
-        hub.fetch(fails, "org/model", "model", "cure")
+        hub.fetch(fails, "org/model", "model", "advice")
     requests[0] = AssertionError("asked")
     with pytest.raises(
         UserError, match=r"The folder \S+ holds no readable model: Error\(s\) in loading: size mismatch$"
     ):
-        hub.fetch(fails, str(tmp_path), "model", "cure")
+        hub.fetch(fails, str(tmp_path), "model", "advice")
 
 
 def test_files_are_found_in_folder_and_cache(requests, tmp_path, monkeypatch):
@@ -102,9 +102,9 @@ def test_files_are_found_in_folder_and_cache(requests, tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     assert hub.obtain("org/model", "other.json", local=False) is None
-    assert hub.offers("org/model", "other.json")
+    assert hub.on_hub("org/model", "other.json")
     requests[0] = EntryNotFoundError("no such file")
-    assert not hub.offers("org/model", "other.json")
+    assert not hub.on_hub("org/model", "other.json")
 
 
 def test_an_adapter_that_is_alone_on_the_hub(requests):

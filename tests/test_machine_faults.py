@@ -16,7 +16,7 @@ from conftest import ROOT
 from test_resume import assert_same, ended_at
 from test_verbs import SMOKE
 
-from src.config.machine_faults import LONGEST, machine_fault, told_when_machine_fails
+from src.config.machine_faults import LONGEST, explaining_machine_faults, machine_fault
 from src.errors import UserError
 
 # As torch says it, with the lines that follow the first.
@@ -166,7 +166,7 @@ def test_in_a_sweep_the_other_jobs_go_on(tmp_path):
     ],
 )
 def test_what_libraries_say_of_a_lost_gpu(said):
-    with pytest.raises(UserError) as caught, told_when_machine_fails():
+    with pytest.raises(UserError) as caught, explaining_machine_faults():
         raise RuntimeError(f"{said}{MORE}")
     sentence = str(caught.value)
     assert sentence.startswith(f"The GPU failed ({said}).") and "\n" not in sentence and "resume" not in sentence
@@ -176,21 +176,21 @@ def test_a_gpu_that_is_full(tmp_path):
     for said in (FULL, RuntimeError("CUDA error: out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")):
         with (
             pytest.raises(UserError, match=r"memory of the GPU is not enough .* smaller batches"),
-            told_when_machine_fails(),
+            explaining_machine_faults(),
         ):
             raise said
-    with pytest.raises(UserError, match="There is no checkpoint yet") as caught, told_when_machine_fails(tmp_path):
+    with pytest.raises(UserError, match="There is no checkpoint yet") as caught, explaining_machine_faults(tmp_path):
         raise torch.OutOfMemoryError("CUDA out of memory " + "and more " * 100)
     assert len(str(caught.value)) < LONGEST + 400
 
 
 def test_other_errors_are_left_alone(monkeypatch):
     for error in (RuntimeError("shapes do not fit"), KeyError("cuda"), UserError("trainer.accelerator=cuda: no NCCL")):
-        with pytest.raises(type(error)) as caught, told_when_machine_fails():
+        with pytest.raises(type(error)) as caught, explaining_machine_faults():
             raise error
         assert caught.value is error
     monkeypatch.setenv("CUDA_LAUNCH_BLOCKING", "1")  # who looks for the place wants the traceback
-    with pytest.raises(torch.AcceleratorError), told_when_machine_fails():
+    with pytest.raises(torch.AcceleratorError), explaining_machine_faults():
         raise LOST
 
 

@@ -11,6 +11,7 @@ from test_documents import mixture
 
 from src.captioner import Captioner
 from src.decoding.greedy import Greedy
+from src.training.optimiser import reduction
 
 WEIGHTS = {"pairs": 2.0, "stories": 0.5}
 
@@ -143,12 +144,11 @@ def test_weight_zero_equals_leaving_the_data_set_out():
 
 def test_token_mean_is_over_the_tokens_of_all_processes(monkeypatch):
     """Two processes with 3 and 9 tokens: the mean of their scaled losses is the mean over all 12."""
-    captioner = make()
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     counts, means = (3, 9), (5.0, 1.0)
     scaled = []
     for mine, other, mean in zip(counts, counts[::-1], means, strict=True):
         monkeypatch.setattr(torch.distributed, "all_reduce", lambda x, other=other: x.add_(other))
-        scaled.append(float(captioner._reduction(torch.tensor(mine), rows=2)) * mean)
+        scaled.append(float(reduction("token_mean", torch.tensor(mine), rows=2)) * mean)
     assert sum(scaled) / 2 == pytest.approx((3 * 5.0 + 9 * 1.0) / 12)

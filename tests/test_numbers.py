@@ -18,12 +18,12 @@ from test_verbs import SMOKE
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
-from src.captioner import check_rows
 from src.contracts import UserError
 from src.pretrained import take_over
 from src.records.weights import read_checkpoint
 from src.text.tokenizers import ByteLevelBPE, FastTokenizer, load_tokenizer
 from src.training.loss_spikes import ENOUGH, WINDOW, LossSpikes
+from src.training.soundness import check_rows
 
 
 # ------------------------------------------------------------------------------------------------- loss spikes
@@ -144,10 +144,8 @@ def test_after_a_nan_the_last_good_checkpoint_is_there_and_goes_on(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr[-2000:]
-    assert (
-        "training loss (next_token) is nan at step 3" in answer.stderr
-        and "the last checkpoint is kept" in answer.stderr
-    )
+    assert "training loss (next_token) is nan at step 3" in answer.stderr
+    assert "the last checkpoint is kept" in answer.stderr
     first, more = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("first", "more")
     )

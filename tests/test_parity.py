@@ -133,7 +133,7 @@ def test_srau_gates_are_the_formula():
     block = language.blocks()[0]
     start, walk = language.begin(language.embed(text.ids_BT), text)
     a = block.attend(start, walk)
-    levels = fusion.encoder(visual)
+    levels = fusion.encoder(visual.levels_IKNC())
     fused = torch.zeros_like(a)
     for b in range(2):
         for t in range(4):
@@ -160,7 +160,7 @@ def test_srau_paper_form_is_the_formula():
     block = language.blocks()[0]
     start, walk = language.begin(language.embed(text.ids_BT), text)
     a = block.attend(start, walk)
-    level = fusion.encoder(visual)[0, 0]
+    level = fusion.encoder(visual.levels_IKNC())[0, 0]
     fused = torch.zeros_like(a)
     for t in range(3):
         c = slow_attention(fusion.cross[0], a[0, t], level)
@@ -247,9 +247,9 @@ def test_srau_encoder_is_the_authors(form, training, dropout_that_scales):
     language = make_language()
     options = ("fusion.level_source=encoder", f"fusion.encoder_form={form}", "fusion.encoder_dropout=0.3")
     encoder = make_fusion("srau", language, *options).encoder.train(training)
-    visual, dropped = make_visual(2), 0.3 * training
+    tokens, dropped = make_visual(2).tokens_INC, 0.3 * training
     shown = torch.zeros(VISION.tokens, dtype=torch.bool)
-    for picture, levels in zip(visual.tokens_INC, encoder(visual), strict=True):
+    for picture, levels in zip(tokens, encoder.climb(encoder.enter(tokens), None), strict=True):
         early = {"erf": True, "on_weights": dropped} if form == "early" else {}
         want = authors_encoder(encoder, picture, shown, dropped, **early)[1]
         torch.testing.assert_close(levels, torch.stack(want), **EXACT)

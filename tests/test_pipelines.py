@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_verbs import SMOKE, run
+from commands import run
+from test_verbs import SMOKE
 from torch import nn
 
 from src.comparison.arms import compare

@@ -20,7 +20,8 @@ import pytest
 from omegaconf import OmegaConf
 from PIL import Image
 
-from src.comparison.arms import Cell, Comparison, Difference, compare
+from src.comparison.arms import Comparison, compare
+from src.comparison.estimates import Cell, Difference
 from src.comparison.runs import Arm, find_runs, group
 from src.data.scenes import Scenes
 from src.reporting import plots

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from src.comparison.arms import estimate
+from src.comparison.estimates import estimate
 from src.comparison.measures import Measure, share
 from src.comparison.resampling import at_least, draws, holm, interval, p_value, signs
 from src.metrics.bleu import bleu

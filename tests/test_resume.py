@@ -15,8 +15,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from commands import run
 from conftest import ROOT
-from test_verbs import SMOKE, run
+from test_verbs import SMOKE
 from trainings import Trainings
 
 from src.comparison.runs import find_runs

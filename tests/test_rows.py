@@ -130,6 +130,14 @@ def test_more_captions_than_a_row_holds_take_several_rows(name, longest, monkeyp
     assert_same(learn(model, packed), learn(model, make_batch(Rows(False, ends(model)))))
 
 
+def test_without_pictures_rows_are_filled_up():
+    model = make_captioner(make_language(), "blind", (), "finetune_lm", OBJECTIVES)
+    batch = Batch([f"caption {i}" for i in range(10)], captions())
+    packed, apart = (with_views(batch, OBJECTIVES, random.Random, Rows(pack, ends=False)) for pack in (True, False))
+    assert packed.views["next_token"].text.ids_BT.shape == (1, 52)
+    assert_same(learn(model, packed), learn(model, apart))
+
+
 # ------------------------------------------------------------------------------------------------- rows themselves
 def asked(view: View) -> list[tuple[list[int], int]]:
     """Every target with the tokens of its own text that stand before it."""

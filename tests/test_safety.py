@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import run
 from conftest import ROOT
 from omegaconf import OmegaConf
 from PIL import Image
 from test_export import SIZES, make_run
-from test_verbs import SMOKE, run
+from test_verbs import SMOKE
 
 from src.config.classes import flatten_all, is_ours
 from src.config.command_line import check_words, compose

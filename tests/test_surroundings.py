@@ -160,3 +160,30 @@ def test_files_are_read_and_written_in_utf8_whatever_the_locale():
     words = ["ruff", "check", "--preview", "--select", "PLW1514", "--no-cache", "src"]
     answer = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert answer.returncode == 0, answer.stdout
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", [("src.train", "--help"), ("src.train", "--cfg", "job"), ("src.doctor",)])
+def test_a_reader_who_leaves_ends_a_command_quietly(words, unbuffered):
+    """As head does, or a pager: what our commands print, and what Hydra prints for them."""
+    end, mine = os.pipe()
+    os.close(end)
+    own = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered}
+    answer = subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=own, stdout=mine, stderr=subprocess.PIPE)
+    os.close(mine)
+    assert answer.stderr == b"" and answer.returncode in (0, 1)  # 0: all of it fitted into the buffer
+    assert answer.returncode == 1 or not unbuffered
+
+
+def test_the_broken_pipe_of_something_else_is_no_quiet_end():
+    program = """
+import os, sys
+from src.config.streams import prepare_streams
+prepare_streams()
+print("so far")
+end, mine = os.pipe()
+os.close(end)
+os.write(mine, b"to nobody")
+"""
+    answer = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 1 and answer.stdout == "so far\n" and "BrokenPipeError" in answer.stderr

@@ -11,8 +11,9 @@ import sys
 import time
 
 import pytest
+from commands import run
 from conftest import ROOT
-from test_verbs import SMOKE, run
+from test_verbs import SMOKE
 
 from src.config.added_keys import run_config
 from src.config.checks import LEASED

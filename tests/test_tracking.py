@@ -17,11 +17,12 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from commands import run
 from conftest import ROOT
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 from PIL import Image
-from test_verbs import SMOKE, run
+from test_verbs import SMOKE
 
 from src import tracking
 from src.config.make import make

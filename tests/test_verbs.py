@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import FUSIONS, ROOT
+from commands import run
+from conftest import FUSIONS
 from PIL import Image, ImageColor
 
 from src.comparison.arms import compare
@@ -23,21 +21,6 @@ from src.errors import UserError
 from src.reporting.gallery import gallery
 
 SMOKE = ("debug=smoke", "language.model.width=32", "vision.width=32", "vision.layers=3", "language.model.layers=2")
-
-
-def run(*command: str, cwd: Path = ROOT, ok: bool = True) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    answer = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=cwd,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert (answer.returncode == 0) == ok, answer.stdout + answer.stderr
-    return answer
 
 
 @pytest.fixture(scope="module")

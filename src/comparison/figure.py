@@ -14,7 +14,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from src.comparison.arms import Cell, Comparison
+from src.comparison.arms import Comparison
+from src.comparison.estimates import Cell
 from src.comparison.runs import curves
 from src.errors import UserError
 

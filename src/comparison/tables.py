@@ -12,7 +12,8 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from src.comparison.arms import Cell, Comparison, Difference
+from src.comparison.arms import Comparison
+from src.comparison.estimates import Cell, Difference
 
 STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 LEGEND = "* p < .05, ** p < .01, *** p < .001, paired permutation test over images, Holm over all pairs of a score"

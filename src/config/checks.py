@@ -17,19 +17,19 @@ from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseExce
 from src.config import table
 from src.config.classes import HOME, LOGGER, check_targets, defined, flatten, parameters
 from src.errors import UserError
-from src.kinds import Rule, check_kinds, rule, shown
+from src.kinds import Rule, as_written, check_kinds, rule
 from src.records.secrets import is_secret
 
 LEASED = "FUSION_SWEEP_LEASE"  # set where a sweep gave a job its GPU: the job is not to go to the CPU unnoticed
-NAMES = 12  # that a hint lists at most
-# What other programs call options of src.train, and what more there is to say about those.
-MEANT = {
+LISTED = 12  # options that a suggestion lists at most
+# What other programs call options of src.train, and what a suggestion of those ends in.
+SYNONYMS = {
     **dict.fromkeys(("lr", "learning_rate"), "regime.lr_fusion"),
     **dict.fromkeys(("epochs", "num_epochs", "n_epochs"), "trainer.max_epochs"),
     **dict.fromkeys(("steps", "num_steps", "iterations"), "trainer.max_steps"),
     **dict.fromkeys(("device", "gpu", "gpus", "cuda", "cpu"), "trainer.accelerator"),
 }
-ALSO = {
+ENDINGS = {
     "regime.lr_fusion": " (and regime.lr_language, regime.lr_vision)?",
     "trainer.max_epochs": " (with trainer.max_steps=-1)?",
     "trainer.accelerator": " (auto, gpu or cpu; how many: trainer.devices)?",
@@ -87,12 +87,12 @@ def _check_option(command: str, key: str, value) -> None:
     if asked is None:
         known = known_options(command)
         if key in groups(command) or any(one.startswith(f"{key}.") for one in known):
-            raise UserError(f"{key} must be a group of options ({key}.<name>=...); got {shown(value)}.")
+            raise UserError(f"{key} must be a group of options ({key}.<name>=...); got {as_written(value)}.")
         if member := re.match(r"data\.members\.[^.]+\.", key):
             known = [one.replace("data.", member[0], 1) for one in known]
-        raise UserError(f"{key}={shown(value)} is no option of src.{command}; {hint(key, known)}")
+        raise UserError(f"{key}={as_written(value)} is no option of src.{command}; {suggest_option(key, known)}")
     if not asked.fits(value):
-        raise UserError(f"{key} must be {asked.says}; got {shown(value)}.")
+        raise UserError(f"{key} must be {asked.description}; got {as_written(value)}.")
 
 
 def known_options(command: str) -> list[str]:
@@ -118,15 +118,15 @@ def _written(command: str) -> dict[str, Rule]:
             continue
         for key, value in _options(plain):
             if key != "defaults":
-                found[prefix + key] = table.like(value)
+                found[prefix + key] = table.rule_of_default(value)
     return found
 
 
-def hint(key: str, known: Iterable[str]) -> str:
-    """ "did you mean optim.warmup?", or what there is beside it."""
+def suggest_option(key: str, known: Iterable[str]) -> str:
+    """ "did you mean optim.warmup?", or the options of its group."""
     known, (group, _, name) = list(dict.fromkeys(known)), key.rpartition(".")
-    if MEANT.get(name) in known:
-        return f"did you mean {MEANT[name]}{ALSO.get(MEANT[name], '?')}"
+    if SYNONYMS.get(name) in known:
+        return f"did you mean {SYNONYMS[name]}{ENDINGS.get(SYNONYMS[name], '?')}"
     beside = [one for one in known if one.rpartition(".")[0] == group]
     alike = difflib.get_close_matches(name, [one.rpartition(".")[2] for one in beside], 1)
     if alike:
@@ -135,13 +135,13 @@ def hint(key: str, known: Iterable[str]) -> str:
     if alike:
         return f"did you mean {alike[0]}?"
     beside = beside or [one for one in known if "." not in one]
-    return f"it knows {', '.join(beside[:NAMES])}{' ...' if beside[NAMES:] else '.'}"
+    return f"the options are {', '.join(beside[:LISTED])}{' ...' if beside[LISTED:] else '.'}"
 
 
-def near(name: str, known: list[str], group: str) -> str:
+def suggest_choice(name: str, known: list[str], group: str) -> str:
     """The same for a word behind ``group=``."""
     alike = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {group}={alike[0]}?" if alike else f"it knows {', '.join(known)}."
+    return f"did you mean {group}={alike[0]}?" if alike else f"choose from {', '.join(known)}."
 
 
 @functools.cache
@@ -157,27 +157,27 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (HOME / "conf" / group).glob("[!_]*.yaml"))
 
 
-def check_demanded(words: Iterable[str], sweep: bool) -> None:
-    """Refuse to begin without what an experiment demands (???): with OmegaConf the default below it would win.
+def check_required(words: Iterable[str], sweep: bool) -> None:
+    """Refuse to begin without what an experiment requires (???): with OmegaConf the default below it would win.
 
     ``words``: "option=value"; of a ``sweep`` the experiment may give the values too. Raises UserError.
     """
     said = dict(word.lstrip("+").partition("=")[::2] for word in words)
     name, going_on = said.get("experiment", "").strip("'\""), said.get("resume", "null") not in ("null", "auto")
     if name in choices("experiment") and not going_on:
-        missing = sorted(demanded(name, sweep) - set(said))
+        missing = sorted(required(name, sweep) - set(said))
         if missing:
             raise UserError(
-                f"experiment={name} leaves {missing[0]} to you; say {missing[0]}=<value> (what it means: "
+                f"experiment={name} needs {missing[0]}; say {missing[0]}=<value> (what it means: "
                 f"conf/experiment/{name}.yaml)."
             )
 
 
-def demanded(experiment: str, sweep: bool = False) -> set[str]:
+def required(experiment: str, sweep: bool = False) -> set[str]:
     """The options that conf/experiment/<experiment>.yaml, or what it starts from, leaves to the command line."""
     written = OmegaConf.to_container(OmegaConf.load(HOME / "conf" / "experiment" / f"{experiment}.yaml"))
     below = (entry for entry in written.pop("defaults", []) if isinstance(entry, str) and entry != "_self_")
-    found = set().union(*(demanded(name, sweep) for name in below))
+    found = set().union(*(required(name, sweep) for name in below))
     for key, value in flatten(written):
         key = key.removeprefix("hydra.sweeper.params.") if sweep else key
         found = found | {key} if value == "???" else found - {key}
@@ -211,9 +211,9 @@ def _check_class(key: str, node: dict) -> None:
     options = {name: value for name, value in node.items() if not name.startswith("_")}
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {key}.{near[0]}?" if near else f"; it knows {', '.join(known)}."
-            raise UserError(f"{key} has no option {name!r}{hint}")
+            alike = difflib.get_close_matches(name, known, 1)
+            suggestion = f"did you mean {key}.{alike[0]}?" if alike else f"its options are {', '.join(known)}."
+            raise UserError(f"{key} has no option {name!r}; {suggestion}")
     check_kinds(key, known, {name: value for name, value in options.items() if value != "???"})
 
 
@@ -257,7 +257,7 @@ def _check_other_device(accelerator: str) -> None:
 
     if not AcceleratorRegistry[accelerator]["accelerator"].is_available():
         raise UserError(
-            f"trainer.accelerator={accelerator} is not to be had on this machine; use auto, and see src.doctor."
+            f"trainer.accelerator={accelerator} is not available on this machine; use auto, and see src.doctor."
         )
 
 

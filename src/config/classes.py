@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src.errors import UserError
 
@@ -42,6 +42,11 @@ LOGGER = re.compile(r"lightning\.pytorch\.loggers\.[A-Z]\w*")  # of the library,
 def plain(node: DictConfig) -> dict[str, Any]:
     """The values of a configuration as Python's own, with all interpolations resolved."""
     return cast(dict[str, Any], OmegaConf.to_container(node, resolve=True))  # of a DictConfig always a dictionary
+
+
+def texts(value: ListConfig | list | str) -> list[str]:
+    """The words of an option that is text, or a list of texts."""
+    return [str(word) for word in value] if isinstance(value, list | ListConfig) else [str(value)]
 
 
 def flatten(node, key: str = "") -> Iterator[tuple[str, object]]:
@@ -151,7 +156,7 @@ def lineage(target: str) -> list[str]:
     return [cls.name for cls in _lineage(target, found)] if isinstance(found, ast.ClassDef) else []
 
 
-def pure(target: str, name: str) -> Callable | None:
+def static_method(target: str, name: str) -> Callable | None:
     """A static method of a class here, ``refusals`` for example, made of its own lines alone; None where there is none.
 
     It finds no other names, not even Python's own: NameError.

@@ -17,7 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from src.config.help import FLAGS, help_text
-from src.config.machine_faults import told_when_machine_fails
+from src.config.machine_faults import explaining_machine_faults
+from src.config.streams import prepare_streams
 from src.errors import UserError
 from src.records.secrets import masked
 
@@ -45,13 +46,13 @@ def verb(task: Callable) -> Callable:
 
         def checked():
             check_options(command, config)
-            with told_when_machine_fails():
+            with explaining_machine_faults():
                 return task(config)
 
         return _answer(checked)
 
     if task.__module__ == "__main__":
-        use_utf8()
+        prepare_streams()
         if set(FLAGS) & set(sys.argv[1:]):
             print(help_text(command, task.__globals__["__doc__"]))
             sys.exit(0)
@@ -75,25 +76,12 @@ def _answer(work: Callable):
     sys.exit(2)
 
 
-def use_utf8() -> None:
-    """Begin again in Python's UTF-8 mode where the locale asks for another encoding.
-
-    File names and captions are UTF-8, and Python would neither find nor print them (LC_ALL=C with PYTHONUTF8=0, or a
-    locale such as tr_TR.ISO8859-9). A terminal that is told another encoding by itself gets what it lacks escaped.
-    """
-    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONUTF8": "1"})
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-
-
 def check_words(command: str, words: Sequence[str]) -> None:
     """Refuse a command line that Hydra could not compose, or whose options are wrong. Raises UserError.
 
     Of a sweep every value is looked at once, beside the first ones of the other options.
     """
-    from src.config.checks import check_demanded, check_options
+    from src.config.checks import check_options, check_required
     from src.config.fit import check_fit, use_previous_language
     from src.config.resume import resumed
 
@@ -105,7 +93,7 @@ def check_words(command: str, words: Sequence[str]) -> None:
     for override in overrides:
         check_word(command, override, sweep)
     for chosen in _alternatives(overrides):
-        check_demanded(chosen, sweep)
+        check_required(chosen, sweep)
         cfg = compose(command, chosen, overrides, sweep)
         check_options(command, cfg)
         if command == "train":
@@ -137,7 +125,7 @@ def parse(words: Sequence[str]) -> list[Override]:
 
 def check_word(command: str, override: Override, sweep: bool) -> None:
     """What is wrong with one override by itself. Raises UserError."""
-    from src.config.checks import choices, groups, near
+    from src.config.checks import choices, groups, suggest_choice
 
     key, word = override.key_or_group, masked(override.input_line)
     if override.is_sweep_override() and not sweep:
@@ -150,7 +138,7 @@ def check_word(command: str, override: Override, sweep: bool) -> None:
         known = choices(key)
         for name in (one.partition("=")[2].strip("'\"") for one in _values(override)):
             if name not in known and not name.startswith("["):
-                raise UserError(f"{key}={name} is none of conf/{key}; {near(name, known, key)}")
+                raise UserError(f"{key}={name} is not in conf/{key}; {suggest_choice(name, known, key)}")
 
 
 def _alternatives(overrides: Sequence[Override]) -> Iterator[list[str]]:
@@ -218,7 +206,7 @@ def _why(command: str, overrides: Sequence[Override], chosen: Sequence[str], err
     from hydra import compose
     from hydra.errors import HydraException
 
-    from src.config.checks import groups, hint, known_options
+    from src.config.checks import groups, known_options, suggest_option
     from src.config.classes import flatten
 
     try:
@@ -235,7 +223,7 @@ def _why(command: str, overrides: Sequence[Override], chosen: Sequence[str], err
         if not there and not override.is_add():
             if key in known:
                 return f"{masked(override.input_line)} stands in no file here; add it with +{key}=..."
-            return f"{masked(override.input_line)} is no option of src.{command}; {hint(key, known)}"
+            return f"{masked(override.input_line)} is no option of src.{command}; {suggest_option(key, known)}"
         if there and override.is_add() and not override.is_force_add():
             return f"{masked(override.input_line)}: {key} is there already; leave out the +."
     return " ".join(str(error).split())

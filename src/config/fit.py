@@ -14,9 +14,9 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.added_keys import run_config
-from src.config.classes import check_saved, lineage, pure, trait
+from src.config.classes import check_saved, lineage, static_method, trait
 from src.errors import UserError
-from src.kinds import Known, Untold, ask, check_refusals
+from src.kinds import KnownOptions, Unknown, check_refusals, evaluate
 
 SIZES = ("width", "layers", "heads", "context")  # of language models; of those that are named:
 GPT2 = {
@@ -32,7 +32,7 @@ def check_fit(cfg: DictConfig) -> None:
     _check_made_later(cfg)
     _check_trainer(cfg)
     _check_regime(cfg)
-    _check_heard(cfg)
+    _check_unread(cfg)
     model, sizes = cfg.language.model, language_sizes(cfg)
     if "heads" in model and model.get("width", 0) % model.heads:
         raise UserError(f"language.model.heads={model.heads} must divide language.model.width={model.width}.")
@@ -56,26 +56,26 @@ def _check_parts(cfg: DictConfig, sizes: Mapping) -> None:
     """What the classes themselves refuse, each beside what the parts before it hand out (``sizes``, and theirs)."""
     sources = [member.source._target_ for member in _members(cfg).values()]
     parts = {
-        "language": Known(sizes),
-        "data": Known({"interleaved": any(trait(source, "interleaved") is True for source in sources)}),
+        "language": KnownOptions(sizes),
+        "data": KnownOptions({"interleaved": any(trait(source, "interleaved") is True for source in sources)}),
     }
     for group in ("vision", "projector", "fusion", "decode"):
         if not (node := cfg.get(group)):
             continue
-        here = {**parts, group: Known(node)}
+        here = {**parts, group: KnownOptions(node)}
         with suppress(NameError):  # more than arithmetic: asked when it is built
-            if refusals := pure(node._target_, "refusals"):
+            if refusals := static_method(node._target_, "refusals"):
                 check_refusals(refusals, here)
         if group in ("vision", "projector"):
-            parts["vision"] = Known(_handed_out(node._target_, here))
+            parts["vision"] = KnownOptions(_handed_out(node._target_, here))
 
 
 def _handed_out(target: str, parts: Mapping) -> Mapping[str, int]:
     """The sizes of pictures behind an encoder or a projector, as far as they are known before it is built."""
-    sizes = pure(target, "sizes")
+    sizes = static_method(target, "sizes")
     try:
-        return ask(sizes, parts) if sizes else {}
-    except (Untold, NameError):
+        return evaluate(sizes, parts) if sizes else {}
+    except (Unknown, NameError):
         return {}
 
 
@@ -141,7 +141,7 @@ def _check_trainer(cfg: DictConfig) -> None:
         option = "compile=true" if cfg.compile else f"val_captions={cfg.val_captions}"
         raise UserError(f"{option} needs all weights on one device; leave it out, or use trainer.strategy=ddp.")
     if trainer.strategy == "fsdp" and trainer.precision in ("16-mixed", "64-true"):
-        raise UserError(f"trainer.strategy=fsdp does not do trainer.precision={trainer.precision}; use bf16-mixed.")
+        raise UserError(f"strategy=fsdp does not support trainer.precision={trainer.precision}; use bf16-mixed.")
     if cfg.optim.get("loss_spike") is not None and trainer.precision == "16-mixed":
         raise UserError("optim.loss_spike does not work with trainer.precision=16-mixed; use bf16-mixed or 32-true.")
 
@@ -161,7 +161,7 @@ def _check_regime(cfg: DictConfig) -> None:
         )
 
 
-def _check_heard(cfg: DictConfig) -> None:
+def _check_unread(cfg: DictConfig) -> None:
     """Options that were added (+data.p_next=0.5) where nothing reads them."""
     if cfg.language.model._target_ == "src.language.load.tiny":
         for name in {"name", "init"} & set(cfg.language):

@@ -22,7 +22,7 @@ LONGEST = 200  # characters of what the library says
 
 
 @contextmanager
-def told_when_machine_fails(run: Path | None = None) -> Iterator[None]:
+def explaining_machine_faults(run: Path | None = None) -> Iterator[None]:
     """Around work on a GPU, or with data workers: what goes wrong with those becomes a UserError.
 
     ``run``: the folder of a training, which can go on from its last checkpoint. With CUDA_LAUNCH_BLOCKING=1 errors are
@@ -72,7 +72,7 @@ def _sentence(said: str, run: Path | None) -> str:
     else:
         what = f"The GPU failed ({said})."
         advice = (
-            "nvidia-smi lists those that answer; does it fail again at the same place, then the environment variable "
+            "nvidia-smi lists those that answer; if it fails again at the same place, the environment variable "
             "CUDA_LAUNCH_BLOCKING=1 shows which operation it is."
         )
     if run is None:

@@ -218,7 +218,7 @@ def rule_of(command: str, key: str) -> Rule | None:
     return rule(kinds[key]) if key in kinds else None
 
 
-def like(default) -> Rule:
+def rule_of_default(default) -> Rule:
     """The rule of an option of which nothing but its default is known."""
     if isinstance(default, dict):
         return rule(Group)

@@ -17,7 +17,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from src.captioner import Captioner
-from src.contracts import Batch, Text
+from src.contracts import Batch, Memory, Target, Text
 
 GREY = 128
 END = "(end)"
@@ -124,5 +124,15 @@ def _occlusion(captioner: Captioner, pixels_IM3hw: Tensor, text: Text, squares: 
     batch = Batch([str(i) for i in range(rows)], many, torch.stack(covered))
     with captioner.autocast():
         memory = captioner.memory(batch)
-        logp_BT = captioner.log_probabilities(memory, many)
+        logp_BT = log_probabilities(captioner, memory, many)
     return logp_BT[0] - logp_BT[1:]
+
+
+def log_probabilities(captioner: Captioner, memory: Memory, text: Text) -> Tensor:
+    """log p of every token given its pictures and what stands before it, (B, T-1); 0 where nothing is asked for."""
+    target, T = Target.next(text), text.ids_BT.shape[1]
+    at_X = (target.at_X // T, target.at_X % T)
+    hidden_BTE = captioner.writer.decode(captioner.language, memory, text.columns(None, -1))
+    logits_XV = captioner.fusion.readout(captioner.language, hidden_BTE[at_X]).float()
+    found_X = logits_XV.log_softmax(-1).gather(-1, target.id_X[:, None])[:, 0]
+    return found_X.new_zeros(hidden_BTE.shape[:2]).index_put(at_X, found_X)

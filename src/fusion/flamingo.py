@@ -47,11 +47,12 @@ from torch import Tensor, nn
 from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
 from src.fusion.base import Writer, gpt2_init
 from src.kinds import Positive, Size
-from src.layers.attention import CrossAttention
+from src.layers.attention import additive_mask
 from src.layers.cache import Cache
+from src.layers.gated_cross_attention import GatedCrossAttention
 from src.layers.lists import ModuleList
 from src.layers.notes import Aux, note
-from src.layers.resampler import FeedForward, Resampler
+from src.layers.resampler import Resampler
 
 
 class Flamingo(Writer):
@@ -164,14 +165,12 @@ class Flamingo(Writer):
     def _sight(self, memory: Memory, phi_BT: Tensor) -> tuple[Tensor, Tensor | None]:
         """Which tokens read anything, (B, T, 1), and the additive mask (I, 1, G*T, M*R), or None with one picture."""
         image_valid_IM, dtype = memory["image_valid"], memory["k0"].dtype
-        (I, M), (B, T) = image_valid_IM.shape, phi_BT.shape
-        allowed_BTM = allowed_pictures(phi_BT, image_valid_IM.repeat_interleave(B // I, 0), self.last_image)
+        I, M = image_valid_IM.shape
+        allowed_BTM = allowed_pictures(phi_BT, image_valid_IM.repeat_interleave(len(phi_BT) // I, 0), self.last_image)
         reads_BT1 = allowed_BTM.any(-1, keepdim=True)
         if M == 1:
             return reads_BT1, None  # all latents or none: the row factor alone says it
-        # Half the smallest number and not -inf: a row without any allowed latent stays finite until its factor is 0.
-        bias_BTM = torch.zeros(B, T, M, dtype=dtype, device=phi_BT.device)
-        bias_BTM = bias_BTM.masked_fill(~allowed_BTM, 0.5 * torch.finfo(dtype).min)
+        bias_BTM = additive_mask(allowed_BTM, dtype)  # finite: so is a row without any allowed latent
         return reads_BT1, bias_BTM.repeat_interleave(self.latents, -1).view(I, 1, -1, M * self.latents)
 
     def _note(
@@ -198,36 +197,3 @@ def allowed_pictures(phi_BT: Tensor, image_valid_BM: Tensor, last_image: bool) -
     m_M = torch.arange(1, image_valid_BM.shape[1] + 1, device=phi_BT.device)
     own_BTM = phi_BT1 == m_M if last_image else phi_BT1 >= m_M
     return own_BTM & image_valid_BM[:, None]
-
-
-class GatedCrossAttention(nn.Module):
-    """y + tanh(alpha) * Attention(LN y, Z), then y + tanh(beta) * FFW(LN y); ``gate``: their start, None without."""
-
-    def __init__(
-        self,
-        width: int,
-        source_width: int,
-        heads: int,
-        head_width: int,
-        ffw_ratio: int,
-        activation: str,
-        gate: float | None,
-    ):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.cross = CrossAttention(width, source_width, heads, head_width, bias=False)
-        self.feed = FeedForward(width, ffw_ratio, activation)
-        self.alpha = None if gate is None else nn.Parameter(torch.full((1,), float(gate)))
-        self.beta = None if gate is None else nn.Parameter(torch.full((1,), float(gate)))
-
-    def forward(
-        self, y_BTD: Tensor, k_IHSd: Tensor, v_IHSd: Tensor, bias: Tensor | None, reads_BT1: Tensor, aux: Aux | None
-    ) -> Tensor:
-        """(B, T, D); ``reads_BT1`` is False where the attention must be 0, whatever a backend makes of an empty row."""
-        read_BTD = self.cross(self.norm(y_BTD), k_IHSd, v_IHSd, bias, aux).masked_fill(~reads_BT1, 0.0)
-        y_BTD = y_BTD + _gated(self.alpha, read_BTD)
-        return y_BTD + _gated(self.beta, self.feed(y_BTD))
-
-
-def _gated(gate: Tensor | None, x: Tensor) -> Tensor:
-    return x if gate is None else gate.tanh() * x

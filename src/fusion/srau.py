@@ -50,9 +50,10 @@ from src.kinds import BelowOne, Ge, Lt, Size
 from src.layers.attention import CrossAttention, key_bias
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout, dropout
-from src.layers.level_encoder import LevelEncoder
+from src.layers.level_encoder import LevelEncoder, LevelProjector
 from src.layers.lists import ModuleList
 from src.layers.notes import Aux, note
+from src.layers.starts import xavier_start
 
 
 class SRAU(Writer):
@@ -92,7 +93,7 @@ class SRAU(Writer):
             CrossAttention(D, D, language.heads, dropout=cross_dropout) for _ in range(language.layers)
         )
         for cross in self.cross:
-            _xavier(cross)
+            xavier_start(cross)
             gpt2_init(cross.out)
         # W_i, b_i for every block and level; none in the paper's form
         gated = language.layers if gate == "concat" else 0
@@ -154,10 +155,11 @@ class SRAU(Writer):
 
     def _levels(self, visual: Visual) -> tuple[Tensor, Tensor | None]:
         """The levels (I, K, N, D), and which regions are read, (I, N); None where all are."""
-        if not (self.reference_defects and isinstance(self.encoder, LevelEncoder)):
-            return self.encoder(visual), visual.valid_IN
-        x_IND = self.encoder.enter(visual)
-        valid_IN = x_IND.sum(-1) != 0  # x leaves a LayerNorm, so this is nearly always true
+        if isinstance(self.encoder, LevelProjector):
+            return self.encoder(present(visual.levels_IKNC(), "levels of the vision encoder")), visual.valid_IN
+        x_IND, valid_IN = self.encoder.enter(visual.tokens_INC), visual.valid_IN
+        if self.reference_defects:
+            valid_IN = x_IND.sum(-1) != 0  # x leaves a LayerNorm, so this is nearly always true
         return self.encoder.climb(x_IND, valid_IN), valid_IN
 
     def _region_bias(self, valid_IN: Tensor | None, dtype: torch.dtype) -> Tensor | None:
@@ -167,13 +169,6 @@ class SRAU(Writer):
 
     def _stream_drop(self, h_BTD: Tensor) -> Tensor:
         return dropout(h_BTD, 0.1, self.training) if self.reference_defects else h_BTD
-
-
-def _xavier(module: nn.Module) -> None:
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-            nn.init.zeros_(part.bias)
 
 
 class LearntGates(nn.Module):
@@ -196,18 +191,3 @@ class LearntGates(nn.Module):
                 for W, c_BTD in zip(self.W, c_KBTD, strict=True)
             ]
         )
-
-
-class LevelProjector(nn.Module):
-    """LN(Linear C -> D) of each of the last K levels of the vision encoder, (I, K, N, D)."""
-
-    def __init__(self, source_width: int, width: int, levels: int):
-        super().__init__()
-        self.fc = ModuleList(nn.Linear(source_width, width) for _ in range(levels))
-        self.norm = ModuleList(nn.LayerNorm(width) for _ in range(levels))
-        _xavier(self.fc)
-
-    def forward(self, visual: Visual) -> Tensor:
-        levels_KINC = present(visual.levels_IKNC(), "levels of the vision encoder").unbind(1)[-len(self.fc) :]
-        projected = [norm(fc(x_INC)) for fc, norm, x_INC in zip(self.fc, self.norm, levels_KINC, strict=True)]
-        return torch.stack(projected, dim=1)  # (I, K, N, D)

@@ -97,10 +97,8 @@ class VCGPT(Writer):
     def decode(
         self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: Aux | None = None
     ) -> Tensor:
-        h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text, cache)
-        for block in lm.blocks():
-            h_BTD = block.feed(block.attend(h_BTD, walk))
-        f_BTD = hG_BTD = lm.final_norm(h_BTD)
+        hG_BTD, walk = lm.read(text, cache)
+        f_BTD = hG_BTD
         bias = memory.get("bias")
         for j, layer in enumerate(self.stack):
             f_BTD = layer(f_BTD, walk, memory[f"k{j}"], memory[f"v{j}"], bias, aux)

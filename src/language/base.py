@@ -27,6 +27,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from src.contracts import Block, LanguageSpec, Text, Tokenizer, UserError
+from src.language.states import States
+from src.layers.attention import additive_mask
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout
 from src.layers.walk import Walk
@@ -39,6 +41,7 @@ class LanguageModel(nn.Module, ABC):
     """
 
     pretrained: bool = False  # the weights are a checkpoint's, so that freezing them makes sense
+    states: States | None = None  # of texts that it has read, where it is frozen: see language/states.py
     recompute: bool = False  # blocks keep their inputs only, and compute the rest again in the backward pass
 
     def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, context: int):
@@ -126,10 +129,22 @@ class LanguageModel(nn.Module, ABC):
 
     def hidden(self, text: Text, cache: Cache | None = None) -> Tensor:
         """The plain walk: final hidden states (B, T, D), which ``unembed`` turns into logits."""
-        h_BTD, walk = self.begin(self.embed(text.ids_BT), text, cache)
-        for block in self.blocks():
-            h_BTD = block.feed(block.attend(h_BTD, walk))
-        return self.final_norm(h_BTD)
+        return self.read(text, cache)[0]
+
+    def read(self, text: Text, cache: Cache | None = None) -> tuple[Tensor, Walk]:
+        """The plain walk's final hidden states (B, T, D), from ``states`` where they are kept, and the walk."""
+        inputs_BTD = self.embed(text.ids_BT)
+        walk = self.walk(text, inputs_BTD.dtype, cache)
+
+        def through() -> Tensor:
+            h_BTD = self.place(inputs_BTD, walk)
+            for block in self.blocks():
+                h_BTD = block.feed(block.attend(h_BTD, walk))
+            return self.final_norm(h_BTD)
+
+        if self.states is None or cache is not None or text.ragged or text.open_BT is not None:
+            return through(), walk
+        return self.states.of(text, through), walk
 
 
 class Recomputed:
@@ -183,9 +198,7 @@ def seen_bias(
     if segment_BT is not None:
         before_RTS = before_RTS & _together(segment_BT)
     seen_BTS = (before_RTS & valid_BS[:, None, :]) | (keys_S == queries_T1)
-    bias_BTS = torch.zeros(seen_BTS.shape, dtype=dtype, device=valid_BS.device)
-    # Half the smallest number: some kernels scale the mask by log2(e), and -inf in a whole tile can become NaN.
-    return bias_BTS.masked_fill(~seen_BTS, 0.5 * torch.finfo(dtype).min)[:, None]
+    return additive_mask(seen_BTS, dtype)[:, None]
 
 
 def _together(segment_BT: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from src.language.llama import Llama
 FAMILIES = {"gpt2": GPT2, "llama": Llama, "mistral": Llama, "qwen2": Llama, "qwen3": Llama}
 
 ADAPTER = "adapter_config.json"  # what peft writes beside a LoRA's tensors
-CURE = "check the name, or download it where there is a network and give its folder as language.name"
+ADVICE = "check the name, or download it where there is a network and give its folder as language.name"
 IN_A_BLOCK = re.compile(r"(^|\.)(h|layers)\.\d+\.")  # names of a block's tensors, in either family
 
 # The same function as "gelu_new" (equal up to rounding) in one kernel instead of eight: a quarter of the MLP's time,
@@ -96,7 +96,7 @@ def _config(name: str) -> PretrainedConfig:
         )
     if here is None and Path(name).is_dir():
         raise UserError(f"The folder {name} holds no readable language model: config.json is missing.")
-    return hub.fetch(lambda local: _read_config(name, local), name, "language model", CURE)
+    return hub.fetch(lambda local: _read_config(name, local), name, "language model", ADVICE)
 
 
 def _read_config(name: str, local: bool) -> PretrainedConfig:
@@ -110,7 +110,7 @@ def _read_config(name: str, local: bool) -> PretrainedConfig:
 
 def _hub_has_adapter(name: str) -> bool:
     try:
-        return hub.offers(name, ADAPTER)
+        return hub.on_hub(name, ADAPTER)
     except Exception:  # a folder, say, or out of reach: told where the configuration is read
         return False
 
@@ -127,7 +127,7 @@ def _weights(name: str, config: PretrainedConfig) -> LibraryModel:
             "checkpoint that they were made from."
         )
     with _quiet():
-        model, report = hub.fetch(lambda local: _read_weights(name, config, local), name, "language model", CURE)
+        model, report = hub.fetch(lambda local: _read_weights(name, config, local), name, "language model", ADVICE)
     for key, stored, wanted in sorted(report["mismatched_keys"]):
         raise UserError(
             f"The weights of {name} do not fit its config.json: {key} is {list(stored)} among the weights and "

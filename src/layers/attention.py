@@ -24,11 +24,16 @@ SCORES = 2**24  # of all heads and rows, up to which they are made all at once: 
 
 def key_bias(valid_IN: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     """Additive mask (I, 1, 1, N), 0 at valid keys and a large negative number elsewhere; None when all are valid."""
-    if valid_IN is None:
-        return None
-    bias = valid_IN.new_zeros(valid_IN.shape, dtype=dtype)
-    # Half the smallest number, so that adding it to a score cannot overflow to -inf and give NaN in an empty row.
-    return bias.masked_fill(~valid_IN, 0.5 * torch.finfo(dtype).min)[:, None, None, :]
+    return None if valid_IN is None else additive_mask(valid_IN, dtype)[:, None, None, :]
+
+
+def additive_mask(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where ``seen``, of that shape, and half the smallest number elsewhere.
+
+    Not -inf, nor what could overflow to it when a score is added: an empty row would be NaN, and so would a whole tile
+    in kernels that scale the mask by log2(e).
+    """
+    return seen.new_zeros(seen.shape, dtype=dtype).masked_fill(~seen, 0.5 * torch.finfo(dtype).min)
 
 
 def attention(

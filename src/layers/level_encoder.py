@@ -1,4 +1,4 @@
-"""A small transformer over visual tokens, all of whose layers are handed out: SRAU's levels."""
+"""SRAU's levels: those of a vision encoder, or the layers of a small transformer over its tokens."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from src.layers.attention import CrossAttention, key_bias
 from src.layers.dropout import Dropout
 from src.layers.lists import ModuleList
+from src.layers.starts import xavier_start
 
 
 class LevelEncoder(nn.Module):
@@ -29,13 +30,9 @@ class LevelEncoder(nn.Module):
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
 
-    def forward(self, visual) -> Tensor:
-        """``visual``: a Visual of contracts.py."""
-        return self.climb(self.enter(visual), visual.valid_IN)
-
-    def enter(self, visual) -> Tensor:
+    def enter(self, tokens_INC: Tensor) -> Tensor:
         """What the first layer reads, (I, N, D)."""
-        return self.norm(self.drop(F.gelu(self.fc(visual.tokens_INC), approximate=self.gelu)))
+        return self.norm(self.drop(F.gelu(self.fc(tokens_INC), approximate=self.gelu)))
 
     def climb(self, x_IND: Tensor, valid_IN: Tensor | None) -> Tensor:
         """The levels (I, K, N, D) of what ``enter`` made; ``valid_IN``: the tokens that are read, None for all."""
@@ -61,3 +58,19 @@ class LevelLayer(nn.Module):
     def forward(self, x_IND: Tensor, bias: Tensor | None) -> Tensor:
         x_IND = self.norm1(x_IND + self.drop(self.attend(x_IND, *self.attend.keys_values(x_IND), bias)))
         return self.norm2(x_IND + self.drop(self.fc2(self.drop(F.relu(self.fc1(x_IND))))))
+
+
+class LevelProjector(nn.Module):
+    """LN(Linear C -> D) of each of the last K levels of the vision encoder, (I, K, N, D)."""
+
+    def __init__(self, source_width: int, width: int, levels: int):
+        super().__init__()
+        self.fc = ModuleList(nn.Linear(source_width, width) for _ in range(levels))
+        self.norm = ModuleList(nn.LayerNorm(width) for _ in range(levels))
+        xavier_start(self.fc)
+
+    def forward(self, levels_IKNC: Tensor) -> Tensor:
+        """All levels that there are; the last ones are read."""
+        levels_KINC = levels_IKNC.unbind(1)[-len(self.fc) :]
+        projected = [norm(fc(x_INC)) for fc, norm, x_INC in zip(self.fc, self.norm, levels_KINC, strict=True)]
+        return torch.stack(projected, dim=1)  # (I, K, N, D)

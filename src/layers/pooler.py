@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from src.layers.attention import CrossAttention
 from src.layers.notes import Aux, note
+from src.layers.starts import xavier_start
 
 
 class AttentionalPooler(nn.Module):
@@ -20,8 +21,7 @@ class AttentionalPooler(nn.Module):
         # Of equal widths torch packs three matrices in one, (3 D, D), whose Xavier start has half the variance.
         gain = 0.5**0.5 if source_width == width else 1.0
         for layer in (self.attend.q, self.attend.k, self.attend.v):
-            nn.init.xavier_uniform_(layer.weight, gain)
-            nn.init.zeros_(layer.bias)
+            xavier_start(layer, gain)
         nn.init.zeros_(self.attend.out.bias)
 
     def forward(self, X_INC: Tensor, bias: Tensor | None = None, aux: Aux | None = None) -> Tensor:

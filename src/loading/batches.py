@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice
 
@@ -72,8 +73,23 @@ class PinnableBatch(Batch):
         return apply_to_collection(self, Tensor, Tensor.pin_memory)
 
 
-class CaptionBatches(Dataset):
-    """Whole batches by ``Pick``: the rows of one picture are neighbours.
+class Batches(Dataset, ABC):
+    """Whole batches by ``Pick``, made in the processes that load."""
+
+    def __getitem__(self, pick: Pick) -> PinnableBatch | Tensor | UserError:
+        # Raised in a worker, an error would reach the user wrapped in the worker's traceback; the loader raises it.
+        try:
+            return self._batch(*pick)
+        except UserError as error:
+            return error
+
+    @abstractmethod
+    def _batch(self, epoch: int | None, indices: list[int]) -> PinnableBatch | Tensor:
+        """The batch of the examples at ``indices``; ``epoch``: None outside of training."""
+
+
+class CaptionBatches(Batches):
+    """The rows of one picture are neighbours.
 
     Pixels come from ``source`` at ``image_size`` (None: no pictures), or encoded pictures from ``features`` by position
     in ``examples``. Outside training, the first captions are used. ``image_tag``: captions begin with the image tag.
@@ -99,13 +115,6 @@ class CaptionBatches(Dataset):
         self.captions_per_image, self.max_tokens, self.seed = captions_per_image, max_tokens, seed
         self.image_size, self.features, self.image_tag = image_size, features, image_tag
         self.objectives, self.rows = objectives, rows
-
-    def __getitem__(self, pick: Pick) -> PinnableBatch | UserError:
-        # Raised in a worker, an error would reach the user wrapped in the worker's traceback; the loader raises it.
-        try:
-            return self._batch(*pick)
-        except UserError as error:
-            return error
 
     def _batch(self, epoch: int | None, indices: list[int]) -> PinnableBatch:
         examples = [self.examples[i] for i in indices]
@@ -164,7 +173,7 @@ class Loader:
     workers end with the iteration unless they are ``kept`` for the next one.
     """
 
-    def __init__(self, batches: CaptionBatches, order: Sampler[Pick], workers: int, kept: bool = False):
+    def __init__(self, batches: Batches, order: Sampler[Pick], workers: int, kept: bool = False):
         self.order = order
         self._loader = DataLoader(
             batches,
@@ -194,7 +203,7 @@ class TrainLoader(Loader):
     state is written before a batch is handed out, so that it is right whenever that batch has been trained on.
     """
 
-    def __init__(self, batches: CaptionBatches, order: EpochBatchSampler, workers: int):
+    def __init__(self, batches: Batches, order: EpochBatchSampler, workers: int):
         super().__init__(batches, order, workers, kept=True)  # an epoch can be a second short
         self.epoch = self.done = 0
 

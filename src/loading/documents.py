@@ -18,13 +18,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from src.contracts import Chunk, Document, Example, Source, Text, Tokenizer
 from src.data.base import stable_share
-from src.data.order import Pick
 from src.errors import UserError
-from src.loading.batches import PinnableBatch, chance
+from src.loading.batches import Batches, PinnableBatch, chance
 from src.loading.rows import Rows, with_views
 from src.objectives.base import Objective
 
@@ -85,8 +83,8 @@ def collate(rows: Sequence[Row], pad: int, left: bool = False) -> Text:
     )
 
 
-class DocumentBatches(Dataset):
-    """Whole batches of documents by ``Pick``, as ``CaptionBatches`` gives batches of captions.
+class DocumentBatches(Batches):
+    """Batches of documents, as ``CaptionBatches`` gives batches of captions.
 
     ``image_size``: None loads no pictures, for a model that does not see.
     """
@@ -107,12 +105,6 @@ class DocumentBatches(Dataset):
         self.documents, self.source, self.tokenizer = documents, source, tokenizer
         self.max_tokens, self.max_images, self.p_next, self.seed = max_tokens, max_images, p_next, seed
         self.image_size, self.objectives, self.rows = image_size, objectives, rows
-
-    def __getitem__(self, pick: Pick) -> PinnableBatch | UserError:
-        try:  # see CaptionBatches
-            return self._batch(*pick)
-        except UserError as error:
-            return error
 
     def _batch(self, epoch: int | None, indices: list[int]) -> PinnableBatch:
         documents = [self.documents[i] for i in indices]

@@ -15,6 +15,7 @@ from src.contracts import Batch, Document, Example, Source, Tokenizer
 from src.data.base import Streamed
 from src.data.order import EpochBatchSampler, InOrder, nested_share
 from src.errors import UserError
+from src.layers.processes import processes
 from src.loading.batches import CaptionBatches, Loader, TrainLoader
 from src.loading.documents import DocumentBatches, prompts
 from src.loading.rows import APART, Rows
@@ -231,9 +232,7 @@ def _require_distinct(examples: list[Example], where: str) -> None:
 
 def _rank_and_world() -> tuple[int, int]:
     """Place among the processes of distributed training; (0, 1) without."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
+    return (torch.distributed.get_rank(), processes()) if processes() > 1 else (0, 1)
 
 
 def _require(name: str, value, right: bool, range: str) -> None:

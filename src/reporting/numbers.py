@@ -11,7 +11,8 @@ from src.comparison.resampling import p_value
 from src.comparison.runs import Arm
 
 if TYPE_CHECKING:
-    from src.comparison.arms import Cell, Comparison, Difference
+    from src.comparison.arms import Comparison
+    from src.comparison.estimates import Cell, Difference
 
 LESS_IS_BETTER = ("loss", "perplexity")
 DESCRIPTIVE = ("length", "vocabulary")  # more is neither better nor worse

@@ -22,7 +22,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import LogLocator
 from matplotlib.transforms import Affine2D
 
-from src.comparison.arms import Cell
+from src.comparison.estimates import Cell
 from src.comparison.figure import MARKERS, Row, rows
 from src.reporting.numbers import number_text
 

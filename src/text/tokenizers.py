@@ -145,8 +145,8 @@ class HubTokenizer(FastTokenizer):
 
     def __init__(self, name: str, length: int | None = None):
         name = hub.expanded(name)
-        cure = "check the name, or give the folder of a downloaded copy"
-        backend, named = hub.fetch(lambda local: _parts(name, local), name, "tokenizer", cure)
+        advice = "check the name, or give the folder of a downloaded copy"
+        backend, named = hub.fetch(lambda local: _parts(name, local), name, "tokenizer", advice)
         if backend is None:
             raise UserError(f"The tokenizer of {name} has no fast version (tokenizer.json), which is needed here.")
         # None where a token is not named, or by the library alone: the model knows the tokens of its file

@@ -13,15 +13,16 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from omegaconf import DictConfig
 from torch import distributed
-from torch.distributed.tensor import DTensor
 
 from src.config.added_keys import run_config
 from src.config.make import config_hash, counted
 from src.errors import UserError
+from src.layers.processes import processes
 from src.records.files import write_bytes
 from src.records.folder import checkpoint_path, result, resumable
 from src.records.weights import damage
 from src.training.signals import Interrupts, Stopped, requeue
+from src.training.soundness import require_finite_weights
 
 PREVIOUS = "previous.ckpt"  # what last.ckpt was before it was written for the last time
 
@@ -100,7 +101,7 @@ class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other c
             print(flush=True)  # a progress bar stands in the line, and sweeps look for lines that begin with "error:"
 
     def _save(self, trainer) -> None:
-        _require_sound(trainer)
+        require_finite_weights(trainer)
         trainer.save_checkpoint(self.path)
 
     def _agree(self) -> int:
@@ -119,22 +120,6 @@ class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other c
         raise Stopped(self.agreed, self.step, trainer.is_global_zero)
 
 
-def _require_sound(trainer) -> None:
-    """A checkpoint with infinities would take the place of the last good one, and be gone on with.
-
-    Losses are looked at by src.captioner; a signal may come before it does, and gradients may not be clipped.
-    """
-    trained = ((name, x) for name, x in trainer.lightning_module.named_parameters() if x.requires_grad)
-    own = ((name, x.to_local() if isinstance(x, DTensor) else x) for name, x in trained)
-    spoilt = next((name for name, x in own if not torch.isfinite(x).all()), None)
-    if trainer.strategy.reduce_boolean_decision(spoilt is not None, all=False):  # saving is everybody's
-        raise UserError(
-            f"{spoilt or 'A part of the weights'} holds nan or infinite numbers after step {trainer.global_step}; this "
-            "is not saved, and the last checkpoint is kept; lower the learning rates (regime.lr_*) or use "
-            "trainer.precision=32-true."
-        )
-
-
 def validation_follows(trainer) -> bool:
     """Whether validation comes right after the batch that is being finished, see src.training.validations."""
     return trainer.enable_validation and (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
@@ -151,8 +136,8 @@ class RandomState(Callback):
         if torch.cuda.is_available():
             here["cuda"] = torch.cuda.get_rng_state()
         everywhere = [here]
-        if distributed.is_available() and distributed.is_initialized():
-            everywhere = [None] * distributed.get_world_size()
+        if processes() > 1:
+            everywhere = [None] * processes()
             distributed.all_gather_object(everywhere, here)
         return {"processes": everywhere}
 

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections import defaultdict, deque
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from src.contracts import Batch
+from src.layers.processes import processes, summed
 
 WINDOW = 101  # losses that the median is taken of
 ENOUGH = 20  # losses before anything is called a spike
@@ -31,6 +37,24 @@ class LossSpikes:
             return None
         self.pending = True
         return median
+
+    def watch(self, loss: Tensor, batch: Batch, step: int) -> str | None:
+        """Mark the update at work when its loss is a spike, and say so. All processes decide by their mean."""
+        mean = (summed(loss) / processes()).item()
+        median = self.see(batch.dataset, mean)
+        if median is None:
+            return None
+        return (
+            f"note: the update at step {step} is left out: the loss {mean:.3g} on the batch of "
+            f"{', '.join(batch.ids[:4])} ... is more than {self.factor:g} times the usual {median:.3g}."
+        )
+
+    def leave_out(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Drop the update that is marked."""
+        self.pending = False
+        self.skipped += 1
+        for parameter in parameters:
+            parameter.grad = None  # the optimiser passes over what has none: neither momentum nor decay moves it
 
     def state_dict(self) -> dict:
         return {"recent": {name: list(losses) for name, losses in self.recent.items()}, "skipped": self.skipped}

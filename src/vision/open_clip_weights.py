@@ -128,17 +128,17 @@ def download(address: str, what: str) -> str:
     if Path(file).suffix in WEIGHTS[1:]:
         names.insert(0, str(Path(file).with_suffix(".safetensors")))
 
-    def ask(local: bool) -> str:
+    def load(local: bool) -> str:
         for name in names:
             if path := hub.obtain(repository, name, local):
                 return str(path)
         raise FileNotFoundError(f"it has no {' and no '.join(names)}")
 
-    cure = (
+    advice = (
         f"fetch the repository {repository} where there is a network and give its folder as "
         "vision.model=local-dir:<folder> with vision.pretrained=null"
     )
-    return hub.fetch(ask, repository, f"repository of the weights {what},", cure, names[-1])
+    return hub.fetch(load, repository, f"repository of the weights {what},", advice, names[-1])
 
 
 def preprocessing_of(wanted: dict, model: str) -> dict:

@@ -1,0 +1,78 @@
+"""What ``regime`` and ``optim`` ask for: groups of parameters, the schedule, and how losses become one number."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from src.layers.processes import processes, summed
+
+
+def parameter_groups(parts: Mapping[str, nn.Module], rates: Mapping[str, float], weight_decay: float) -> list[dict]:
+    """Per part, with and without weight decay; ``rates``: the learning rate of each part.
+
+    Norms, biases, gates (all parameters with fewer than two axes) and learnt constants are not decayed.
+    """
+    groups = []
+    for part, module in parts.items():
+        constants = set(getattr(module, "undecayed", ()))
+        split: dict[bool, list] = {True: [], False: []}
+        for name, parameter in module.named_parameters():
+            split[parameter.ndim >= 2 and name not in constants].append(parameter)
+        for decayed, parameters in split.items():
+            if parameters:
+                name, decay = (part, weight_decay) if decayed else (f"{part}/no_decay", 0.0)
+                groups.append({"name": name, "params": parameters, "lr": rates[part], "weight_decay": decay})
+    return groups
+
+
+def require_all(module: nn.Module, groups: Iterable[Mapping]) -> None:
+    """Raises AssertionError unless every parameter that trains is in one group.
+
+    One outside of the captioner's parts would be saved but never trained, one of two parts be trained twice.
+    """
+    times = Counter(id(parameter) for group in groups for parameter in group["params"])
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and times[id(parameter)] != 1:
+            raise AssertionError(
+                f"{name} is in {times[id(parameter)]} of the optimiser's groups, and must be in one to be trained: "
+                "put its module into one of captioner.PARTS, or add that to them."
+            )
+
+
+def adamw(groups: list[dict], optim: Mapping, steps: float) -> OptimizerLRScheduler:
+    """AdamW and its schedule over ``steps``, as Lightning wants them."""
+    optimizer = torch.optim.AdamW(groups, betas=tuple(optim["betas"]), fused=True)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: warmup_cosine(step, steps, optim["warmup"], optim["floor"])
+    )
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def warmup_cosine(step: int, total: float, warmup: float, floor: float) -> float:
+    """Learning-rate factor: linear over the first ``warmup`` share of ``total`` steps, then a cosine down to ``floor``.
+
+    Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts.
+    """
+    rising = max(1, round(warmup * total))
+    if step < rising:
+        return (step + 1) / rising
+    progress = min(1.0, (step - rising) / max(1, total - rising))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def reduction(kind: str, targets: Tensor, rows: int) -> Tensor | float:
+    """What turns the mean over this process's ``targets`` into the reduction that ``optim.reduction`` asks for.
+
+    token_mean: the mean over the tokens of all processes, whose gradients are averaged afterwards: short captions on
+    one of them must not weigh more. sequence_sum: summed over the tokens of a row, mean over rows, as in arXiv
+    2204.14198.
+    """
+    if kind == "sequence_sum":
+        return targets / rows
+    return targets * processes() / summed(targets) if processes() > 1 else 1.0
