@@ -96,15 +96,25 @@ def checked(cfg: DictConfig) -> dict:
         for name in settings[key]:
             _one_of(key, name, names)
     _one_of("encoder", settings["encoder"], choices("vision"))
-    for key, value in (("regimes", settings["regimes"]), ("sizes", settings["sizes"]), ("decode.batches", batches)):
+    several = {key: settings[key] for key in ("regimes", "sizes", "pack")} | {"decode.batches": batches}
+    for key, value in several.items():
         if not value:
             raise UserError(f"{key}=[] leaves nothing to measure; leave it out, or name at least one.")
     for size in settings["sizes"]:
-        if settings["size"][size]["width"] % settings["size"][size]["heads"]:
-            raise UserError(f"size.{size}.heads must divide size.{size}.width.")
+        _check_heads(f"size.{size}", settings["size"][size])
     if settings["lengths"] is not None and not Path(settings["lengths"]).is_file():
         raise UserError(f"lengths={settings['lengths']} is no file.")
     return settings
+
+
+def _check_heads(key: str, size: dict) -> None:
+    if size["width"] % size["heads"]:
+        raise UserError(f"{key}.heads must divide {key}.width.")
+    grouped = [size.get(name) for name in ("key_value_heads", "mlp")]
+    if (size.get("family") == "llama") != all(grouped) or any(grouped) != all(grouped):
+        raise UserError(f"{key} needs key_value_heads and mlp with family: llama, and has neither without it.")
+    if all(grouped) and size["heads"] % size["key_value_heads"]:
+        raise UserError(f"{key}.key_value_heads must divide {key}.heads.")
 
 
 def _one_of(key: str, name, names: Iterable[str]) -> None:

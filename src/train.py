@@ -103,6 +103,7 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
     from src.training.checkpoints import BestCheckpoint, LastCheckpoint, RandomState, SafeCheckpointIO
     from src.training.cost import CostMeter
     from src.training.frozen_states import FrozenStates
+    from src.training.frozen_weights import FrozenWeights
     from src.training.validations import TimeLimit, Validations
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # no advertisements between our lines
@@ -116,6 +117,7 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
         BestCheckpoint(run),
         LastCheckpoint(run, interrupts, again=cfg.resume == "auto"),  # behind the best, which it knows of
         RandomState(),
+        FrozenWeights(),
         LearningRateMonitor("step"),
         TQDMProgressBar(refresh_rate=20),
         meter,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -17,15 +19,17 @@ import torch
 from conftest import FUSIONS, ROOT, make_fusion, make_language, make_visual
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from src import benchmark
 from src.benchmark import checked
 from src.benchmarking import timing
-from src.benchmarking.jobs import Alone, Failure, Job, plan
-from src.benchmarking.measure import PARTS, prepare
-from src.benchmarking.peers import PEERS, Unsupported
+from src.benchmarking.jobs import Alone, Failure, Job, Unsupported, plan
+from src.benchmarking.languages import llama_options
+from src.benchmarking.measure import PARTS, prepare, take
+from src.benchmarking.peers import PEERS
 from src.benchmarking.summary import spread, summarise
-from src.benchmarking.tables import number, table
+from src.benchmarking.tables import number, table, text
 from src.benchmarking.workloads import WINDOW, Endless, Own, Workload
 from src.contracts import Text
 from src.decoding.base import Seen
@@ -35,9 +39,11 @@ from src.errors import UserError
 
 WORDS = "a the dog cat man woman ball park street runs sits jumps red blue big small on near with two children".split()
 LAYERS, WIDTH, VOCABULARY, TOKENS = 2, 32, 300, 5
+SHAPE = f"layers: {LAYERS}, width: {WIDTH}, heads: 4, vocabulary: {VOCABULARY}, context: 64, visual_tokens: 6"
+MLP, SHARED = 48, 2  # of the Llama: width of its MLP, key-value heads
 SMALL = (
-    f"size.tiny={{layers: {LAYERS}, width: {WIDTH}, heads: 4, vocabulary: {VOCABULARY}, context: 64, "
-    "visual_tokens: 6, visual_width: 24}",
+    f"size.tiny={{{SHAPE}, visual_width: 24}}",
+    f"size.smol={{{SHAPE}, visual_width: 24, family: llama, key_value_heads: {SHARED}, mlp: {MLP}}}",
     "images=2",
     "captions=2",
     "decode.batches=[1,3]",
@@ -87,24 +93,44 @@ def settings_of(*overrides: str) -> dict:
 
 
 @pytest.fixture(scope="module")
-def workload(captions, tmp_path_factory) -> Workload:
-    """The same batches as those of the command."""
-    settings = {**settings_of(*SMALL, f"lengths={captions}"), "folder": str(tmp_path_factory.mktemp("prepared"))}
+def prepared(captions, tmp_path_factory) -> dict:
+    """Settings and folder of the same batches as those of the command."""
+    settings = settings_of(*SMALL, "sizes=[tiny,smol]", f"lengths={captions}")
+    settings["folder"] = str(tmp_path_factory.mktemp("prepared"))
     prepare(Job("prepare"), settings)
-    return Workload(settings, "tiny")
+    return settings
 
 
-def training(results: dict, model: str, regime: str = "finetune_lm") -> dict:
-    (row,) = (row for row in results["training"] if (row["model"], row["regime"]) == (model, regime))
+@pytest.fixture
+def workload(prepared) -> Workload:
+    return Workload(prepared, "tiny")
+
+
+@pytest.fixture
+def llamas(prepared) -> Workload:
+    return Workload(prepared, "smol")
+
+
+def training(results: dict, model: str, regime: str = "finetune_lm", pack: bool = False) -> dict:
+    wanted = (model, regime, pack)
+    (row,) = (row for row in results["training"] if (row["model"], row["regime"], row["pack"]) == wanted)
     return row
+
+
+def own(model: str, workload: Workload, regime: str = "finetune_lm", pack: bool = False) -> Own:
+    return Own(Job("train", "tiny", model, regime, pack=pack), workload, "32-true")
 
 
 # ------------------------------------------------------------------------------------------------------- the command
 def test_everything_asked_for_is_measured(results):
-    models = ["blind", "cross_attention", "vision_encoder_decoder"]
-    rows = [(row["model"], row["regime"]) for row in results["training"]]
-    assert rows == [(model, regime) for regime in ("finetune_lm", "frozen_lm") for model in models]
-    assert [row["model"] for row in results["decoding"]] == models
+    ours, peer = ["blind", "cross_attention"], "vision_encoder_decoder"
+    rows = [(row["regime"], row["model"], row["pack"]) for row in results["training"]]
+    assert rows == [
+        (regime, model, pack)
+        for regime in ("finetune_lm", "frozen_lm")
+        for model, pack in [*itertools.product(ours, (True, False)), (peer, False)]
+    ]
+    assert [row["model"] for row in results["decoding"]] == [*ours, peer]  # once, whatever the rows of training
     assert [row["kind"] for row in results["decoding"]] == ["floor", "fusion", "peer"]
     assert results["failures"] == {}
     assert results["environment"]["command"].startswith("python -m src.benchmark")
@@ -124,23 +150,37 @@ def test_parts_sum_to_the_step_and_the_step_gives_the_rates(results):
 
 def test_flops_are_those_of_the_formula_and_of_the_captioner(results, workload):
     """The plain GPT-2: 12 D^2 weights a block; attention's two products, of which the backward pass makes five."""
+    for pack in (False, True):
+        want = counted_of(own("blind", workload, pack=pack), workload, 12 * WIDTH**2)
+        assert training(results, "blind", pack=pack)["flops_per_step"] == want
+    for regime, pack in itertools.product(("finetune_lm", "frozen_lm"), (True, False)):
+        model = own("cross_attention", workload, regime, pack)
+        counted = sum(model.flops(batch) for batch in workload.window()) / WINDOW
+        assert training(results, "cross_attention", regime, pack=pack)["flops_per_step"] == counted
+
+
+def test_flops_of_a_llama_are_those_of_its_form(llamas):
+    """Queries and output D^2 each, keys and values less by the heads that share them, three matrices in the MLP."""
+    model = own("blind", llamas, pack=True)
+    want = counted_of(model, llamas, 2 * WIDTH**2 * (1 + SHARED / 4) + 3 * WIDTH * MLP)
+    assert sum(model.flops(batch) for batch in llamas.window()) / WINDOW == want
+
+
+def counted_of(model: Own, workload: Workload, weights_of_block: float) -> float:
+    """Of a step of the plain language model, which has read the workload's rows before."""
     want = 0
     for batch in workload.window():
-        B, T = len(batch.text.ids_BT), batch.text.ids_BT.shape[1] - 1
-        weights = 2 * B * T * 12 * WIDTH**2 * LAYERS
+        B, T = batch.views["next_token"].text.ids_BT.shape
+        weights = 2 * B * T * weights_of_block * LAYERS
         product = 2 * B * T * T * WIDTH * LAYERS
         logits = 2 * int(batch.text.targets()[:, 1:].sum()) * WIDTH * VOCABULARY
         want += (3 * (weights + logits) + 7 * product) / WINDOW
-    assert training(results, "blind")["flops_per_step"] == want
-    for regime in ("finetune_lm", "frozen_lm"):
-        own = Own(Job("train", "tiny", "cross_attention", regime), workload, "32-true")
-        counted = sum(own.flops(batch) for batch in workload.window()) / WINDOW
-        assert training(results, "cross_attention", regime)["flops_per_step"] == counted
+    return want
 
 
 def test_ratios_stand_on_the_floor_of_the_same_regime(results):
     for row in results["training"]:
-        floor = training(results, "blind", row["regime"])
+        floor = training(results, "blind", row["regime"], row["pack"])
         assert row["flops_over_floor"] == row["flops_per_step"] / floor["flops_per_step"]
         pairs = zip(row["seconds"]["step"]["values"], floor["seconds"]["step"]["values"], strict=True)
         assert row["time_over_floor"]["values"] == pytest.approx([mine / its for mine, its in pairs])
@@ -182,8 +222,9 @@ def test_memory_of_a_model_is_part_of_the_process(results):
 def test_tables_stand_in_line(output):
     blocks = (output / "table.md").read_text().split("\n\n")
     tables = [block.splitlines() for block in blocks if block.startswith("|")]
-    assert [len(lines) for lines in tables] == [2 + 6, 2 + 6]
+    assert [len(lines) for lines in tables] == [2 + 10, 2 + 6]
     assert all(len(set(map(len, lines))) == 1 for lines in tables)
+    assert [sum(f"| {rows} |" in line for line in tables[0]) for rows in ("packed", "apart ")] == [4, 6]
     assert any("gradients flow back to the word vectors" in block for block in blocks)
 
 
@@ -195,10 +236,10 @@ def peer_of(name: str, workload: Workload, regime: str = "finetune_lm"):
 
 @pytest.mark.parametrize("name", PEERS)
 def test_peers_get_our_tokens_and_no_padding(name, workload):
-    own, peer = Own(Job("train", "tiny", "blind", "finetune_lm"), workload, "32-true"), peer_of(name, workload)
+    ours, peer = own("blind", workload, pack=True), peer_of(name, workload)
     peer.module.eval()
     for batch in workload.window():
-        assert peer.rows(batch) == own.rows(batch)
+        assert peer.rows(batch) == ours.rows(batch)
         assert not batch.text.valid_BT.all()
         loss = peer.loss(batch)
         assert math.isfinite(loss.item())
@@ -263,26 +304,88 @@ def test_recomputing_gives_the_captions_of_the_cache(name, decoder):
     assert len({tuple(ids) for ids in cached}) > 1 or not fusion.sees
 
 
-def test_the_floor_of_a_frozen_model_walks_back_through_it(workload):
+@pytest.mark.parametrize("size", ["tiny", "smol"])
+def test_the_floor_of_a_frozen_model_walks_back_through_it(size, prepared):
     """Backward passes through activations alone: twice the forward pass's work, where training needs three times."""
+    workload = Workload(prepared, size)
     batch = next(workload.window())
-    frozen, tuned = (
-        Own(Job("train", "tiny", "blind", regime), workload, "32-true") for regime in ("frozen_lm", "finetune_lm")
-    )
+    frozen, tuned = (own("blind", workload, regime) for regime in ("frozen_lm", "finetune_lm"))
     assert frozen.groups() == [] and frozen.loss(batch).requires_grad
     assert 0.6 < frozen.flops(batch) / tuned.flops(batch) < 0.75
 
 
+def test_a_llama_is_trained_and_decoded(prepared):
+    """And the table says which it was, and why peers were not."""
+    jobs = [Job("train", "smol", "blind", "frozen_lm", pack=True), Job("decode", "smol", "blind", "frozen_lm")]
+    trained, decoded = (take(job, {**prepared, "count": True}) for job in jobs)
+    assert trained["samples_per_second"] > 0 and trained["parameters"] > trained["trainable"] == 0
+    assert [rate["equal"] for rate in decoded["rates"]] == [1.0] * 4
+    found = dict(zip(jobs, [[trained], [decoded]], strict=True)) | {Job("matrix"): [], Job("pictures"): []}
+    blip = {Job("train", "smol", "blip", "frozen_lm", peer=True): Failure("blip is not measured", unsupported=True)}
+    about = {"device": "cpu", "threads": 1, "precision": "32-true", "captions": {"file": "words"}}
+    settings = {**prepared, "sizes": ["smol"]}
+    said = text({"settings": settings, "on": about, "rounds": 1, **summarise(jobs, found, blip)})
+    assert "### Training, smol: llama, 2 layers of width 32" in said and "- blip is not measured\n" in said
+    assert "| blind | frozen_lm | packed |" in said and "failed" not in said
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_say_which_language_models_they_do_not_know(name, llamas):
+    with pytest.raises(Unsupported, match=f"{name} is not measured at the size smol: its language model is a"):
+        PEERS[name](Job("train", "smol", name, "finetune_lm", peer=True), llamas)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
+def test_rows_of_all_captions_give_the_same_loss_from_fewer_columns(name, workload):
+    """And the peers' text stays as it is, whatever was trained before."""
+    found, columns = {}, {}
+    for pack in (True, False):
+        torch.manual_seed(0)
+        contestant = own(name, workload, pack=pack)
+        contestant.module.eval()
+        batches = list(workload.window())
+        found[pack] = [contestant.loss(batch) for batch in batches]
+        columns[pack] = sum(batch.views["next_token"].text.ids_BT.numel() for batch in batches)
+        assert all(len(batch.text.ids_BT) == 4 for batch in batches)  # 2 pictures x 2 captions
+    torch.testing.assert_close(found[True], found[False], rtol=1e-5, atol=1e-5)
+    assert columns[True] < columns[False]
+
+
+def test_a_llama_is_smollms_at_the_size_smol(prepared):
+    """30 layers, three key-value heads, an output tied to the input: 134.5 million weights."""
+    size = settings_of("sizes=[smol]")["size"]["smol"]
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**llama_options(size)))
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    made = own("blind", Workload(prepared, "smol"))
+    config = made.module.language.model.config
+    assert (config.num_key_value_heads, config.intermediate_size) == (SHARED, MLP)
+    assert made.module.language.unembedding() is made.module.language.model.model.embed_tokens.weight
+
+
+def test_frozen_weights_are_cast_once_where_the_product_is_in_half_precision(workload):
+    for precision, kept in (("bf16-mixed", 9), ("32-true", 0)):  # 4 matrices in each of two blocks, and the output
+        contestant = Own(Job("train", "tiny", "blind", "frozen_lm"), workload, precision)
+        with contestant.fitting():
+            assert sum("forward" in vars(layer) for layer in contestant.module.modules()) == kept
+
+
 # --------------------------------------------------------------------------------------------------- rounds, refusals
 def test_every_round_starts_with_the_floor():
-    jobs = plan({"fusions": ["coca", "blind"], "peers": ["blip"], "sizes": ["tiny"], "regimes": ["finetune_lm"]})
-    models = ("blind", "coca", "blip (peer)")
-    assert [str(job) for job in jobs] == [
+    settings = {"fusions": ["coca", "blind"], "peers": ["blip"], "sizes": ["tiny"], "regimes": ["finetune_lm"]}
+    assert [str(job) for job in plan({**settings, "pack": [True, False]})] == [
         "matrix",
         "pictures",
         "features tiny",
-        *(f"{kind} tiny {model} finetune_lm" for kind in ("train", "decode") for model in models),
+        "train tiny blind finetune_lm packed",
+        "train tiny blind finetune_lm",
+        "train tiny coca finetune_lm packed",
+        "train tiny coca finetune_lm",
+        "train tiny blip (peer) finetune_lm",
+        *(f"decode tiny {model} finetune_lm" for model in ("blind", "coca", "blip (peer)")),
     ]
+    trained = [job for job in plan({**settings, "pack": [True]}) if job.kind == "train"]
+    assert [(job.model, job.pack) for job in trained] == [("blind", True), ("coca", True), ("blip", False)]
 
 
 def test_summary_takes_medians_quartiles_and_ratios_round_by_round():
@@ -293,12 +396,20 @@ def test_summary_takes_medians_quartiles_and_ratios_round_by_round():
         floor: [_turn(1.0, 8.0), _turn(2.0, None), _turn(4.0, None)],
         mine: [_turn(2.0, 12.0, rate=10.0), _turn(3.0, None, rate=20.0)],  # it drifts
     }
-    found = summarise([*turns], turns, {mine: Failure("it fell over")})
+    blip = Job("decode", "tiny", "blip", "finetune_lm", peer=True)
+    apart = Job("train", "tiny", "blip", "finetune_lm", peer=True)  # whose floor was not measured
+    floor, mine = (replace(job, pack=True) for job in (floor, mine))
+    turns = {replace(job, pack=job.kind == "train"): found for job, found in turns.items()} | {apart: [_turn(1.0, 4.0)]}
+    failures = {mine: Failure("it fell over"), blip: Failure("it cannot", unsupported=True)}
+    found = summarise([*turns], turns, failures)
     row = found["training"][1]
     assert row["seconds"]["step"]["median"] == 2.5 and row["seconds"]["step"]["low"] == 2.25
     assert row["time_over_floor"]["values"] == [2.0, 1.5] and row["flops_over_floor"] == 1.5
     assert row["utilisation"]["values"] == [12 / 2 / 10, 12 / 3 / 20]
-    assert found["failures"] == {"train tiny coca finetune_lm": "it fell over"}
+    assert found["failures"] == {"train tiny coca finetune_lm packed": "it fell over"}
+    assert found["unsupported"] == {"decode tiny blip (peer) finetune_lm": "it cannot"}
+    assert row["pack"] and found["training"][2]["time_over_floor"] is None
+    assert not found["training"][2]["pack"] and found["training"][2]["flops_over_floor"] is None
     assert spread([1.0, 2.0, 4.0, 8.0])["median"] == statistics.median([1.0, 2.0, 4.0, 8.0])
     assert spread([]) is None and spread([None]) is None and spread([3.0])["high"] == 3.0
 
@@ -343,6 +454,7 @@ def test_processes_that_fail_or_die_are_told_and_user_errors_raised():
     alone = Alone("src.errors")
     assert alone(max, 3, 5) == 5
     assert alone(_fail, "no such kernel\nmore") == Failure("RuntimeError: no such kernel")
+    assert alone(_cannot, "no such model") == Failure("no such model", unsupported=True)
     assert "status 3" in alone(os._exit, 3).reason
     with pytest.raises(UserError, match="put this right"):
         alone(_refuse, "put this right")
@@ -351,6 +463,10 @@ def test_processes_that_fail_or_die_are_told_and_user_errors_raised():
 
 def _fail(message: str):
     raise RuntimeError(message)
+
+
+def _cannot(message: str):
+    raise Unsupported(message)
 
 
 def _refuse(message: str):
@@ -362,7 +478,11 @@ def _refuse(message: str):
     [
         ("fusions=[blind,nothing]", "fusions: choose from blind, clipcap.*got 'nothing'"),
         ("peers=[git]", "peers: choose from vision_encoder_decoder, blip, open_clip_coca; got 'git'"),
-        ("sizes=[huge]", "sizes: choose from tiny, small, base"),
+        ("sizes=[huge]", "sizes: choose from tiny, small, base, smol"),
+        ("pack=[]", "pack=\\[\\] leaves nothing"),
+        ("sizes=[smol] size.smol.mlp=null", "size.smol needs key_value_heads and mlp with family: llama"),
+        ("+size.tiny.mlp=4", "size.tiny needs key_value_heads and mlp with family: llama, and has neither without it"),
+        ("sizes=[smol] size.smol.key_value_heads=2", "size.smol.key_value_heads must divide size.smol.heads"),
         ("sizes=[]", "sizes=\\[\\] leaves nothing"),
         ("encoder=resnet", "encoder: choose from efficientnet_lite0"),
         ("decode.batches=[]", "decode.batches=\\[\\] leaves nothing to measure"),
@@ -372,7 +492,7 @@ def _refuse(message: str):
 )
 def test_refusals(override, message):
     with pytest.raises(UserError, match=message):
-        settings_of(override)
+        settings_of(*override.split(" "))
 
 
 def test_too_few_captions_are_named(captions, tmp_path):

@@ -19,33 +19,56 @@ FLOOR = "blind"  # the fusion that is the plain language model
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to measure. ``kind``: prepare | matrix | pictures | features | train | decode; some have no more."""
+    """One thing to measure. ``kind``: prepare | matrix | pictures | features | train | decode; some have no more.
+
+    ``pack``: all captions of a picture stand in one row of training.
+    """
 
     kind: str
     size: str = ""
     model: str = ""
     regime: str = ""
     peer: bool = False
+    pack: bool = False
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.kind, self.size, self.model, "(peer)" if self.peer else "", self.regime)))
+        peer, pack = "(peer)" if self.peer else "", "packed" if self.pack else ""
+        return " ".join(filter(None, (self.kind, self.size, self.model, peer, self.regime, pack)))
+
+
+class Unsupported(Exception):
+    """A library cannot do what is asked; the message says why."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job has no result."""
+    """Why a job has no result. ``unsupported``: it is none that a library can do."""
 
     reason: str
+    unsupported: bool = False
+
+
+def family(size: dict) -> str:
+    """Of the language model of a size."""
+    return size.get("family", "gpt2")
 
 
 def plan(settings: dict) -> list[Job]:
-    """The jobs of one round, in order: the machine's own rates, then each size with the floor first and peers last."""
+    """The jobs of one round, in order: the machine's own rates, then each size with the floor first and peers last.
+
+    Ours train on both kinds of rows, one right after the other; decoding has no such rows.
+    """
     jobs = [Job("matrix"), Job("pictures")]
     models = [(FLOOR, False), *((name, False) for name in settings["fusions"] if name != FLOOR)]
     models += [(name, True) for name in settings["peers"]]
     for size in settings["sizes"]:
         jobs.append(Job("features", size))
-        jobs += [Job("train", size, model, regime, peer) for regime in settings["regimes"] for model, peer in models]
+        jobs += [
+            Job("train", size, model, regime, peer, pack)
+            for regime in settings["regimes"]
+            for model, peer in models
+            for pack in ([False] if peer else settings["pack"])
+        ]
         jobs += [Job("decode", size, model, settings["regimes"][0], peer) for model, peer in models]
     return jobs
 
@@ -82,6 +105,8 @@ def _answer(connection: Connection, function: Callable, arguments: tuple) -> Non
         answer = function(*arguments)
     except UserError as error:
         answer = error
+    except Unsupported as reason:
+        answer = Failure(str(reason), unsupported=True)
     except Exception as error:  # one mechanism or library that fails must not cost the measurements of all others
         answer = Failure(f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}")
     connection.send(answer)

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from torch import nn
 
-from src.benchmarking.jobs import Job
+from src.benchmarking.jobs import Job, Unsupported
 from src.benchmarking.peers import PEERS
 from src.benchmarking.timing import Limit, Stopwatch, device, matrix_rates, repeated, synchronise, timed_passes
 from src.benchmarking.workloads import (
@@ -24,7 +24,6 @@ from src.benchmarking.workloads import (
     WINDOW,
     Contestant,
     Own,
-    Unsupported,
     Workload,
     make_tokenizer,
     sample_examples,
@@ -144,14 +143,15 @@ def train(job: Job, settings: dict) -> dict:
     contestant.train()
     loss = contestant.compiled_loss() if settings["compile"] else contestant.loss
     one_pass = partial(passage, contestant, workload, make_optimizer(contestant), loss)
-    one_pass(Stopwatch(synchronise))  # allocation, first use of kernels, compilation
-    limit = Limit(settings)
-    watch = Stopwatch(synchronise, limit)
-    passes, elapsed = timed_passes(one_pass, settings["seconds"], watch)
-    whole = elapsed / passes
-    if where.type == "cuda":
-        passes_unbroken, elapsed = timed_passes(one_pass, settings["seconds"], Stopwatch(lambda: None))
-        whole = elapsed / passes_unbroken
+    with contestant.fitting():
+        one_pass(Stopwatch(synchronise))  # allocation, first use of kernels, compilation
+        limit = Limit(settings)
+        watch = Stopwatch(synchronise, limit)
+        passes, elapsed = timed_passes(one_pass, settings["seconds"], watch)
+        whole = elapsed / passes
+        if where.type == "cuda":
+            passes_unbroken, elapsed = timed_passes(one_pass, settings["seconds"], Stopwatch(lambda: None))
+            whole = elapsed / passes_unbroken
     peak = peak_memory_mb()
     limit.look(always=True)
     batches = [to_device(batch, where) for batch in workload.window()]

@@ -27,8 +27,9 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging
 
-from src.benchmarking.jobs import Job
-from src.benchmarking.workloads import Contestant, Unsupported, Workload, gpt2_options
+from src.benchmarking.jobs import Job, Unsupported, family
+from src.benchmarking.languages import gpt2_options
+from src.benchmarking.workloads import Contestant, Workload
 from src.contracts import Batch
 
 IGNORED = -100  # label of a position without a target, in all of these libraries
@@ -42,15 +43,22 @@ class Peer(Contestant):
 
     ``new``: what the names of parameters contain that a language model does not have; with a frozen one only they
     train. ``unused``: how the names inside an image encoder start that is never called. ``shifts``: the model itself
-    moves its labels by one position.
+    moves its labels by one position. ``language``: what its language model is, whatever the size. Raises Unsupported
+    for a size of another family.
     """
 
+    language: str
     new: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     shifts = False
 
     def __init__(self, job: Job, workload: Workload):
         self.size, self.dropout, self.tokenizer = workload.size, workload.settings["dropout"], workload.tokenizer
+        if family(self.size) != "gpt2":
+            raise Unsupported(
+                f"{job.model} is not measured at the size {job.size}: its language model is {self.language}, and that "
+                f"size is of the family {family(self.size)}"
+            )
         self.frozen = job.regime == "frozen_lm"
         self.module = self.build()
         for name, parameter in self.module.named_parameters():
@@ -92,6 +100,7 @@ class Peer(Contestant):
 class VisionEncoderDecoder(Peer):
     """transformers' VisionEncoderDecoderModel around a GPT-2 with cross-attention in every block."""
 
+    language = "a GPT-2 (the library's Llama has no cross-attention)"
     new = ("crossattention", "ln_cross_attn", "enc_to_dec_proj")
     unused = ("encoder.",)
 
@@ -137,6 +146,7 @@ class VisionEncoderDecoder(Peer):
 class Blip(Peer):
     """The text decoder of transformers' BLIP: a BERT with a causal mask and cross-attention in every layer."""
 
+    language = "a BERT"
     new = ("crossattention",)
     shifts = True
 
@@ -182,6 +192,7 @@ class OpenClipCoCa(Peer):
     It knows neither dropout nor an end of padding other than a word: padding is word 0 here, and is no target.
     """
 
+    language = "a pair of stacks of its own"
     new = ("visual.", "text_decoder.cross_attn", "text.cls_emb", "text.text_projection", "logit_scale")
     unused = (
         "visual.conv1",

@@ -40,7 +40,8 @@ def summarise(jobs: Sequence[Job], results: Results, failures: Mapping[Job, Fail
         ],
         "training": [_training(job, results) for job in jobs if job.kind == "train" and results[job]],
         "decoding": [_decoding(job, results[job]) for job in jobs if job.kind == "decode" and results[job]],
-        "failures": {str(job): failure.reason for job, failure in failures.items()},
+        "failures": {str(job): failure.reason for job, failure in failures.items() if not failure.unsupported},
+        "unsupported": {str(job): failure.reason for job, failure in failures.items() if failure.unsupported},
     }
 
 
@@ -54,9 +55,10 @@ def _names(job: Job) -> dict:
 
 
 def _training(job: Job, results: Results) -> dict:
-    """One row. Ratios are those of one round each, in which all was measured shortly after each other."""
+    """One line. Ratios are those of one round each, in which all was measured shortly after each other, and stand on
+    the floor with the same kind of rows, if that was measured."""
     turns, first = results[job], results[job][0]
-    floor = results[Job("train", job.size, FLOOR, job.regime)]
+    floor = results.get(Job("train", job.size, FLOOR, job.regime, pack=job.pack), ())
 
     def ratio(of: Callable[[dict, dict], float], others: Sequence[dict]) -> dict | None:
         return spread([of(turn, other) for turn, other in zip(turns, others, strict=False)])
@@ -64,6 +66,7 @@ def _training(job: Job, results: Results) -> dict:
     return {
         **_names(job),
         "regime": job.regime,
+        "pack": job.pack,
         **{name: spread([turn[name] for turn in turns]) for name in MEASURED},
         "seconds": {part: spread([turn["seconds"][part] for turn in turns]) for part in first["seconds"]},
         **{name: first[name] for name in SHARED},

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from src.benchmarking.jobs import family
+
 MISSING = "-"
 TRAINING = (
     "model",
     "regime",
+    "rows",
     "samples/s",
     "tokens/s",
     "ms a step",
@@ -24,10 +27,11 @@ TRAINING = (
 )
 LEGEND = (
     "Rounds: {rounds}; medians, quartiles in brackets; peers in italics. A sample is a caption, a token a real "
-    "target (no padding). GFLOP: counted, of one step; of matrix rate: these per second over those of the machine's "
+    "target (no padding). Rows: all captions of a picture in one (packed), or one caption each (apart), as other "
+    "libraries have them. GFLOP: counted, of one step; of matrix rate: these per second over those of the machine's "
     "fastest matrix product, looked at between the steps. MiB: highest memory of the process; own: without what it "
-    "held before the model was made. / LM: over the plain language model (blind) in the same regime. On a GPU the "
-    "parts of a step are timed one by one and add up to more than the step."
+    "held before the model was made. / LM: over the plain language model (blind) in the same regime and with the same "
+    "rows. On a GPU the parts of a step are timed one by one and add up to more than the step."
 )
 
 
@@ -43,12 +47,13 @@ def text(results: dict) -> str:
     ]
     for size in settings["sizes"]:
         rows = [_training(row) for row in results["training"] if row["size"] == size]
-        parts += [f"### Training, {size}: {_shape(settings['size'][size])}", table([TRAINING, *rows], left=2)]
+        parts += [f"### Training, {size}: {_shape(settings['size'][size])}", table([TRAINING, *rows], left=3)]
         decoding = [row for row in results["decoding"] if row["size"] == size]
         heading = f"### Decoding, {size}: captions/s, {settings['decode']['tokens']} tokens each"
         parts += [heading, table(_decoding(decoding), left=2)]
     parts.append(LEGEND.format(rounds=results["rounds"]))
     notes = dict.fromkeys(row["note"] for row in (*results["training"], *results["decoding"]) if row["note"])
+    notes |= dict.fromkeys(results["unsupported"].values())
     failures = [f"{job} failed: {reason}" for job, reason in results["failures"].items()]
     if notes or failures:
         parts.append("\n".join(_bullets([*notes, *failures])))
@@ -57,7 +62,7 @@ def text(results: dict) -> str:
 
 def _shape(size: dict) -> str:
     return (
-        f"{size['layers']} layers of width {size['width']}, vocabulary {size['vocabulary']}, "
+        f"{family(size)}, {size['layers']} layers of width {size['width']}, vocabulary {size['vocabulary']}, "
         f"{size['visual_tokens']} visual tokens of width {size['visual_width']}"
     )
 
@@ -85,6 +90,7 @@ def _training(row: dict) -> list[str]:
     return [
         _name(row),
         row["regime"],
+        "packed" if row["pack"] else "apart",
         _spread(row["samples_per_second"]),
         _median(row["tokens_per_second"]),
         *(_median(_scaled(row["seconds"][part], 1e3)) for part in ("step", "data", "forward", "backward", "optimiser")),

@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 from src.benchmarking.flops import training_flops
 from src.benchmarking.jobs import FLOOR, Job
+from src.benchmarking.languages import make_language
 from src.build import build_captioner, own_randomness
 from src.captioner import Captioner
 from src.config.command_line import compose
@@ -31,14 +31,13 @@ from src.decoding.base import Seen, Step
 from src.decoding.beam import BeamSearch
 from src.decoding.greedy import Greedy
 from src.errors import UserError
-from src.language.gpt2 import GPT2
-from src.language.load import FUSED_GELU
 from src.layers.cache import Cache
+from src.layers.cast_once import cast_once
 from src.layers.packed import packed
 from src.loading.batches import CaptionBatches, Loader, TrainLoader
 from src.loading.features import FeatureCache
 from src.loading.module import most_words
-from src.loading.rows import APART
+from src.loading.rows import APART, Rows
 from src.objectives.next_token import NextToken
 from src.text.tokenizers import GPT2_LENGTH, ByteLevelBPE, GPT2Vocabulary, load_tokenizer
 
@@ -142,6 +141,10 @@ class Workload:
             rows=APART,
         )
 
+    def lay(self, rows: Rows) -> None:
+        """How the texts stand that a training reads; ``Batch.text`` has one a row always."""
+        self._data.rows = rows
+
     def window(self) -> Iterator[Batch]:
         """The first batches of the first epoch, made anew by the loader of training.
 
@@ -169,10 +172,6 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 # --------------------------------------------------------------------------------------------------------------------
 # contestants
 # --------------------------------------------------------------------------------------------------------------------
-class Unsupported(Exception):
-    """A library cannot do what is asked; the message says why."""
-
-
 class Contestant(ABC):
     """A model with a loss and a way to caption. ``module`` holds everything that is moved, trained and counted."""
 
@@ -195,6 +194,10 @@ class Contestant(ABC):
         """``loss``, compiled; dynamic, because every batch has another length."""
         return torch.compile(self.loss, dynamic=True)
 
+    def fitting(self) -> AbstractContextManager:
+        """What is done once for a whole training, where it trains."""
+        return nullcontext()
+
     @abstractmethod
     def rows(self, batch: Batch) -> list[list[int]]:
         """The tokens that the model gets to read and to predict, read off what it is given: no padding."""
@@ -213,7 +216,7 @@ class Contestant(ABC):
 
 
 class Own(Contestant):
-    """A fusion of this project, built as src.train builds it around a GPT-2 with random weights."""
+    """A fusion of this project, built as src.train builds it around a language model with random weights."""
 
     def __init__(self, job: Job, workload: Workload, precision: str):
         settings, size = workload.settings, workload.size
@@ -223,6 +226,7 @@ class Own(Contestant):
             language = make_language(size, settings["dropout"], workload.tokenizer)
         self.module: Captioner = build_captioner(cfg, workload.tower, language, workload.tokenizer)
         workload.features.tokens = self.module.needs_tokens
+        workload.lay(Rows(job.pack, self.module.writer.reads_ends))
         if not self.module.parameter_groups():
             # The floor of a frozen language model: no weight learns, but gradients flow back through all blocks to the
             # word vectors, as every mechanism in front of them or between them needs it.
@@ -240,6 +244,11 @@ class Own(Contestant):
         self.module.compile_training()
         return self.loss
 
+    def fitting(self) -> AbstractContextManager:
+        """As ``training.frozen_weights`` does it."""
+        mixed = self.module.optim["precision"] == "bf16-mixed"
+        return cast_once(self.module.modules(), torch.bfloat16) if mixed else nullcontext()
+
     def rows(self, batch: Batch) -> list[list[int]]:
         return [ids[valid].tolist() for ids, valid in zip(batch.text.ids_BT, batch.text.valid_BT, strict=True)]
 
@@ -255,25 +264,6 @@ class Own(Contestant):
     def generate(self, batch: Batch, beams: int, tokens: int, cached: bool) -> list[list[int]]:
         decoder = Greedy(tokens) if beams == 1 else BeamSearch(tokens, beams, length_penalty=0.0)
         return self.module.generate(batch, Endless(decoder, cached))
-
-
-def make_language(size: dict, dropout: float, tokenizer: Tokenizer) -> GPT2:
-    """A GPT-2 with random weights; its vocabulary may be larger than the tokenizer's."""
-    config = GPT2Config(**gpt2_options(size, dropout), activation_function=FUSED_GELU)
-    return GPT2(GPT2LMHeadModel(config), tokenizer)
-
-
-def gpt2_options(size: dict, dropout: float) -> dict:
-    """What our GPT-2 and a peer's share."""
-    return {
-        "vocab_size": size["vocabulary"],
-        "n_positions": size["context"],
-        "n_embd": size["width"],
-        "n_layer": size["layers"],
-        "n_head": size["heads"],
-        "initializer_range": 0.02 * (768 / size["width"]) ** 0.5,
-        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), dropout),
-    }
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -178,6 +178,10 @@ COMMANDS = {
             f"size.*.{name}": Size
             for name in ("layers", "width", "heads", "vocabulary", "context", "visual_tokens", "visual_width")
         },
+        "size.*.family": Literal["gpt2", "llama"],
+        "size.*.key_value_heads": Size,
+        "size.*.mlp": Size,
+        "pack": list[bool],
         "dropout": BelowOne,
         "lengths": Name | None,
         "images": Size,

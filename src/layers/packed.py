@@ -19,6 +19,8 @@ from transformers.activations import GELUTanh
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
+from src.layers.forwards import replaced
+
 # Elements from which on a matrix in float32 gains: smaller ones stay in a core's cache, however they are laid out.
 FLOAT32_FROM = 2**19
 
@@ -40,17 +42,12 @@ def packed(*parts: Part) -> Iterator[None]:
     every = dict.fromkeys(layer for part in parts for layer in part.modules())
     gelus = {mlp.c_fc: mlp.act for mlp in every if type(mlp) is GPT2MLP and type(mlp.act) is GELUTanh}
     found = (layer for layer in every if type(layer) is nn.Linear or type(layer) is Conv1D)
-    forwards = {
+    forwards: dict[nn.Module, Callable[[Tensor], Tensor]] = {
         layer: _laid_out(layer, dtype, gelu=layer in gelus) for layer in found if dtype and _gains(layer.weight, dtype)
     }
     forwards |= {gelu: _unchanged for layer, gelu in gelus.items() if layer in forwards}
-    try:
-        for layer, forward in forwards.items():
-            vars(layer)["forward"] = forward
+    with replaced(forwards):
         yield
-    finally:
-        for layer in forwards:
-            vars(layer).pop("forward", None)  # the class's own is back
 
 
 def _multiplied_in() -> torch.dtype | None:
