@@ -26,8 +26,8 @@ PLANTED = {
     ),
     "labels are not shifted": (
         "src/contracts.py",
-        "text.ids_BT[:, 1:].flatten()",
-        "text.ids_BT[:, :-1].flatten()",
+        "index_select(0, at_X + 1)",
+        "index_select(0, at_X)",
         ["tests/test_captioner.py", "-k", "mean_over_real"],
     ),
     "captions do not end": (
@@ -55,10 +55,16 @@ PLANTED = {
         ["tests/test_vcgpt.py"],
     ),
     "the start token keeps its own embedding": (
-        "src/fusion/clipcap.py",
-        "start_BT = text.valid_BT & (text.valid_BT.cumsum(1) == 1)",
-        "start_BT = text.valid_BT & (text.valid_BT.cumsum(1) == 0)",
+        "src/contracts.py",
+        "self.valid_BT & (self.valid_BT.cumsum(1) == 1)",
+        "self.valid_BT & (self.valid_BT.cumsum(1) == 0)",
         ["tests/test_parity.py", "-k", "prefix"],
+    ),
+    "texts of one row see each other": (
+        "src/language/base.py",
+        "(keys_B1T == 0)",
+        "(keys_B1T >= 0)",
+        ["tests/test_rows.py", "-k", "rotary and cross_attention"],
     ),
 }
 

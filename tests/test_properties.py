@@ -19,7 +19,9 @@ from test_tokenizers import BPE, GPT2, TEXT
 
 from src.contracts import Chunk, Document, Example, Memory, Text
 from src.data.order import EpochBatchSampler, InOrder, draw_captions, nested_share
+from src.decoding.base import Seen
 from src.decoding.beam import BeamSearch
+from src.decoding.contrastive import ContrastiveSearch
 from src.decoding.greedy import Greedy
 from src.decoding.sample import Sample
 from src.loading.batches import pad_rows, tagged, token_row
@@ -210,7 +212,8 @@ class Drawn:
         rows = len(text.ids_BT) // len(memory["picture_I1"])
         pictures = memory["picture_I1"][:, 0].repeat_interleave(rows).int().tolist()
         seen = seen_B1S1[:, 0, :, 0].int().tolist()
-        return torch.stack([self.logits(p, tuple(tokens)) for p, tokens in zip(pictures, seen, strict=True)])
+        logits_BV = torch.stack([self.logits(p, tuple(tokens)) for p, tokens in zip(pictures, seen, strict=True)])
+        return Seen(logits_BV, ids_B1T1[:, 0] + 1)  # any states
 
     def decode(self, decoder) -> list[list[int]]:
         ids = torch.zeros(len(self.memory["picture_I1"]), 1, dtype=torch.long)
@@ -236,6 +239,7 @@ LENGTHS = st.integers(1, 6)
 DECODERS = st.one_of(
     st.builds(Greedy, LENGTHS),
     st.builds(BeamSearch, LENGTHS, st.integers(1, 8), st.floats(0, 2)),
+    st.builds(ContrastiveSearch, LENGTHS, st.integers(1, 8), st.floats(0, 1)),
     st.builds(Sample, LENGTHS, st.floats(0.05, 5), st.integers(0, 9), st.floats(0.01, 1), st.integers(0, 99)),
 )
 
