@@ -130,6 +130,19 @@ def test_more_captions_than_a_row_holds_take_several_rows(name, longest, monkeyp
     assert_same(learn(model, packed), learn(model, make_batch(Rows(False, ends(model)))))
 
 
+def test_a_mean_over_texts_counts_texts_and_not_rows():
+    """optim.reduction=sequence_sum: summed over the tokens of a caption, mean over captions."""
+    model = make_captioner(make_language(), "cross_attention", (), "finetune_lm", OBJECTIVES)
+    model.optim = {**OPTIM, "reduction": "sequence_sum"}
+    totals = []
+    for pack in (True, False):
+        batch = make_batch(Rows(pack, ends=False))
+        totals.append(model.total(batch, losses := model.losses(batch)))
+        want = losses["next_token"].mean * losses["next_token"].count / len(LENGTHS)
+        torch.testing.assert_close(totals[-1], want, rtol=0, atol=1e-10)
+    torch.testing.assert_close(*totals, rtol=0, atol=1e-10)
+
+
 def test_without_pictures_rows_are_filled_up():
     model = make_captioner(make_language(), "blind", (), "finetune_lm", OBJECTIVES)
     batch = Batch([f"caption {i}" for i in range(10)], captions())
