@@ -1,38 +1,26 @@
-"""Trainings in processes that are forked from one that has imported everything, so that many can be killed in a minute.
+"""Trainings that can be killed at a given batch: many in a minute, as they begin with the libraries imported.
 
-``python tests/trainings.py`` serves requests, a line of JSON each (see ``Trainings.run``). It answers with the process
-id of the training and, when that has ended, with its exit status. The training is ``python -m src.train`` with
-these arguments in a process group of its own; a byte per batch goes to the file ``steps``.
+``python tests/trainings.py`` serves them, see ``commands``. A byte per batch goes to the file ``steps``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-LIMIT = 300  # seconds after which a training is killed: processes that wait for each other in vain
-ROOT = Path(__file__).resolve().parents[1]
+from commands import ROOT, Server, serve
 
 
-class Trainings:
-    """The server, from the outside."""
+class Trainings(Server):
+    """``python -m src.train``, from the outside."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.server = subprocess.Popen([sys.executable, __file__], cwd=ROOT, env=environment, text=True, **pipes)
-
-    def close(self) -> None:
-        self.server.stdin.close()
-        self.server.wait()
+        super().__init__(__file__)
 
     def run(
         self,
@@ -51,13 +39,12 @@ class Trainings:
         """
         folder.parent.mkdir(parents=True, exist_ok=True)
         log, steps = folder.with_suffix(".log"), folder.with_suffix(".steps")
-        request = {"arguments": [*arguments, f"hydra.run.dir='{folder}'"], "log": str(log), "steps": str(steps)}
-        print(json.dumps({**request, "stop": stop, "environment": environment}), file=self.server.stdin, flush=True)
-        pid = int(self.server.stdout.readline())
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        arguments = (*arguments, f"hydra.run.dir='{folder}'")
+        pid = self.start(log, log, ROOT, environment, arguments=arguments, steps=str(steps), stop=stop)
         if kill is not None:
             self._kill(pid, *kill, steps)
-        status = os.waitstatus_to_exitcode(int(self.server.stdout.readline()))
-        return status, log.read_text(errors="replace")
+        return self.ended(), log.read_text(errors="replace")
 
     @staticmethod
     def _kill(pid: int, number: int, batch: int, group: bool, steps: Path) -> None:
@@ -70,9 +57,9 @@ class Trainings:
         (os.killpg if group else os.kill)(pid, number)
 
 
-def serve() -> None:
+def training(asked: dict) -> None:
+    """``python -m src.train`` with a callback that tells the batches."""
     import lightning
-    import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 
     import src.train
 
@@ -93,38 +80,18 @@ def serve() -> None:
             if self.kill and self.batches <= 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def child(request: dict) -> None:
-        os.setsid()
-        signal.alarm(LIMIT)
-        os.environ |= request["environment"]
-        output = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        for stream in (1, 2):
-            os.dup2(output, stream)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        sys.argv = [str(ROOT / "src" / "train.py"), *request["arguments"]]
-        sys.modules["__main__"].__spec__ = importlib.util.find_spec("src.train")  # what DDP starts again
-        make = src.train.make_trainer
+    sys.argv = [str(ROOT / "src" / "train.py"), *asked["arguments"]]
+    sys.modules["__main__"].__spec__ = importlib.util.find_spec("src.train")  # what DDP starts again
+    make = src.train.make_trainer
 
-        def with_beacon(*arguments):
-            trainer, meter = make(*arguments)
-            trainer.callbacks.insert(0, Beacon(request["steps"], request["stop"]))
-            return trainer, meter
+    def with_beacon(*arguments):
+        trainer, meter = make(*arguments)
+        trainer.callbacks.insert(0, Beacon(asked["steps"], asked["stop"]))
+        return trainer, meter
 
-        src.train.make_trainer = with_beacon
-        src.train.main()
-
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            child(json.loads(line))
-            sys.exit(0)
-        print(pid, flush=True)
-        status = os.waitpid(pid, 0)[1]
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)  # data workers and other processes of a killed one
-        print(status, flush=True)
+    src.train.make_trainer = with_beacon
+    src.train.main()
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    serve()
+    serve(training)
