@@ -46,6 +46,7 @@ STORIES = (
     "data.members.stories.source.val=4",
     "data.members.stories.source.test=4",
 )
+FROZEN = ("regime=frozen_lm", "language.weights=tests/golden/commit_25be8f1/run", "data.pack=false")
 CACHED = ("regime.train_vision=false", "data.cache_dir=<here>/features")
 CASES = {
     "srau": ("fusion=srau", *SCENES),
@@ -58,6 +59,7 @@ CASES = {
     ),
     "flamingo on a mixture": ("fusion=flamingo", "fusion.latents=4", "fusion.resampler_layers=1", *STORIES),
     "cached features": ("fusion=cross_attention", *SCENES, *CACHED),
+    "a frozen language model, one caption a row": ("fusion=vcgpt", *SCENES, *FROZEN),
     "two processes": ("fusion=vcgpt", *SCENES, "trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp"),
 }
 EXACT = {"accumulated": (signal.SIGKILL, 15)}  # the first kill: amid the batches of a step, just behind a validation

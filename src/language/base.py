@@ -133,18 +133,15 @@ class LanguageModel(nn.Module, ABC):
 
     def read(self, text: Text, cache: Cache | None = None) -> tuple[Tensor, Walk]:
         """The plain walk's final hidden states (B, T, D), from ``states`` where they are kept, and the walk."""
-        inputs_BTD = self.embed(text.ids_BT)
-        walk = self.walk(text, inputs_BTD.dtype, cache)
-
-        def through() -> Tensor:
-            h_BTD = self.place(inputs_BTD, walk)
-            for block in self.blocks():
-                h_BTD = block.feed(block.attend(h_BTD, walk))
-            return self.final_norm(h_BTD)
-
         if self.states is None or cache is not None or text.ragged or text.open_BT is not None:
-            return through(), walk
-        return self.states.of(text, through), walk
+            return self._through(text, cache)
+        return self.states.of(text, lambda alone: self._through(alone)[0]), self.walk(text, self.unembedding().dtype)
+
+    def _through(self, text: Text, cache: Cache | None = None) -> tuple[Tensor, Walk]:
+        h_BTD, walk = self.begin(self.embed(text.ids_BT), text, cache)
+        for block in self.blocks():
+            h_BTD = block.feed(block.attend(h_BTD, walk))
+        return self.final_norm(h_BTD), walk
 
 
 class Recomputed:
