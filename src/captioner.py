@@ -17,8 +17,8 @@ from src.decoding.base import Decoder, Seen
 from src.fusion.base import Fusion, Writer
 from src.layers.cache import Cache
 from src.layers.chunked_loss import summed_cross_entropy
+from src.layers.laid_out import laid_out
 from src.layers.notes import Aux
-from src.layers.packed import packed
 from src.loading.rows import Rows
 from src.objectives.base import Loss, Objective, Walked
 from src.projectors.base import Projector
@@ -270,7 +270,7 @@ class Captioner(lightning.LightningModule):
         captions = {}
         with torch.no_grad(), ExitStack() as stack:
             with self.autocast():  # of the model alone: whoever makes the batches works in single precision
-                stack.enter_context(packed(self.fusion, self.language))
+                stack.enter_context(laid_out(self.fusion, self.language))
             for batch in batches:
                 batch = self.transfer_batch_to_device(batch, self.device, 0)
                 with self.autocast():

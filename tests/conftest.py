@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -132,3 +133,9 @@ def text_of(ids_BT, valid_BT=None, ragged: bool = False) -> Text:
 def viewed(batch: Batch) -> Batch:
     """``batch`` as its loader hands it out where the next token is learnt."""
     return with_views(batch, OBJECTIVES, None, APART)
+
+
+def quiet_trainer(**options) -> lightning.Trainer:
+    """On the CPU, without any word or file that is not asked for."""
+    silent = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    return lightning.Trainer(**{"accelerator": "cpu", **silent, **options})

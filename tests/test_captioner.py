@@ -19,7 +19,7 @@ from src.contracts import Batch, Text, UserError, Visual
 from src.decoding.beam import BeamSearch
 from src.decoding.greedy import Greedy
 from src.layers import chunked_loss
-from src.layers.packed import packed
+from src.layers.laid_out import laid_out
 from src.training.optimiser import warmup_cosine
 
 OPTIM = {"betas": [0.9, 0.98], "weight_decay": 0.1, "warmup": 0.1, "floor": 0.0, "reduction": "token_mean"}
@@ -174,12 +174,12 @@ def test_a_module_beside_the_parts_is_not_passed_over_in_silence():
 
 @pytest.mark.parametrize("name", FUSIONS)
 @torch.no_grad()
-def test_weights_packed_for_captioning_change_logits_by_rounding_alone(name):
+def test_weights_laid_out_for_captioning_change_logits_by_rounding_alone(name):
     model, logits = make_logits(name)
     exact = logits()
     with torch.autocast("cpu", torch.bfloat16):
         plain = logits()
-        with packed(model.fusion, model.language):
+        with laid_out(model.fusion, model.language):
             found = logits()
     assert found.isfinite().all() and (found - plain).abs().max() < 0.02 * exact.abs().max()
     assert (found - exact).abs().mean() < 1.2 * (plain - exact).abs().mean() + 1e-6
@@ -188,10 +188,10 @@ def test_weights_packed_for_captioning_change_logits_by_rounding_alone(name):
 @pytest.mark.parametrize("name", FUSIONS)
 @torch.no_grad()
 def test_so_it_is_in_single_precision(name, monkeypatch):
-    monkeypatch.setattr("src.layers.packed.FLOAT32_FROM", 1)  # the matrices of this test are small
+    monkeypatch.setattr("src.layers.laid_out.FLOAT32_FROM", 1)  # the matrices of this test are small
     model, logits = make_logits(name)
     exact = logits()
-    with packed(model.fusion, model.language):
+    with laid_out(model.fusion, model.language):
         assert not torch.backends.mkldnn.is_available() or "forward" in vars(model.language.model.lm_head)
         torch.testing.assert_close(logits(), exact, rtol=1e-5, atol=1e-5)
 

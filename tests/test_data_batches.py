@@ -12,7 +12,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from conftest import OBJECTIVES
+from conftest import OBJECTIVES, quiet_trainer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -301,10 +301,9 @@ class Recorder(lightning.LightningModule):
 
 
 def fit(tokenizer, folder: Path, steps: int, resume: Path | None = None, **options) -> Recorder:
-    trainer = lightning.Trainer(
-        max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, check_val_every_n_epoch=None, val_check_interval=3,
-        default_root_dir=folder, **options,
+    trainer = quiet_trainer(
+        max_steps=steps, max_epochs=-1, check_val_every_n_epoch=None, val_check_interval=3, default_root_dir=folder,
+        **options,
     )  # fmt: skip
     module = Recorder()
     trainer.fit(module, datamodule=data(listed(), tokenizer), ckpt_path=resume, weights_only=True)

@@ -7,7 +7,17 @@ import math
 import lightning
 import pytest
 import torch
-from conftest import OBJECTIVES, VISION, Characters, make_fusion, make_language, make_text, make_visual, viewed
+from conftest import (
+    OBJECTIVES,
+    VISION,
+    Characters,
+    make_fusion,
+    make_language,
+    make_text,
+    make_visual,
+    quiet_trainer,
+    viewed,
+)
 from test_captioner import OPTIM
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -20,7 +30,7 @@ from src.contracts import Batch, Visual
 from src.decoding.greedy import Greedy
 from src.layers.cast_once import cast_once
 from src.layers.forwards import replaced
-from src.layers.packed import packed
+from src.layers.laid_out import laid_out
 from src.training.frozen_weights import FrozenWeights
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -146,7 +156,7 @@ def test_captions_within_a_training_leave_it_its_copies():
     large = nn.Linear(1024, 512).requires_grad_(False)
     with cast_once([large], torch.bfloat16):
         (own,) = (vars(layer)["forward"] for layer in overridden(large))
-        with torch.no_grad(), packed(large):
+        with torch.no_grad(), laid_out(large):
             pass
         assert vars(large)["forward"] is own
 
@@ -180,16 +190,7 @@ def batches() -> DataLoader:
 
 
 def train(captioner: Captioner, watch: Watch, precision: str = "bf16-mixed", callbacks=(), data=None):
-    trainer = lightning.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        precision=precision,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[*callbacks, watch],
-    )
+    trainer = quiet_trainer(max_epochs=1, precision=precision, callbacks=[*callbacks, watch])
     trainer.fit(captioner, data or batches(), data or batches())
     return trainer
 

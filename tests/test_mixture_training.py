@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning
 import pytest
 import torch
-from conftest import OBJECTIVES, VISION, Characters, make_fusion, make_language
+from conftest import OBJECTIVES, VISION, Characters, make_fusion, make_language, quiet_trainer
 from test_captioner import OPTIM, Pixels
 from test_documents import mixture
 
@@ -56,15 +56,10 @@ def data(schedule="accumulate", **weights):
 
 def train(captioner, mixed, steps=1, accumulate=1, clip=None):
     recorder = Recorder()
-    trainer = lightning.Trainer(
+    trainer = quiet_trainer(
         max_steps=steps,
         accumulate_grad_batches=accumulate * mixed.batches_per_update,
         gradient_clip_val=clip,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         limit_val_batches=0,
         callbacks=[recorder],
     )

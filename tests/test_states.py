@@ -7,8 +7,7 @@ import random
 
 import pytest
 import torch
-from conftest import OBJECTIVES, make_language
-from lightning.pytorch import Trainer
+from conftest import OBJECTIVES, make_language, quiet_trainer
 from test_rows import LENGTHS, captions, make_batch, make_captioner
 from torch.utils.data import DataLoader
 
@@ -112,16 +111,7 @@ def test_a_training_learns_the_same_and_leaves_nothing_behind(regime, tmp_path, 
         model = make_captioner(make_language(), "vcgpt", (), regime, OBJECTIVES)
         model.regime.update(lr_fusion=0.01, lr_language=0.001, lr_vision=0.001)
         batches = [batch(0), batch(1)] * 4
-        trainer = Trainer(
-            max_steps=8,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=callbacks,
-        )
-        trainer.fit(model, DataLoader(batches, batch_size=None))
+        quiet_trainer(max_steps=8, callbacks=callbacks).fit(model, DataLoader(batches, batch_size=None))
         assert model.language.states is None
         return model.state_dict()
 

@@ -7,6 +7,7 @@ import itertools
 import lightning
 import pytest
 import torch
+from conftest import quiet_trainer
 from test_captioner import make_batch, make_captioner
 from torch.utils.data import DataLoader
 
@@ -34,14 +35,11 @@ def loader(batches):
 def train(folder, interval, batches=BATCHES, callbacks=(), **options):
     """Steps after which validation ran, in a training put together as src.train does it."""
     recorder, last = Recorder(), LastCheckpoint(folder, Interrupts(), again=False)
-    trainer = lightning.Trainer(
+    trainer = quiet_trainer(
         callbacks=[Validations(interval), *callbacks, recorder, last],
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        enable_checkpointing=True,
         **{"max_epochs": -1, **options},
     )
     module = make_captioner("clipcap")

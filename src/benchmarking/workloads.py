@@ -33,7 +33,7 @@ from src.decoding.greedy import Greedy
 from src.errors import UserError
 from src.layers.cache import Cache
 from src.layers.cast_once import cast_once
-from src.layers.packed import packed
+from src.layers.laid_out import laid_out
 from src.loading.batches import CaptionBatches, Loader, TrainLoader
 from src.loading.features import FeatureCache
 from src.loading.module import most_words
@@ -258,7 +258,7 @@ class Own(Contestant):
     @contextmanager
     def ready(self) -> Iterator[None]:
         """As in the captioner's ``caption``."""
-        with torch.no_grad(), packed(self.module.fusion, self.module.language):
+        with torch.no_grad(), laid_out(self.module.fusion, self.module.language):
             yield
 
     def generate(self, batch: Batch, beams: int, tokens: int, cached: bool) -> list[list[int]]:

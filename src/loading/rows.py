@@ -36,10 +36,11 @@ class Rows:
     def lay(self, view: View, contexts: int) -> View:
         """The view with its texts, whose columns its target counts, as rows; those of a context stay neighbours.
 
-        Whole-row labels, and prompts with padding on the left, leave everything as it is. A text with open columns
-        stays alone in its row: visual tokens before it may see them, and could not be shared with other texts.
+        Whole-row labels, or no target at all, and prompts with padding on the left leave everything as it is. A text
+        with open columns stays alone in its row: visual tokens before it may see them, and could not be shared with
+        other texts.
         """
-        if view.label_B is not None or view.text.ragged:
+        if view.label_B is not None or view.target is None or view.text.ragged:
             return view
         read_BT = self._read(view.text)
         per_row = _texts_per_row(read_BT.sum(1), contexts) if self.pack and view.text.open_BT is None else 1
@@ -86,11 +87,12 @@ def _cut(view: View, read_BT: Tensor) -> View:
 
 def _laid(view: View, read_BT: Tensor, contexts: int, per_row: int) -> View:
     """``per_row`` texts of a context one after the other in each row (its last row may have fewer)."""
-    text, (B, T) = view.text, read_BT.shape
+    text, target, (B, T) = view.text, present(view.target, "target in the view"), read_BT.shape
+    G = B // contexts  # texts of a context
+    rows = -(-G // per_row)  # of a context
     b_B = torch.arange(B)
-    g_B = b_B % (B // contexts)  # which text of its context
-    rows = -(-(B // contexts) // per_row)  # of a context
-    row_B, segment_B = b_B // (B // contexts) * rows + g_B // per_row, g_B % per_row + 1
+    g_B = b_B % G
+    row_B, segment_B = b_B // G * rows + g_B // per_row, g_B % per_row + 1
     length_B = read_BT.sum(1)
     before_B = length_B.cumsum(0) - length_B
     first_B = before_B - before_B[b_B - (segment_B - 1)]  # the column where a text begins
@@ -106,7 +108,6 @@ def _laid(view: View, read_BT: Tensor, contexts: int, per_row: int) -> View:
         laid = x_BT.new_zeros(contexts * rows * S)
         return laid.index_copy(0, to_X, x_BT.flatten()[from_X]).view(-1, S)
 
-    target = view.target
     return View(
         Text(
             ids_BT=present(moved(text.ids_BT), "ids"),
@@ -115,5 +116,5 @@ def _laid(view: View, read_BT: Tensor, contexts: int, per_row: int) -> View:
             target_BT=moved(text.target_BT),
             segment_BT=moved(segment_B[:, None].expand(B, T)),
         ),
-        None if target is None else Target(place_BT.flatten()[target.at_X], target.id_X, target.weight_X),
+        Target(place_BT.flatten()[target.at_X], target.id_X, target.weight_X),
     )

@@ -9,7 +9,7 @@ from transformers import GPT2Config
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
-from src.layers.packed import FLOAT32_FROM, packed
+from src.layers.laid_out import FLOAT32_FROM, laid_out
 
 here = pytest.mark.skipif(
     not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()),
@@ -30,11 +30,11 @@ def autocast() -> torch.autocast:
 
 @here
 @pytest.mark.parametrize("shape", [(16,), (1, 16), (5, 16), (2, 3, 7, 16)])
-def test_packed_layers_give_what_autocast_gives(shape):
+def test_laid_out_layers_give_what_autocast_gives(shape):
     modules, x = layers(), torch.randn(shape)
     with torch.no_grad(), autocast():
         plain = [layer(x) for layer in modules]
-        with packed(modules):
+        with laid_out(modules):
             assert all("forward" in vars(layer) for layer in modules)
             found = [layer(x) for layer in modules]
     for one, other in zip(plain, found, strict=True):
@@ -44,7 +44,7 @@ def test_packed_layers_give_what_autocast_gives(shape):
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
 @pytest.mark.parametrize("shape", [(512,), (16, 512), (2, 3, 512)])
-def test_in_single_precision_the_large_ones_are_packed(shape):
+def test_in_single_precision_the_large_ones_are_laid_out(shape):
     torch.manual_seed(0)
     large, small = FLOAT32_FROM // 512, FLOAT32_FROM // 512 - 1
     modules = nn.ModuleList([nn.Linear(512, large), nn.Linear(512, large, bias=False), Conv1D(large, 512)])
@@ -53,7 +53,7 @@ def test_in_single_precision_the_large_ones_are_packed(shape):
     x = torch.randn(shape)
     with torch.no_grad():
         plain = [layer(x) for layer in modules]
-        with packed(modules):
+        with laid_out(modules):
             assert ["forward" in vars(layer) for layer in modules] == [True, True, True, False]
             found = [layer(x) for layer in modules]
     for one, other in zip(plain, found, strict=True):
@@ -74,7 +74,7 @@ def test_gelu_is_applied_once_and_only_where_it_is_that_of_tanh(dtype, activatio
     tolerance = 1e-5 if dtype == torch.float32 else 2**-6
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         plain, inner = mlp(x), mlp.act(mlp.c_fc(x))
-        with packed(mlp):
+        with laid_out(mlp):
             assert ("forward" in vars(mlp.act)) == (activation == "gelu_pytorch_tanh")
             torch.testing.assert_close(mlp.act(mlp.c_fc(x)), inner, rtol=tolerance, atol=tolerance)
             found = mlp(x)
@@ -84,7 +84,7 @@ def test_gelu_is_applied_once_and_only_where_it_is_that_of_tanh(dtype, activatio
 
 def test_weights_in_double_precision_stay_where_they_are():
     modules = nn.ModuleList([nn.Linear(512, FLOAT32_FROM // 512).double()])
-    with torch.no_grad(), packed(modules):
+    with torch.no_grad(), laid_out(modules):
         assert "forward" not in vars(modules[0])
 
 
@@ -92,12 +92,12 @@ def test_weights_in_double_precision_stay_where_they_are():
 def test_weights_changed_afterwards_count_and_errors_leave_nothing_behind():
     modules, x = layers(), torch.randn(3, 16)
     with torch.no_grad(), autocast():
-        with pytest.raises(KeyboardInterrupt), packed(modules):
+        with pytest.raises(KeyboardInterrupt), laid_out(modules):
             raise KeyboardInterrupt
         assert not any("forward" in vars(layer) for layer in modules)
         before = modules[0](x)
         modules[0].weight.zero_(), modules[0].bias.zero_()
-        with packed(modules, modules[:1]):  # a layer that two of them share
+        with laid_out(modules, modules[:1]):  # a layer that two of them share
             assert not modules[0](x).any() and before.any()
         assert not any("forward" in vars(layer) for layer in modules)
 
@@ -108,7 +108,7 @@ def test_elsewhere_nothing_changes(mode):
     kind = torch.autocast("cpu", torch.float16 if mode == "half precision" else torch.bfloat16)
     with torch.set_grad_enabled(mode == "gradients"), kind:
         with torch.autocast("cpu", enabled=mode != "single precision", dtype=torch.get_autocast_dtype("cpu")):
-            with packed(modules):
+            with laid_out(modules):
                 assert not any("forward" in vars(layer) for layer in modules)
 
 
@@ -120,7 +120,7 @@ def test_slices_of_weights_stay_where_they_are():
     modules = layers()
     for layer in modules:
         layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Slice))
-    with torch.no_grad(), autocast(), packed(modules):
+    with torch.no_grad(), autocast(), laid_out(modules):
         assert not any("forward" in vars(layer) for layer in modules)
 
 
@@ -128,7 +128,7 @@ def test_slices_of_weights_stay_where_they_are():
 def test_a_tied_output_matrix_stays_the_embedding():
     embedding, head = nn.Embedding(9, 16), nn.Linear(16, 9, bias=False)
     head.weight = embedding.weight
-    with torch.no_grad(), autocast(), packed(nn.ModuleList([embedding, head])):
+    with torch.no_grad(), autocast(), laid_out(nn.ModuleList([embedding, head])):
         assert head.weight is embedding.weight
         logits = head(embedding(torch.tensor([4])))
     torch.testing.assert_close(logits.float(), (embedding.weight[4] @ embedding.weight.T)[None], rtol=0.02, atol=0.05)

@@ -32,7 +32,7 @@ class Part(Protocol):
 
 
 @contextmanager
-def packed(*parts: Part) -> Iterator[None]:
+def laid_out(*parts: Part) -> Iterator[None]:
     """Within, the linear layers of ``parts`` multiply with the weights that they have on entering.
 
     In bfloat16 where autocast does so and the processor has such products, else in float32, the large ones. The copies
