@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -82,6 +82,7 @@ def build_language(cfg: DictConfig, tokenizer: Tokenizer) -> LanguageModel:
     with own_randomness(cfg.seed, "language"):
         language: LanguageModel = make(cfg.language.model)(tokenizer)
     language.recompute = cfg.language.get("recompute", False)
+    language.spec = replace(language.spec, frozen=not cfg.regime.train_language)
     if cfg.language.weights:
         language.load_state_dict(previous_language(Path(cfg.language.weights)))
     return language

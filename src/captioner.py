@@ -288,7 +288,7 @@ class Captioner(lightning.LightningModule):
         """Disjoint groups covering every trainable parameter. Raises AssertionError where one is in none, or in two."""
         parts = self.parts(trained=True)
         rates = {part: self.regime[f"lr_{part if part in BASE else 'fusion'}"] for part in parts}
-        groups = parameter_groups(parts, rates, self.optim["weight_decay"])
+        groups = parameter_groups(parts, rates, self.optim)
         require_all(self, groups)
         return groups
 

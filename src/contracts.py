@@ -340,6 +340,7 @@ class LanguageSpec:
     bos: int
     eos: int
     pad: int
+    frozen: bool = False  # its weights do not learn
 
 
 class Block(Protocol):

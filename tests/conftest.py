@@ -79,7 +79,7 @@ def fusion_config(name: str, *overrides: str):
     """``conf/fusion/<name>.yaml`` with overrides such as "fusion.tau=0.1"."""
     loaded = OmegaConf.load(ROOT / "conf" / "fusion" / f"{name}.yaml")
     loaded.pop("defaults", None)
-    written = OmegaConf.create({"fusion": loaded})
+    written = OmegaConf.create({"fusion": loaded, "dropout": 0.1})
     return OmegaConf.merge(written, OmegaConf.from_dotlist(list(overrides))).fusion
 
 
@@ -94,7 +94,9 @@ def make_fusion(name: str, language, *overrides: str, nudged: bool = True):
     spec, chosen = VISION, projector_of(name)
     if chosen is not None:
         options = OmegaConf.load(ROOT / "conf" / "projector" / f"{chosen}.yaml")
-        projector = instantiate(options)(VISION, language.spec)
+        projector = instantiate(OmegaConf.create({"projector": options, "dropout": 0.1})).projector(
+            VISION, language.spec
+        )
         spec = projector.spec
     fusion = instantiate(fusion_config(name, *overrides))(spec, language.spec)
     if chosen is not None:  # part of the mechanism for the tests' purposes

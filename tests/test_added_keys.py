@@ -80,6 +80,23 @@ def test_a_run_without_the_option_is_read_with_the_earlier_function(row, monkeyp
     assert restore_captioner(run).fusion.tau == 0.3
 
 
+@pytest.mark.parametrize(
+    ("fusion", "old", "new"),
+    [
+        ("coca.CoCa", {"xattn_out_init": "zero"}, {"start": "neutral", "dropout": 0.0}),
+        ("vcgpt.VCGPT", {"wf_init": "normal"}, {"start": "paper"}),
+    ],
+)
+def test_a_renamed_option_is_read_by_its_new_name_and_counted_by_its_old_one(fusion, old, new, tmp_path):
+    plain = without()
+    earlier = {**plain, "fusion": {"_target_": f"src.fusion.{fusion}", "_partial_": True, **old}}
+    read = run_config(written(tmp_path, earlier))
+    assert {name: read.fusion[name] for name in new} == new and not old.keys() & read.fusion.keys()
+    assert config_hash(read) == config_hash(OmegaConf.create(earlier))
+    read.fusion.start = {"neutral": "paper", "paper": "neutral"}[new["start"]]
+    assert config_hash(read) != config_hash(OmegaConf.create(earlier))
+
+
 def test_members_of_a_mixture_have_the_options_of_data(monkeypatch, tmp_path):
     monkeypatch.setattr(added_keys, "ABSENT", {"data.shuffle": True})
     plain = without()

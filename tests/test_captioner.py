@@ -142,6 +142,19 @@ def test_no_decay_on_norms_biases_and_learnt_constants():
     assert all(n.endswith("bias") or "norm" in n or ".ln_" in n or "const" in n for n in plain)
 
 
+def test_scalar_gates_learn_at_a_rate_of_their_own():
+    model = make_captioner("flamingo", "finetune_lm")
+    gates = {p for n, p in model.named_parameters() if n.endswith(("alpha", "beta"))}
+    assert len(gates) == 2 * len(model.fusion.layers)
+    model.optim["gate_rate"] = 30.0
+    rates = {p: group["lr"] for group in model.parameter_groups() for p in group["params"]}
+    slow = {rates[p] for p in model.fusion.parameters() if p not in gates}
+    (rate,), (gate_rate,) = slow, {rates[p] for p in gates}
+    assert gate_rate == pytest.approx(30 * rate)
+    model.optim["gate_rate"] = 1.0  # as before there was the option: an earlier run's optimiser has no such group
+    assert not [group for group in model.parameter_groups() if group["name"].endswith("gates")]
+
+
 def make_logits(name: str):
     """A captioner in float32, and the function that walks through it once."""
     model, batch = make_captioner(name).eval(), make_batch(rows=2)

@@ -216,7 +216,7 @@ def test_losses_equal_open_clip():
     from open_clip.loss import ClipLoss, CoCaLoss
 
     language = make_language()
-    fusion = make_coca(language)
+    fusion = make_coca(language, "fusion.contrastive_weight=1")
     visual, text = make_visual(3), padded_text(8, 5, 6)
     memory = fusion.encode(language, visual)
     hidden, terms = fusion.learn(language, memory, text)
@@ -510,17 +510,17 @@ def test_9_weights_are_factors():
     three = make_coca(language, "fusion.contrastive_weight=3", "fusion.caption_weight=0.5")
     (hidden1, terms1), (hidden3, terms3) = (f.learn(language, f.encode(language, visual), text) for f in (one, three))
     assert torch.equal(hidden1, hidden3) and torch.equal(terms1["contrastive"][0], terms3["contrastive"][0])
-    assert (terms1["contrastive"][1], terms3["contrastive"][1]) == (1.0, 3.0)
+    assert (terms1["contrastive"][1], terms3["contrastive"][1]) == (0.15, 3.0)
     assert (one.caption_weight, three.caption_weight) == (2.0, 0.5)
 
 
 def test_10_zero_start_is_the_language_model():
     language = make_language()
-    fusion = make_coca(language, "fusion.xattn_out_init=zero", nudged=False)
+    fusion = make_coca(language, "fusion.start=neutral", nudged=False)
     text = make_text(2, 6)
     h = fusion.decode(language, fusion.encode(language, make_visual(2)), text)
     assert torch.equal(fusion.readout(language, h), language.unembed(language.hidden(text)))
-    assert fusion.preserves_lm_at_init and not make_coca(language).preserves_lm_at_init
+    assert fusion.preserves_lm_at_init and not make_coca(language, "fusion.start=paper").preserves_lm_at_init
 
 
 # --------------------------------------------------------------------------------------------------------- what it does
@@ -636,7 +636,7 @@ def test_size_beside_gpt2_small():
         ("embed_width=0", "embed_width must be a whole number of at least 1"),
         ("pooler_heads=0", "pooler_heads must be a whole number of at least 1"),
         ("pooler_heads=5", "pooler_heads=5 must divide the language model's width 32"),
-        ("xattn_out_init=one", "xattn_out_init must be default or zero"),
+        ("start=one", "start must be neutral or paper"),
         ("contrastive_weight=-1", "contrastive_weight must be a number of at least 0; got -1"),
         ("caption_weight=-1", "caption_weight must be a number of at least 0; got -1"),
         ("temperature_init=0", "temperature_init must be a number above 0; got 0"),

@@ -47,7 +47,7 @@ WRONG = {
     "train hydra/launcher=foo": "processes",
     "train data=mixture data@data.members.pairs=flickr": "Could not find 'data/flickr'",
     "train fusoin=srau": "did you mean fusion?",
-    "train report=1": "report=1 is no option of src.train; the options are seed,",
+    "train zzz=1": "zzz=1 is no option of src.train; the options are seed,",
     "train fusion.tua=0.1": "did you mean fusion.tau?",
     "train fusion=clipcap fusion.tau=0.1": "the options are fusion.mapper",
     "train optim.warmupp=0.1": "did you mean optim.warmup?",
@@ -177,7 +177,7 @@ WRONG = {
     "train fusion=flamingo fusion.gate=false fusion.gate_init=0.5": "fusion.gate_init=0.5 needs fusion.gate=true.",
     "train fusion.level_source=vision fusion.levels=5": "fusion.levels=5 is more than the 4 levels",
     "train vision=efficientnet_lite0 fusion.level_source=vision": "fusion.levels=3 is more than the 0 levels",
-    "train fusion=vcgpt fusion.wf_init=zero fusion.self_ensemble=false": "gives constant logits; use wf_init=normal.",
+    "train fusion=vcgpt fusion.self_ensemble=false": "the language model's logits; add fusion.start=paper.",
     "train data=captions_text": "This fusion reads pictures and the data has none; use fusion=blind",
     "train data=mixture fusion=clipcap": "fusion=clipcap reads one picture per text, and these data have several",
     "train data=mixture data.weights.pairs=0 data.weights.stories=0": "data.weights must be 0 or more and not all 0",
@@ -550,7 +550,7 @@ def test_what_the_options_say_of_a_part_is_what_is_built():
     vit, language = ViT(**options), LanguageSpec(8, 4, 2, 100, 32, 0, 1, 2)
     assert vit.spec == VisionSpec(**static_method("src.vision.vit.ViT", "sizes")(SimpleNamespace(**options)))
     for pooled in (None, 3):
-        projector = MLP(vit.spec, language, layers=1, pooled=pooled)
+        projector = MLP(vit.spec, language, layers=1, pooled=pooled, dropout=0.0)
         told = static_method("src.projectors.mlp.MLP", "sizes")(SimpleNamespace(pooled=pooled), language, vit.spec)
         assert told.items() <= vars(projector.spec).items()
     assert static_method("src.vision.open_clip.OpenClip", "sizes") is None

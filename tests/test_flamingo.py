@@ -636,6 +636,6 @@ def test_wrong_options_are_named(option, message):
 
 
 def test_a_gated_layer_has_scalar_gates_at_zero():
-    layer = GatedCrossAttention(8, 6, heads=2, head_width=4, ffw_ratio=2, activation="sqrelu", gate=0.0)
+    layer = GatedCrossAttention(8, 6, heads=2, head_width=4, ffw_ratio=2, activation="sqrelu", dropout=0.0, gate=0.0)
     assert layer.alpha.shape == layer.beta.shape == (1,) and layer.alpha == layer.beta == 0
     assert not any("bias" in name for name, _ in layer.named_parameters() if "norm" not in name)

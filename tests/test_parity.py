@@ -21,11 +21,14 @@ from src.layers.level_encoder import LevelLayer
 EXACT = {"rtol": 0, "atol": 1e-10}
 
 
-def test_cross_attention_equals_gpt2_with_cross_attention():
-    """transformers' GPT2Model(add_cross_attention=True), same weights, same numbers."""
+@pytest.mark.parametrize("norm_visual", [False, True])
+def test_cross_attention_equals_gpt2_with_cross_attention(norm_visual):
+    """transformers' GPT2Model(add_cross_attention=True), same weights and numbers; what it reads is normed outside."""
     language = make_language()
     vision = VisionSpec(width=32, tokens=6, pooled_width=32, image_size=32)
-    fusion = nudge(PlainCrossAttention(vision, language.spec, every=1, dropout=0.0).double()).eval()
+    fusion = nudge(
+        PlainCrossAttention(vision, language.spec, 1, norm_visual, start="usual", dropout=0.0).double()
+    ).eval()
     config = GPT2Config(**{**language.model.config.to_dict(), "add_cross_attention": True})
     peer = GPT2LMHeadModel(config).double().eval()
     state = {**peer.state_dict(), **language.model.state_dict()}
@@ -44,7 +47,7 @@ def test_cross_attention_equals_gpt2_with_cross_attention():
     text = make_text(2, 7)
     memory = fusion.encode(language, Visual(X, X.mean(2)))
     ours = fusion.readout(language, fusion.decode(language, memory, text))
-    theirs = peer(input_ids=text.ids_BT, encoder_hidden_states=X[:, 0]).logits
+    theirs = peer(input_ids=text.ids_BT, encoder_hidden_states=fusion.norm_visual(X[:, 0])).logits
     torch.testing.assert_close(ours, theirs, **EXACT)
 
 
@@ -75,7 +78,7 @@ def test_mlp_mapper_is_its_formula():
 
 
 def test_mapper_layer_equals_torch_encoder_layer():
-    ours = nudge(MapperLayer(16, heads=4).double())
+    ours = nudge(MapperLayer(16, heads=4, dropout=0.0).double())
     peer = nn.TransformerEncoderLayer(16, 4, 32, 0.0, "relu", batch_first=True, norm_first=True).double().eval()
     state = {
         "self_attn.in_proj_weight": torch.cat([ours.to_queries.weight, ours.to_keys_values.weight]),
@@ -92,7 +95,7 @@ def test_mapper_layer_equals_torch_encoder_layer():
 
 def test_transformer_mapper_moves_with_its_constants():
     """Without positions, permuting the learnt constants permutes the prefix (Enc has no order)."""
-    mapper = nudge(TransformerMapper(20, 16, prefix_length=4, clip_length=3, layers=2, heads=4).double())
+    mapper = nudge(TransformerMapper(20, 16, prefix_length=4, clip_length=3, layers=2, heads=4, dropout=0.0).double())
     e, order = torch.randn(2, 20, dtype=torch.float64), torch.tensor([2, 0, 3, 1])
     before = mapper(e)
     with torch.no_grad():
@@ -126,7 +129,7 @@ def test_prefix_of_word_embeddings_is_the_language_model_on_those_words():
 def test_srau_gates_are_the_formula():
     """One block of the authors' form, elementwise, against loops over rows, tokens, levels and channels."""
     language = make_language(layers=1)
-    fusion = make_fusion("srau", language, "fusion.tau=0.45")
+    fusion = make_fusion("srau", language, "fusion.tau=0.45", "fusion.start=paper")
     visual, text, aux = make_visual(2), make_text(2, 4), {}
     memory = fusion.encode(language, visual)
     h = fusion.decode(language, memory, text, aux=aux)
@@ -352,9 +355,10 @@ def test_srau_pair_is_never_empty_and_sums_to_one_without_threshold():
     language = make_language(layers=1)
     a, c = 3 * torch.randn(2, 5, 32, dtype=torch.float64), 3 * torch.randn(3, 2, 5, 32, dtype=torch.float64)
     for name in ("srau", "srau_paper"):
-        open_pair = make_fusion(name, language, "fusion.tau=0.0")._gate_pair(0, a, c)
+        start = "fusion.start=paper"
+        open_pair = make_fusion(name, language, "fusion.tau=0.0", start)._gate_pair(0, a, c)
         torch.testing.assert_close(sum(open_pair), torch.ones_like(c), rtol=0, atol=1e-15)
-        assert (sum(make_fusion(name, language, "fusion.tau=0.49")._gate_pair(0, a, c)) > 0.5).all()
+        assert (sum(make_fusion(name, language, "fusion.tau=0.49", start)._gate_pair(0, a, c)) > 0.5).all()
 
 
 def test_srau_shut_visual_gates_hide_the_picture_only_in_the_papers_form():
@@ -399,7 +403,7 @@ def test_srau_near_the_language_model_with_mean_and_a_language_bias():
     plain = language.unembed(language.hidden(text)).log_softmax(-1)
 
     def divergence(*overrides):
-        fusion = make_fusion("srau", language, *overrides, nudged=False)
+        fusion = make_fusion("srau", language, "fusion.start=paper", *overrides, nudged=False)
         ours = fusion.readout(language, fusion.decode(language, fusion.encode(language, make_visual(2)), text))
         return (plain.exp() * (plain - ours.log_softmax(-1))).sum(-1).mean()
 
@@ -431,7 +435,7 @@ def test_clipcap_reads_the_pooled_vector_only():
 
 
 def test_clipcap_transformer_sees_the_picture_through_its_linear_map_alone():
-    mapper = nudge(TransformerMapper(20, 32, prefix_length=4, clip_length=3, layers=2, heads=4).double())
+    mapper = nudge(TransformerMapper(20, 32, prefix_length=4, clip_length=3, layers=2, heads=4, dropout=0.0).double())
     e = torch.randn(2, 20, dtype=torch.float64)
     assert (mapper(e)[0] - mapper(e)[1]).abs().max() > 1e-3
     with torch.no_grad():

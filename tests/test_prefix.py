@@ -48,7 +48,7 @@ def test_equal_to_llava_with_its_weights():
     causal.model.load_state_dict(theirs.model.language_model.state_dict())
     causal.lm_head.load_state_dict(theirs.lm_head.state_dict())
     language = Llama(causal, Characters()).eval()
-    projector = MLP(spec, language.spec, layers=2, pooled=None).double()
+    projector = MLP(spec, language.spec, layers=2, pooled=None, dropout=0.0).double()
     projector.steps[0].load_state_dict(theirs.model.multi_modal_projector.linear_1.state_dict())
     projector.steps[2].load_state_dict(theirs.model.multi_modal_projector.linear_2.state_dict())
     fusion = Prefix(projector.spec, language.spec, open=False)
@@ -89,7 +89,7 @@ def test_widths_must_agree_without_a_projector():
 def test_vectors_of_the_pooled_feature():
     """Frozen's prefix: as many as asked for, of the pooled vector alone."""
     language, visual = make_language(), make_visual(3)
-    projector = MLP(VISION, language.spec, layers=1, pooled=2).double()
+    projector = MLP(VISION, language.spec, layers=1, pooled=2, dropout=0.0).double()
     seen = projector(visual)
     assert projector.spec.tokens == 2 and not projector.needs_tokens and seen.tokens_IMNC.shape == (3, 1, 2, 32)
     want = projector.steps[0](visual.pooled_IMC[:, 0]).view(3, 2, 32)

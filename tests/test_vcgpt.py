@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import VISION, fusion_config, make_fusion, make_language, make_text, make_visual
@@ -63,7 +65,7 @@ def test_stack_equals_transformers_gpt2_with_cross_attention():
 
 def test_zero_head_is_the_language_model_and_only_it_gets_a_gradient():
     language = make_language()
-    fusion = make_fusion("vcgpt", language, "fusion.wf_init=zero", nudged=False)
+    fusion = make_fusion("vcgpt", language, "fusion.start=neutral", nudged=False)
     assert fusion.preserves_lm_at_init
     text = make_text(2, 6)
     out = logits(fusion, language, make_visual(2), text)
@@ -93,11 +95,20 @@ def test_copies_start_at_the_word_embeddings_and_are_untied():
     assert make_fusion("vcgpt", language, "fusion.wg=tied").W_G is None
 
 
+def test_a_frozen_language_model_keeps_its_own_output():
+    """wg=auto: what would be a trained copy of it is not one where the model is said to be frozen."""
+    spec = make_language().spec
+    frozen, trained = (
+        instantiate(fusion_config("vcgpt"))(VISION, replace(spec, frozen=frozen)) for frozen in (True, False)
+    )
+    assert frozen.W_G is None and trained.W_G.requires_grad
+
+
 def test_ablations_are_their_formulas():
     language = make_language()
     visual, text = make_visual(2), make_text(2, 5)
     whole = make_fusion("vcgpt", language)
-    alone = make_fusion("vcgpt", language, "fusion.self_ensemble=false")
+    alone = make_fusion("vcgpt", language, "fusion.self_ensemble=false", "fusion.start=paper")
     alone.load_state_dict({n: x for n, x in whole.state_dict().items() if n != "W_G"})
     hG_BTD, hF_BTD = walk(whole, language, visual, text).chunk(2, dim=-1)
     rest = logits(whole, language, visual, text) - hG_BTD @ whole.W_G.T
@@ -114,7 +125,7 @@ def test_share_of_the_logits_is_noted():
     walk(make_fusion("vcgpt", language), language, make_visual(2), text, aux)
     (share_BT,) = aux["logit_share"]
     assert share_BT.shape == (2, 5) and ((share_BT > 0) & (share_BT < 1)).all()
-    zero, aux = make_fusion("vcgpt", language, "fusion.wf_init=zero", nudged=False), {}
+    zero, aux = make_fusion("vcgpt", language, "fusion.start=neutral", nudged=False), {}
     walk(zero, language, make_visual(2), text, aux)
     assert aux["logit_share"][0].abs().max() == 0
 
@@ -135,8 +146,8 @@ def test_stack_has_a_cache_of_its_own():
     [
         ("layers=0", "fusion.layers must be a whole number of at least 1"),
         ("head=both", "separate or shared"),
-        ("wg=copied", "copy_trained, copy_frozen or tied"),
-        ("wf_init=one", "normal or zero"),
+        ("wg=copied", "auto, copy_trained, copy_frozen or tied"),
+        ("start=one", "neutral or paper"),
     ],
 )
 def test_wrong_options_are_named(option, message):
@@ -145,5 +156,5 @@ def test_wrong_options_are_named(option, message):
 
 
 def test_constant_logits_are_refused():
-    with pytest.raises(UserError, match="constant logits"):
-        make_fusion("vcgpt", make_language(), "fusion.wf_init=zero", "fusion.self_ensemble=false")
+    with pytest.raises(UserError, match=r"add fusion\.start=paper"):
+        make_fusion("vcgpt", make_language(), "fusion.start=neutral", "fusion.self_ensemble=false")

@@ -5,6 +5,8 @@ members of a mixture: "data.rule"), or, where other classes have an option of th
 ("src.fusion.srau.SRAU.dropout"); and the value with which everything is computed as it was before there was the option,
 whatever the default in conf/ is by now. Saved runs and exports without the option are read as if they had that value,
 and that value does not count in the hash of a configuration: finished runs of a sweep stay finished, arms stay one.
+
+An option that got another name, or other words for its values, is read by its new one and counted by its old one.
 """
 
 from __future__ import annotations
@@ -25,7 +27,21 @@ ABSENT: dict[str, object] = {
     "src.data.folder.Folder.image_column": None,
     "src.data.folder.Folder.caption_column": None,
     "src.data.folder.Folder.separator": None,
+    "optim.gate_rate": 1.0,
+    "src.projectors.mlp.MLP.dropout": 0.0,
+    "src.fusion.clipcap.ClipCap.dropout": 0.0,
+    "src.fusion.coca.CoCa.dropout": 0.0,
+    "src.fusion.cross_attention.PlainCrossAttention.norm_visual": False,
+    "src.fusion.cross_attention.PlainCrossAttention.start": "usual",
+    "src.fusion.flamingo.Flamingo.dropout": 0.0,
     "src.fusion.srau.SRAU.encoder_form": "early",
+    "src.fusion.srau.SRAU.every": 1,
+    "src.fusion.srau.SRAU.start": "paper",
+}
+# class and old name -> new name, and the new word for every old value
+RENAMED: dict[str, tuple[str, dict[str, str]]] = {
+    "src.fusion.coca.CoCa.xattn_out_init": ("start", {"default": "paper", "zero": "neutral"}),
+    "src.fusion.vcgpt.VCGPT.wf_init": ("start", {"normal": "paper", "zero": "neutral"}),
 }
 
 
@@ -34,21 +50,29 @@ def run_config(folder: Path | str) -> DictConfig:
     ``written_config`` does."""
     plain = OmegaConf.to_container(written_config(folder))
     for place, node in _groups(plain):
+        for old, new, words in _renamed(node):
+            if old in node:
+                node[new] = words[node.pop(old)]
         for name, value in _added(place, node).items():
             node.setdefault(name, value)
     return OmegaConf.create(plain)
 
 
 def without_absent(plain: dict) -> dict:
-    """A copy of a plain configuration without those added options that say what their absence says."""
+    """A copy of a plain configuration without those added options that say what their absence says, renamed ones by
+    their old names."""
     added = {place: _added(place, node) for place, node in _groups(plain)}
 
     def copied(node: dict, place: str) -> dict:
-        return {
+        kept = {
             name: copied(value, f"{place}.{name}".lstrip(".")) if isinstance(value, dict) else value
             for name, value in node.items()
             if name not in added[place] or value != added[place][name]
         }
+        for old, new, words in _renamed(node):
+            if new in kept:
+                kept[old] = {word: value for value, word in words.items()}[kept.pop(new)]
+        return kept
 
     return copied(plain, "")
 
@@ -58,6 +82,14 @@ def decoding_without_absent(decoding: dict) -> dict:
     own = ("decode", f".{decoding.get('method')}")
     added = {key.rpartition(".")[2]: value for key, value in ABSENT.items() if key.rpartition(".")[0].endswith(own)}
     return {name: value for name, value in decoding.items() if name not in added or value != added[name]}
+
+
+def _renamed(node: dict) -> Iterator[tuple[str, str, dict[str, str]]]:
+    """The rows of a class: its option's old name, new name and words."""
+    for key, (new, words) in RENAMED.items():
+        where, _, old = key.rpartition(".")
+        if where == node.get("_target_"):
+            yield old, new, words
 
 
 def _groups(node, place: str = "") -> Iterator[tuple[str, dict]]:

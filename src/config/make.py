@@ -56,6 +56,7 @@ def _check_source(source: Source, sees: bool, test_split: str) -> None:
 
 # Neither what is learnt nor how it is scored depends on these, but for rounding.
 INCIDENTAL = (
+    "dropout",  # of which each mechanism has its own, which counts
     *("name", "sweep", "resume", "samples", "val_captions", "logger", "language.recompute", "data.pack"),
     *("data.workers", "data.root", "data.source.root", "data.cache_dir", "data.source.cache_dir"),
     *("data.max_skipped", "data.source.max_skipped"),

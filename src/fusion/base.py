@@ -43,6 +43,7 @@ class Fusion(Checked, nn.Module, ABC, group="fusion"):
     needs_levels: int = 0  # how many levels of the vision encoder ``encode`` reads
     multi_image: bool = False  # reads contexts of several pictures, token by token as ``text.phi`` says
     undecayed: tuple[str, ...] = ()  # learnt constants (latents, prefixes): no weight decay, like norms and biases
+    scalar_gates: tuple[str, ...] = ()  # scalars that open a branch: they learn ``optim.gate_rate`` times as fast
     extra_positions: int = 0  # text positions taken before the first token (prefixes)
 
     def __init__(self, vision: VisionSpec | None, language: LanguageSpec):

@@ -22,9 +22,10 @@ from torch.nn import functional as F
 
 from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.fusion.base import Writer
-from src.kinds import Size
+from src.kinds import BelowOne, Size
 from src.layers.attention import attention
 from src.layers.cache import Cache
+from src.layers.dropout import Dropout
 from src.layers.lists import ModuleList
 from src.layers.notes import Aux, note
 
@@ -47,13 +48,15 @@ class ClipCap(Writer):
         clip_length: Size,
         layers: Size,
         heads: Size,
+        dropout: BelowOne,
     ):
         super().__init__(vision, language)
+        self.drop = Dropout(dropout)
         if mapper == "mlp":
             self.mapper = MLPMapper(vision.pooled_width, language.width, prefix_length)
         else:
             self.mapper = TransformerMapper(
-                vision.pooled_width, language.width, prefix_length, clip_length, layers, heads
+                vision.pooled_width, language.width, prefix_length, clip_length, layers, heads, dropout
             )
             self.undecayed = ("mapper.const_kD",)
         self.extra_positions = prefix_length - 1
@@ -66,7 +69,7 @@ class ClipCap(Writer):
             yield "fusion=clipcap reads one picture per text, and these data have several; use fusion=flamingo."
 
     def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:
-        return Memory(prefix=self.mapper(visual.pooled_IC))  # (I, P, D)
+        return Memory(prefix=self.drop(self.mapper(visual.pooled_IC)))  # (I, P, D)
 
     def decode(
         self, lm: Language, memory: Memory, text: Text, cache: Cache | None = None, aux: Aux | None = None
@@ -103,12 +106,21 @@ class MLPMapper(nn.Module):
 class TransformerMapper(nn.Module):
     """P = Enc([W e as c vectors ; const])[c:]; (I, C) -> (I, k, D)."""
 
-    def __init__(self, source_width: int, width: int, prefix_length: int, clip_length: int, layers: int, heads: int):
+    def __init__(
+        self,
+        source_width: int,
+        width: int,
+        prefix_length: int,
+        clip_length: int,
+        layers: int,
+        heads: int,
+        dropout: float,
+    ):
         super().__init__()
         self.clip_length = clip_length
         self.linear = nn.Linear(source_width, clip_length * width)
         self.const_kD = nn.Parameter(torch.randn(prefix_length, width))
-        self.layers = ModuleList(MapperLayer(width, heads) for _ in range(layers))
+        self.layers = ModuleList(MapperLayer(width, heads, dropout) for _ in range(layers))
 
     def forward(self, e_IC: Tensor) -> Tensor:
         image_IcD = self.linear(e_IC).unflatten(-1, (self.clip_length, -1))
@@ -119,11 +131,11 @@ class TransformerMapper(nn.Module):
 
 
 class MapperLayer(nn.Module):
-    """Pre-norm encoder layer; queries, keys and values without bias, MLP ratio 2 with ReLU, no dropout."""
+    """Pre-norm encoder layer; queries, keys and values without bias, MLP ratio 2 with ReLU."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
-        self.heads = heads
+        self.heads, self.dropout, self.drop = heads, dropout, Dropout(dropout)
         self.norm1 = nn.LayerNorm(width)
         self.to_queries = nn.Linear(width, width, bias=False)
         self.to_keys_values = nn.Linear(width, 2 * width, bias=False)
@@ -138,6 +150,7 @@ class MapperLayer(nn.Module):
         q_IHSd, k_IHSd, v_IHSd = (
             x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (self.to_queries(n_ISD), k_ISD, v_ISD)
         )
-        read_ISD = attention(q_IHSd, k_IHSd, v_IHSd).transpose(1, 2).flatten(2)
-        s_ISD = s_ISD + self.project(read_ISD)
-        return s_ISD + self.fc2(F.relu(self.fc1(self.norm2(s_ISD))))
+        dropout = self.dropout if self.training else 0.0
+        read_ISD = attention(q_IHSd, k_IHSd, v_IHSd, dropout=dropout).transpose(1, 2).flatten(2)
+        s_ISD = s_ISD + self.drop(self.project(read_ISD))
+        return s_ISD + self.drop(self.fc2(F.relu(self.fc1(self.norm2(s_ISD)))))

@@ -19,10 +19,11 @@ Text is causal, so no token sees CLS, and CLS reaches neither the cache nor the 
 its own text, the end included, and stands at the position after the last of them. One caption per picture enters L_con:
 a second one would be a false negative of the first.
 
-Weights: the paper's 2 L_cap + 1 L_con has the sum of both directions as L_con and the sum over a caption's tokens as
-L_cap. In open_clip's units, which are ours, L_con is the mean of both directions, so the paper's weight of it is 2 (and
-2:1 is 1:1); L_cap is a mean over tokens, so the paper's weight of it has no fixed counterpart. The defaults, caption 2
-and contrastive 1, are open_clip's flags.
+Weights: the paper's 2 L_cap + 1 L_con has the sum over a caption's T tokens as L_cap and the sum of both directions as
+L_con. In open_clip's units, which are ours, both are means: divided by T, the paper's sum is 2 L_cap + (2 / T) L_con. A
+contrastive weight of 0.15 is that of captions of 13 tokens; open_clip's flag is 1.
+
+``start: neutral`` begins with CA's output at 0, so at the language model's logits; ``paper``: as open_clip begins.
 
 Where open_clip differs:
 
@@ -35,7 +36,8 @@ Where open_clip differs:
 
 kv = LN U: the equations read here do not say whether U is normalised. open_clip has an LN on U in every layer, which
 equals one shared LN, as the matrices behind it take up its scale and offset (and lucidrains' CoCa has one shared LN).
-UNVERIFIED: the paper's dropout (none here, none in open_clip); a bound on 1 / sigma (none here; CLIP's is 100).
+Dropout is that of all mechanisms: on attention weights and on what a word reads; open_clip has none. UNVERIFIED: the
+paper's; a bound on 1 / sigma (none here; CLIP's is 100).
 """
 
 from __future__ import annotations
@@ -48,22 +50,24 @@ from torch.nn import functional as F
 
 from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.fusion.base import Retriever, Terms, Writer, gpt2_init
-from src.kinds import Positive, Rate, Size
+from src.kinds import BelowOne, Positive, Rate, Size
 from src.layers.attention import CrossAttention, key_bias
 from src.layers.cache import Cache
 from src.layers.contrast import Contrast
+from src.layers.dropout import Dropout
 from src.layers.lists import ModuleList
 from src.layers.notes import Aux, note, noted
 from src.layers.pooler import AttentionalPooler
+from src.layers.starts import silent_start
 from src.layers.walk import Walk
 
 
 class CoCa(Writer, Retriever):
     """See the formulas above. ``queries``: n; ``n_uni``: how many lower blocks, None for half of them.
 
-    ``embed_width``: width E of x and y, None for the language model's. ``xattn_out_init``: zero starts exactly at the
-    language model. With ``contrastive_weight`` 0 this is a plain captioner: no CLS, no term, and what only L_con would
-    train is frozen (data-parallel training refuses parameters without a gradient) and not offered for retrieval.
+    ``embed_width``: width E of x and y, None for the language model's. With ``contrastive_weight`` 0 this is a plain
+    captioner: no CLS, no term, and what only L_con would train is frozen (data-parallel training refuses parameters
+    without a gradient) and not offered for retrieval.
     """
 
     where = "A"
@@ -78,10 +82,11 @@ class CoCa(Writer, Retriever):
         n_uni: Size | None,
         embed_width: Size | None,
         pooler_heads: Size,
-        xattn_out_init: Literal["default", "zero"],
+        start: Literal["neutral", "paper"],
         contrastive_weight: Rate,
         caption_weight: Rate,
         temperature_init: Positive,
+        dropout: BelowOne,
     ):
         super().__init__(vision, language)
         D, heads = language.width, language.heads
@@ -89,19 +94,19 @@ class CoCa(Writer, Retriever):
         embed_width = D if embed_width is None else embed_width
         self.n_uni, self.cascade = n_uni, pool == "cascade"
         self.contrastive_weight, self.caption_weight = contrastive_weight, caption_weight
-        self.pooler = AttentionalPooler(D, vision.width, pooler_heads, queries)
+        self.pooler = AttentionalPooler(D, vision.width, pooler_heads, queries, dropout)
+        self.drop = Dropout(dropout)
         self.norm_u = nn.LayerNorm(D)
         upper = range(n_uni, language.layers)
         self.norms = ModuleList(nn.LayerNorm(D) for _ in upper)
-        self.cross = ModuleList(CrossAttention(D, D, heads) for _ in upper)
+        self.cross = ModuleList(CrossAttention(D, D, heads, dropout=dropout) for _ in upper)
         source_width = D if self.cascade else vision.width
-        self.contrast = Contrast(D, source_width, pooler_heads, embed_width, temperature_init)
+        self.contrast = Contrast(D, source_width, pooler_heads, embed_width, temperature_init, dropout)
         for part in (self.cross, self.contrast.W_i, self.contrast.W_t):
             gpt2_init(part)
-        if xattn_out_init == "zero":
-            for cross in self.cross:
-                nn.init.zeros_(cross.out.weight)
-        self.preserves_lm_at_init = xattn_out_init == "zero"
+        self.preserves_lm_at_init = start == "neutral"
+        if self.preserves_lm_at_init:
+            silent_start(self.cross)
         self.compares = self.reads_ends = contrastive_weight > 0
         self.contrast.requires_grad_(self.compares)
 
@@ -174,7 +179,8 @@ class CoCa(Writer, Retriever):
         for i, block in enumerate(lm.blocks()[self.n_uni :]):
             read: Aux | None = None if aux is None else {}
             a_BTD = block.attend(t_BTD, walk)
-            u_BTD = a_BTD + self.cross[i](self.norms[i](a_BTD), memory[f"k{i}"], memory[f"v{i}"], aux=read)
+            c_BTD = self.cross[i](self.norms[i](a_BTD), memory[f"k{i}"], memory[f"v{i}"], aux=read)
+            u_BTD = a_BTD + self.drop(c_BTD)
             t_BTD = block.feed(u_BTD)
             if read is not None:
                 _note_attention(aux, read["attention"][0])

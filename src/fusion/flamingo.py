@@ -30,7 +30,10 @@ Departures from the paper
     width of Z         that of the vision encoder, as in open_flamingo, or ``resampler_width`` behind a linear map
     end of a chunk     the language model's own end token, so no embedding is added or trained
     weight decay       none on latents and time embeddings; the paper's recipe spares the whole resampler
-    no biases          in projections, and no dropout: as in the public codes (UNVERIFIED for the authors' own)
+    no biases          in projections, as in the public codes (UNVERIFIED for the authors' own)
+    dropout            on attention weights and branch outputs, the rate of all mechanisms; the public codes have none
+    gates              learn ``optim.gate_rate`` times as fast: Adam moves a scalar by the sum of learning rates at
+                       most, about 50 in the paper's training and less than 1 in short ones
 
 Departures from the public codes: they insert at (l + 1) mod n = 0 (open_flamingo) or after the block (lucidrains), give
 a uniform average over all pictures, later ones included, to tokens without a picture in the mode of all previous
@@ -46,7 +49,7 @@ from torch import Tensor, nn
 
 from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
 from src.fusion.base import Writer, gpt2_init
-from src.kinds import Positive, Size
+from src.kinds import BelowOne, Positive, Size
 from src.layers.attention import additive_mask
 from src.layers.cache import Cache
 from src.layers.gated_cross_attention import GatedCrossAttention
@@ -82,11 +85,13 @@ class Flamingo(Writer):
         last_image: bool,
         gate: bool,
         gate_init: float,
+        dropout: BelowOne,
     ):
         super().__init__(vision, language)
         self.every, self.latents, self.max_frames, self.last_image = every, latents, max_frames, last_image
         self.preserves_lm_at_init = gate and gate_init == 0
         shape = {"heads": heads, "head_width": head_width, "ffw_ratio": ffw_ratio, "activation": activation}
+        shape["dropout"] = dropout
         width = resampler_width or vision.width
         self.project = nn.Identity() if width == vision.width else nn.Linear(vision.width, width, bias=False)
         self.resampler = Resampler(width, latents, latents_std, resampler_layers, max_frames, **shape)
@@ -96,6 +101,9 @@ class Flamingo(Writer):
         )
         gpt2_init(self)
         self.undecayed = tuple(f"resampler.{name}" for name, _ in self.resampler.named_parameters(recurse=False))
+        self.scalar_gates = tuple(
+            f"layers.{i}.{name}" for i in range(len(self.layers)) for name in ("alpha", "beta") if gate
+        )
 
     @staticmethod
     def refusals(fusion):

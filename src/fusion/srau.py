@@ -25,6 +25,12 @@ are therefore named by role ("visual_gate", "language_gate"). A gate below tau i
 a gradient, so it can open again; gates renormalised to sum 1 would not ("self-resurrecting"). 0 <= tau < 0.5, else both
 sides can be shut at once.
 
+``every`` n: the unit stands in blocks 0, n, 2n ...; the others stay the language model's own.
+
+    start: neutral        c_i = 0 and alpha_i = 1 / sqrt(K) at first, so that a' = a, the language model's own logits,
+                          with gates open on both sides (gate: concat with level_norm: sqrt, or none with mean)
+    start: paper          W_i uniform as torch has it, b_i = gate_bias_init, c_i ~ the output matrix of GPT-2's start
+
 The levels are the last K of the vision encoder where it hands them out (``level_source: vision``), LN(Linear C -> D)
 each; otherwise, as in the authors' code, those of a small trained encoder over its tokens (``encoder``):
 LN(drop(GELU(Linear C -> D))), GELU by tanh, then K post-norm layers without dropout on attention weights. ``auto``
@@ -38,6 +44,7 @@ stream (0.1) after self-attention and after the MLP, and nowhere else: the langu
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 import torch
@@ -53,7 +60,7 @@ from src.layers.dropout import Dropout, dropout
 from src.layers.level_encoder import LevelEncoder, LevelProjector
 from src.layers.lists import ModuleList
 from src.layers.notes import Aux, note
-from src.layers.starts import xavier_start
+from src.layers.starts import silent_start, xavier_start
 
 
 class SRAU(Writer):
@@ -70,7 +77,9 @@ class SRAU(Writer):
         levels: Size,
         level_norm: Literal["sqrt", "mean"],
         level_source: Literal["auto", "vision", "encoder"],
+        every: Size,
         share_ln: bool,
+        start: Literal["neutral", "paper"],
         gate_bias_init: float,
         cross_dropout: BelowOne,
         encoder_dropout: BelowOne,
@@ -80,6 +89,7 @@ class SRAU(Writer):
         super().__init__(vision, language)
         self.gate, self.tau, self.share_ln, self.reference_defects = gate, tau, share_ln, reference_defects
         self.levels, self.level_scale = levels, levels**-0.5 if level_norm == "sqrt" else 1 / levels
+        self.every, self.preserves_lm_at_init = every, start == "neutral"
         if level_source == "auto":
             level_source = "vision" if vision.levels >= levels and not reference_defects else "encoder"
         self.needs_levels = levels if level_source == "vision" else 0
@@ -89,18 +99,30 @@ class SRAU(Writer):
             if level_source == "vision"
             else LevelEncoder(vision.width, D, language.heads, levels, encoder_dropout, encoder_form)
         )
-        self.cross = ModuleList(
-            CrossAttention(D, D, language.heads, dropout=cross_dropout) for _ in range(language.layers)
-        )
+        units = range(0, language.layers, every)
+        self.cross = ModuleList(CrossAttention(D, D, language.heads, dropout=cross_dropout) for _ in units)
         for cross in self.cross:
             xavier_start(cross)
             gpt2_init(cross.out)
-        # W_i, b_i for every block and level; none in the paper's form
-        gated = language.layers if gate == "concat" else 0
-        self.gates = ModuleList(LearntGates(D, levels, gate_bias_init) for _ in range(gated))
+        # W_i, b_i for every unit and level; none in the paper's form
+        gated = units if gate == "concat" else ()
+        self.gates = ModuleList(LearntGates(D, levels, gate_bias_init) for _ in gated)
+        if start == "neutral":
+            silent_start(self.cross)
+            for gates in self.gates:
+                gates.even_start()
 
     @staticmethod
     def refusals(fusion, vision):
+        if fusion.start == "neutral":
+            open_gates = fusion.gate == "concat" and fusion.level_norm == "sqrt" and fusion.gate_bias_init == 0
+            room = fusion.tau < fusion.levels**-0.5 < 1 - fusion.tau
+            if not (open_gates and room) and not (fusion.gate == "none" and fusion.level_norm == "mean"):
+                yield (
+                    f"fusion.gate={fusion.gate} with levels={fusion.levels}, level_norm={fusion.level_norm}, "
+                    f"tau={fusion.tau:g} and gate_bias_init={fusion.gate_bias_init:g} cannot begin at the language "
+                    "model's logits; add fusion.start=paper."
+                )
         if fusion.reference_defects and fusion.level_source == "vision":
             yield "fusion.reference_defects=true needs fusion.level_source=encoder: the defects are an encoder's."
         if fusion.level_source == "vision" and fusion.levels > vision.levels:
@@ -119,9 +141,9 @@ class SRAU(Writer):
         E_IKND, valid_IN = self._levels(visual)
         memory = Memory.of(bias=self._region_bias(valid_IN, E_IKND.dtype))
         E_XND = E_IKND.flatten(0, 1)  # X = I*K
-        for l, block in enumerate(lm.blocks()):
-            k_XHNd, v_XHNd = self.cross[l].keys_values(block.norm(E_XND) if self.share_ln else E_XND)
-            memory[f"k{l}"], memory[f"v{l}"] = (x.unflatten(0, E_IKND.shape[:2]) for x in (k_XHNd, v_XHNd))
+        for i, block in enumerate(lm.blocks()[:: self.every]):
+            k_XHNd, v_XHNd = self.cross[i].keys_values(block.norm(E_XND) if self.share_ln else E_XND)
+            memory[f"k{i}"], memory[f"v{i}"] = (x.unflatten(0, E_IKND.shape[:2]) for x in (k_XHNd, v_XHNd))
         return memory  # (I, K, H, N, d) each
 
     def decode(
@@ -130,25 +152,26 @@ class SRAU(Writer):
         h_BTD, walk = lm.begin(lm.embed(text.ids_BT), text, cache)
         for l, block in enumerate(lm.blocks()):
             a_BTD = self._stream_drop(block.attend(h_BTD, walk))
-            fused_BTD = self._fuse(l, block, a_BTD, memory, aux)
-            h_BTD = self._stream_drop(block.feed(fused_BTD))
+            if l % self.every == 0:
+                a_BTD = self._fuse(l // self.every, block, a_BTD, memory, aux)
+            h_BTD = self._stream_drop(block.feed(a_BTD))
         return lm.final_norm(h_BTD)
 
-    def _fuse(self, l: int, block: Block, a_BTD: Tensor, memory: Memory, aux: Aux | None) -> Tensor:
-        """a' of block l."""
+    def _fuse(self, i: int, block: Block, a_BTD: Tensor, memory: Memory, aux: Aux | None) -> Tensor:
+        """a' of unit i, in ``block``."""
         q_BTD = block.norm(a_BTD) if self.share_ln else a_BTD
-        c_KBTD = self.cross[l].levels(q_BTD, memory[f"k{l}"], memory[f"v{l}"], memory.get("bias"), aux)
-        visual_KBTD, language_KBTD = self._gate_pair(l, a_BTD, c_KBTD)
+        c_KBTD = self.cross[i].levels(q_BTD, memory[f"k{i}"], memory[f"v{i}"], memory.get("bias"), aux)
+        visual_KBTD, language_KBTD = self._gate_pair(i, a_BTD, c_KBTD)
         note(aux, "visual_gate", visual_KBTD.transpose(0, 1))  # (B, K, T, D)
         note(aux, "language_gate", language_KBTD.transpose(0, 1))
         return self.level_scale * ((visual_KBTD * c_KBTD).sum(0) + language_KBTD.sum(0) * a_BTD)
 
-    def _gate_pair(self, l: int, a_BTD: Tensor, c_KBTD: Tensor) -> tuple[Tensor, Tensor]:
+    def _gate_pair(self, i: int, a_BTD: Tensor, c_KBTD: Tensor) -> tuple[Tensor, Tensor]:
         """Thresholded gates (visual, language), (K, B, T, D) each."""
         if self.gate == "none":
             return torch.ones_like(c_KBTD), torch.ones_like(c_KBTD)
         if self.gates:
-            visual_KBTD = 1 - torch.sigmoid(self.gates[l](a_BTD, c_KBTD))
+            visual_KBTD = 1 - torch.sigmoid(self.gates[i](a_BTD, c_KBTD))
         else:
             visual_KBTD = torch.sigmoid(a_BTD).expand_as(c_KBTD)
         return F.threshold(visual_KBTD, self.tau, 0.0), F.threshold(1 - visual_KBTD, self.tau, 0.0)
@@ -179,6 +202,13 @@ class LearntGates(nn.Module):
         self.W = ModuleList(nn.Linear(2 * width, width) for _ in range(levels))
         for W in self.W:
             nn.init.constant_(W.bias, bias_init)
+
+    def even_start(self) -> None:
+        """alpha_i = 1 / sqrt(K), whatever the inputs."""
+        alpha = len(self.W) ** -0.5
+        for W in self.W:
+            nn.init.zeros_(W.weight)
+            nn.init.constant_(W.bias, math.log(alpha / (1 - alpha)))
 
     def forward(self, a_BTD: Tensor, c_KBTD: Tensor) -> Tensor:
         if not torch.is_grad_enabled():  # captioning: few rows to copy, and whole matrices can be laid out beforehand

@@ -10,8 +10,12 @@ Visual Conditioned GPT for End-to-End Generative Vision-and-Language Pre-trainin
     h_F    = LN(f_J)
     logits = W_G h_G + W_F h_F                         W_G starts as a copy of the word embeddings
 
-The sum stands in logit space: p is proportional to p_G * exp(W_F h_F), a product of experts, no average. With W_F = 0
-the logits are the language model's exactly, but the stack gets no gradient at the first step (only W_F does).
+The sum stands in logit space: p is proportional to p_G * exp(W_F h_F), a product of experts, no average.
+
+    start: neutral                 W_F = 0, or with a shared head a last norm of scale 0: the language model's logits
+                                   exactly; the rest of the stack learns from the second step on
+    start: paper                   W_F ~ N(0, 0.02^2): with |h_F| = sqrt(D), logits small beside a trained model's
+    wg: auto                       a trained copy where the language model trains; where it is frozen, the model's own
 
     self_ensemble: false           logits = W_F h_F, the paper's ablation
     head: shared                   logits = W (h_G + h_F) with the language model's own W, no matrix W_F: what Flamingo
@@ -41,7 +45,8 @@ from src.layers.walk import Walk
 
 
 class VCGPT(Writer):
-    """``wg``: copy_trained and copy_frozen untie W_G from the input embeddings, tied keeps the model's own output.
+    """``wg``: copy_trained and copy_frozen untie W_G from the input embeddings, tied keeps the model's own output, auto
+    is tied for a frozen language model and else copy_trained.
 
     Hidden states are [h_G ; h_F], (B, T, 2 D); ``readout`` takes them apart.
     """
@@ -55,8 +60,8 @@ class VCGPT(Writer):
         layers: Size,
         head: Literal["separate", "shared"],
         self_ensemble: bool,
-        wg: Literal["copy_trained", "copy_frozen", "tied"],
-        wf_init: Literal["normal", "zero"],
+        wg: Literal["auto", "copy_trained", "copy_frozen", "tied"],
+        start: Literal["neutral", "paper"],
         dropout: BelowOne,
     ):
         super().__init__(vision, language)
@@ -66,21 +71,24 @@ class VCGPT(Writer):
         self.stack = ModuleList(FusionLayer(j, D, language.heads, dropout) for j in range(layers))
         self.norm = nn.LayerNorm(D)
         gpt2_init(self)
+        if wg == "auto":
+            wg = "tied" if language.frozen else "copy_trained"
+        self.preserves_lm_at_init = start == "neutral"
         self.W_F = self.W_G = None
         if head == "separate":
-            # With |h_F| = sqrt(D), 0.02 gives logits of 0.02 sqrt(D): small beside a trained language model's.
-            self.W_F = nn.Parameter(torch.randn(V, D) * 0.02 if wf_init == "normal" else torch.zeros(V, D))
+            self.W_F = nn.Parameter(torch.randn(V, D) * 0.02 if start == "paper" else torch.zeros(V, D))
             if self_ensemble and wg == "copy_trained":
                 self.W_G = nn.Parameter(torch.zeros(V, D))
             elif self_ensemble and wg == "copy_frozen":
                 del self.W_G
                 self.register_buffer("W_G", torch.zeros(V, D))
-        self.preserves_lm_at_init = self_ensemble and head == "separate" and wf_init == "zero"
+        elif start == "neutral":
+            nn.init.zeros_(self.norm.weight)
 
     @staticmethod
     def refusals(fusion):
-        if fusion.wf_init == "zero" and not fusion.self_ensemble:
-            yield "fusion.wf_init=zero without fusion.self_ensemble gives constant logits; use wf_init=normal."
+        if fusion.start == "neutral" and not fusion.self_ensemble:
+            yield "fusion.self_ensemble=false cannot begin with the language model's logits; add fusion.start=paper."
 
     def init_from(self, lm: Language) -> None:
         if self.W_G is not None:

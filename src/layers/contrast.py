@@ -13,10 +13,12 @@ from src.layers.processes import processes
 class Contrast(nn.Module):
     """All that serves L_con alone: CLS, the pooler of v, W_i, W_t, sigma. The formulas are in src/fusion/coca.py."""
 
-    def __init__(self, width: int, source_width: int, heads: int, embed_width: int, temperature: float):
+    def __init__(
+        self, width: int, source_width: int, heads: int, embed_width: int, temperature: float, dropout: float = 0.0
+    ):
         super().__init__()
         self.cls_D = nn.Parameter(torch.randn(width) * 0.02)
-        self.pooler = AttentionalPooler(width, source_width, heads, 1)
+        self.pooler = AttentionalPooler(width, source_width, heads, 1, dropout)
         self.norm_cls = nn.LayerNorm(width)
         self.W_i, self.W_t = (nn.Linear(width, embed_width, bias=False) for _ in "it")
         self.log_temperature = nn.Parameter(torch.full((1,), float(temperature)).log())

@@ -13,11 +13,11 @@ from src.layers.starts import xavier_start
 class AttentionalPooler(nn.Module):
     """pool(X; Q): (I, N, C) -> (I, n, D). It starts like open_clip's, whose attention is torch's MultiheadAttention."""
 
-    def __init__(self, width: int, source_width: int, heads: int, queries: int):
+    def __init__(self, width: int, source_width: int, heads: int, queries: int, dropout: float = 0.0):
         super().__init__()
         self.query_nD = nn.Parameter(torch.randn(queries, width))
         self.norm_q, self.norm_k = nn.LayerNorm(width), nn.LayerNorm(source_width)
-        self.attend = CrossAttention(width, source_width, heads)
+        self.attend = CrossAttention(width, source_width, heads, dropout=dropout)
         # Of equal widths torch packs three matrices in one, (3 D, D), whose Xavier start has half the variance.
         gain = 0.5**0.5 if source_width == width else 1.0
         for layer in (self.attend.q, self.attend.k, self.attend.v):

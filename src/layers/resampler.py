@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from src.layers.attention import CrossAttention, key_bias
+from src.layers.dropout import Dropout
 from src.layers.lists import ModuleList
 from src.layers.notes import Aux, note
 
@@ -60,18 +61,19 @@ class Resampler(nn.Module):
 class ResamplerLayer(nn.Module):
     """Z + Attention(LN_z Z, [LN_x X ; LN_z Z]), then Z + FFW(LN Z)."""
 
-    def __init__(self, width: int, heads: int, head_width: int, ffw_ratio: int, activation: str):
+    def __init__(self, width: int, heads: int, head_width: int, ffw_ratio: int, activation: str, dropout: float):
         super().__init__()
         self.norm_x, self.norm_z = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attend = CrossAttention(width, width, heads, head_width, bias=False)
+        self.attend = CrossAttention(width, width, heads, head_width, bias=False, dropout=dropout)
+        self.drop = Dropout(dropout)
         self.feed = FeedForward(width, ffw_ratio, activation)
 
     def forward(self, Z_XRC: Tensor, X_XNC: Tensor, bias: Tensor | None, aux: Aux | None) -> Tensor:
         """(X, R, C); ``bias`` over the N tokens and then the R latents."""
         z_XRC = self.norm_z(Z_XRC)
         k_XHSd, v_XHSd = self.attend.keys_values(torch.cat([self.norm_x(X_XNC), z_XRC], dim=1))  # S = N + R
-        Z_XRC = Z_XRC + self.attend(z_XRC, k_XHSd, v_XHSd, bias, aux)
-        return Z_XRC + self.feed(Z_XRC)
+        Z_XRC = Z_XRC + self.drop(self.attend(z_XRC, k_XHSd, v_XHSd, bias, aux))
+        return Z_XRC + self.drop(self.feed(Z_XRC))
 
 
 class FeedForward(nn.Module):

@@ -15,21 +15,24 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from src.contracts import LanguageSpec, VisionSpec, Visual
-from src.kinds import Size
+from src.kinds import BelowOne, Size
+from src.layers.dropout import Dropout
 from src.projectors.base import Projector
 
 
 class MLP(Projector):
     """(I, M, N, C) -> (I, M, N, D); with ``pooled``, (I, M, C) -> (I, M, pooled, D)."""
 
-    def __init__(self, vision: VisionSpec, language: LanguageSpec, layers: Size, pooled: Size | None):
+    def __init__(
+        self, vision: VisionSpec, language: LanguageSpec, layers: Size, pooled: Size | None, dropout: BelowOne
+    ):
         super().__init__(vision, language)
         self.pooled, self.needs_tokens = pooled, pooled is None
         D, vectors = language.width, pooled or 1
         source_width = vision.width if pooled is None else vision.pooled_width
         widths = [source_width, *[D * vectors] * layers]
         steps = [part for pair in itertools.pairwise(widths) for part in (nn.GELU(), nn.Linear(*pair))]
-        self.steps = nn.Sequential(*steps[1:])
+        self.steps = nn.Sequential(*steps[1:], Dropout(dropout))
         self.spec = replace(vision, width=D, tokens=pooled or vision.tokens, levels=0)
 
     @staticmethod

@@ -13,21 +13,28 @@ from torch import Tensor, nn
 from src.layers.processes import processes, summed
 
 
-def parameter_groups(parts: Mapping[str, nn.Module], rates: Mapping[str, float], weight_decay: float) -> list[dict]:
+def parameter_groups(parts: Mapping[str, nn.Module], rates: Mapping[str, float], optim: Mapping) -> list[dict]:
     """Per part, with and without weight decay; ``rates``: the learning rate of each part.
 
-    Norms, biases, gates (all parameters with fewer than two axes) and learnt constants are not decayed.
+    Norms, biases, gates (all parameters with fewer than two axes) and learnt constants are not decayed. The learning
+    rate of a part's ``scalar_gates`` is ``gate_rate`` times the part's; with 1 they are no group of their own.
     """
-    groups = []
+    groups, gate_rate = [], optim.get("gate_rate", 1.0)
     for part, module in parts.items():
-        constants = set(getattr(module, "undecayed", ()))
-        split: dict[bool, list] = {True: [], False: []}
+        constants, gates = set(getattr(module, "undecayed", ())), set(getattr(module, "scalar_gates", ()))
+        split: dict[str, list] = {part: [], f"{part}/no_decay": [], f"{part}/gates": []}
         for name, parameter in module.named_parameters():
-            split[parameter.ndim >= 2 and name not in constants].append(parameter)
-        for decayed, parameters in split.items():
+            if gate_rate != 1 and name in gates:
+                split[f"{part}/gates"].append(parameter)
+            elif parameter.ndim >= 2 and name not in constants:
+                split[part].append(parameter)
+            else:
+                split[f"{part}/no_decay"].append(parameter)
+        for name, parameters in split.items():
             if parameters:
-                name, decay = (part, weight_decay) if decayed else (f"{part}/no_decay", 0.0)
-                groups.append({"name": name, "params": parameters, "lr": rates[part], "weight_decay": decay})
+                rate = rates[part] * (gate_rate if name.endswith("/gates") else 1)
+                decay = optim["weight_decay"] if name == part else 0.0
+                groups.append({"name": name, "params": parameters, "lr": rate, "weight_decay": decay})
     return groups
 
 
