@@ -14,7 +14,7 @@ from src.kinds import Checked
 
 
 class Projector(Checked, nn.Module, ABC, group="projector"):
-    """``spec``: the pictures as a fusion behind it gets them; without levels, which belong to the encoder.
+    """``spec``: the pictures as a fusion behind it gets them; levels are its own, if it has any.
 
     ``sizes(projector, language, vision)``, a static method where options and specs tell: what differs in ``spec``.
     """
