@@ -48,9 +48,10 @@ def train(cfg: DictConfig, sources: dict, tracker, run: Path, interrupts: Interr
     parts = build(cfg, sources)
     tasks = tasks_of(parts, cfg.task, cfg.metrics)
     for name, one in parts.data_sets().items():
-        for split in ("train", "val", *([cfg.test_split] if one.source.has_images else [])):
+        for split in ("train", "val", *([cfg.test_split] if cfg.test_split and one.source.has_images else [])):
             one.data.examples(split)  # a split without examples is found now, not behind the training
-        tasks[name].check(one, cfg.test_split)
+        if cfg.test_split:
+            tasks[name].check(one, cfg.test_split)
     keep_tokenizer(parts, run)
     if cfg.compile:
         parts.captioner.compile_training()
@@ -100,7 +101,7 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
 
     from src.build import precision
     from src.training.caption_curve import CaptionValidation
-    from src.training.checkpoints import BestCheckpoint, LastCheckpoint, RandomState, SafeCheckpointIO
+    from src.training.checkpoints import BestCheckpoint, LastCheckpoint, RandomState, SafeCheckpointIO, TrunkCheckpoint
     from src.training.cost import CostMeter
     from src.training.frozen_states import FrozenStates
     from src.training.frozen_weights import FrozenWeights
@@ -118,6 +119,7 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
         LastCheckpoint(run, interrupts, again=cfg.resume == "auto"),  # behind the best, which it knows of
         RandomState(),
         FrozenWeights(),
+        *([TrunkCheckpoint(run, cfg.optim.cooldown)] if cfg.optim.get("cooldown") else []),
         LearningRateMonitor("step"),
         TQDMProgressBar(refresh_rate=20),
         meter,
@@ -148,7 +150,7 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
 
 def fit(trainer, parts, cfg: DictConfig) -> None:
     """Train; a captioner without trainable parameters (blind with a frozen LM) is only saved as it is."""
-    from src.training.checkpoints import take_over, unfinished
+    from src.training.checkpoints import length_of, take_over, unfinished
     from src.training.freed_memory import keep_freed_memory
 
     if not parts.captioner.parameter_groups():
@@ -159,7 +161,7 @@ def fit(trainer, parts, cfg: DictConfig) -> None:
         keep_freed_memory()
     run = Path(trainer.default_root_dir)
     earlier = unfinished(cfg, run) if cfg.resume == "auto" else cfg.resume
-    last = take_over(Path(earlier), run) if earlier else None
+    last = take_over(Path(earlier), run, length_of(cfg)) if earlier else None
     if last:
         print(f"going on from {last}", flush=True)
     trainer.fit(parts.captioner, datamodule=parts.data, ckpt_path=last)
@@ -185,11 +187,12 @@ def finish(parts, tasks: dict, cfg: DictConfig, run: Path, cost: dict) -> tuple[
     results = []
     for name, one in parts.data_sets().items():
         folder = run / name if results else run  # the first data set is the main one
-        if not one.source.has_images:
+        if not (cfg.test_split and one.source.has_images):
             scores = {"loss": split_loss(one, "val")}
             write_json(folder / "metrics.json", {"split": "val", "scores": scores, "cost": cost})
             seal(folder, "metrics.json")
-            print(f"{name} val loss {scores['loss']:.4f} nats per token; use it with language.weights={run}".strip())
+            use = "" if one.source.has_images else f"; use it with language.weights={run}"
+            print(f"{name} val loss {scores['loss']:.4f} nats per token{use}".strip())
             results.append(("loss", scores["loss"]))
         else:
             result = tasks[name].evaluate(one, cfg.test_split)

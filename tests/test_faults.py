@@ -127,7 +127,7 @@ def gone_on_with(here: Path, new: Path | None = None) -> int:
     """The step at which training would go on in the folder ``new``, after a look at the best checkpoint there."""
     new = new or here / "new"
     try:
-        step = torch.load(take_over(here / "run", new), weights_only=True)["global_step"]
+        step = torch.load(take_over(here / "run", new, ()), weights_only=True)["global_step"]
         assert (new / "checkpoints" / "best.ckpt").read_bytes() == (here / "run/checkpoints/best.ckpt").read_bytes()
         return step
     finally:

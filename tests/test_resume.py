@@ -62,6 +62,7 @@ CASES = {
     "a frozen language model, one caption a row": ("fusion=vcgpt", *SCENES, *FROZEN),
     "two processes": ("fusion=vcgpt", *SCENES, "trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp"),
 }
+LENGTH = (2, -1)  # max_steps and max_epochs of a smoke run
 EXACT = {"accumulated": (signal.SIGKILL, 15)}  # the first kill: amid the batches of a step, just behind a validation
 GENTLE = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # after which the step is finished and saved
 
@@ -138,6 +139,30 @@ def test_killed_training_ends_where_it_would_have_ended(case, trainings, tmp_pat
     assert status == 0 and "going on from" in said, said
     assert_same(ended_at(tmp_path / "whole" / "run"), ended_at(tmp_path / "killed" / "end"))
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_run_with_a_cool_down_can_be_lengthened(accumulated, trainings, tmp_path):
+    """As if it had been asked for more steps from the beginning: the trunk is shared, to the last bit."""
+    once = [word for word in LONG if not word.startswith(("resume=", "trainer.max_steps"))]
+    arguments = ["fusion=srau", *SCENES, *once, "optim.warmup=2", "optim.cooldown=0.25", "fusion.start=paper"]
+    arguments.append(f"trainer.accumulate_grad_batches={accumulated}")
+    folders = {name: tmp_path / name for name in ("short", "longer", "long")}
+    status, said = trainings.run(folders["short"], *arguments, "trainer.max_steps=12")
+    assert status == 0, said
+    trunk = torch.load(folders["short"] / "checkpoints" / "trunk.ckpt", weights_only=True)
+    assert trunk["global_step"] == 8
+    status, said = trainings.run(folders["longer"], f"resume={folders['short']}", "trainer.max_steps=24")
+    assert status == 0 and "trunk" not in said and "trainer.max_steps=24 instead of 12" in said, said
+    status, said = trainings.run(folders["long"], *arguments, "trainer.max_steps=24")
+    assert status == 0, said
+    ends = {name: ended_at(folder) for name, folder in folders.items()}
+    assert_same(ends["long"], ends["longer"])
+    rates = dict(ends["long"]["curves"]["lr-AdamW/fusion"])
+    assert rates[17] == max(rates.values()) > rates[23] > 0  # constant up to step 18
+    assert ends["short"]["tensors"].keys() == ends["long"]["tensors"].keys()
+    assert ends["short"]["scores"] != ends["long"]["scores"]
 
 
 @pytest.mark.slow
@@ -347,7 +372,7 @@ def test_half_a_line_of_the_log_is_not_taken_over(trained, tmp_path):
     log = earlier / "log" / "metrics.csv"
     log.write_text(log.read_text() + "7,0.53")
     (earlier / "checkpoints" / ".last.ckpt.123.tmp").write_text("half a checkpoint")
-    assert take_over(earlier, tmp_path / "run") == earlier / "checkpoints" / "last.ckpt"
+    assert take_over(earlier, tmp_path / "run", LENGTH) == earlier / "checkpoints" / "last.ckpt"
     assert (tmp_path / "run" / "log" / "before-1.csv").read_text() == (trained / "log" / "metrics.csv").read_text()
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -357,4 +382,4 @@ def test_training_does_not_go_on_without_the_best_so_far(trained, tmp_path):
     earlier = shutil.copytree(trained, tmp_path / "earlier")
     (earlier / "checkpoints" / "best.ckpt").unlink()
     with pytest.raises(UserError, match=r"best\.ckpt is lost .* train this run again"):
-        take_over(earlier, tmp_path / "run")
+        take_over(earlier, tmp_path / "run", LENGTH)

@@ -27,6 +27,7 @@ ABSENT: dict[str, object] = {
     "src.data.folder.Folder.image_column": None,
     "src.data.folder.Folder.caption_column": None,
     "src.data.folder.Folder.separator": None,
+    "optim.cooldown": None,
     "optim.gate_rate": 1.0,
     "src.projectors.mlp.MLP.dropout": 0.0,
     "src.fusion.clipcap.ClipCap.dropout": 0.0,

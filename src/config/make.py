@@ -44,10 +44,10 @@ def check(cfg: DictConfig) -> dict[str, Source]:
     return sources
 
 
-def _check_source(source: Source, sees: bool, test_split: str) -> None:
+def _check_source(source: Source, sees: bool, test_split: str | None) -> None:
     if sees and not source.has_images:
         raise UserError(PICTURELESS)
-    for split in ("train", "val", *([test_split] if source.has_images else [])):
+    for split in ("train", "val", *([test_split] if test_split and source.has_images else [])):
         if split not in source.splits():
             raise UserError(
                 f"The data has no split {split!r}, only {', '.join(source.splits())}; see test_split= and data=."

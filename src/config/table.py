@@ -10,7 +10,24 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from src.kinds import BelowOne, Count, Ge, Gt, Le, Name, Project, Rate, Rule, Seed, Share, Size, is_text, is_whole, rule
+from src.kinds import (
+    BelowOne,
+    Count,
+    Ge,
+    Gt,
+    Le,
+    Lt,
+    Name,
+    Project,
+    Rate,
+    Rule,
+    Seed,
+    Share,
+    Size,
+    is_text,
+    is_whole,
+    rule,
+)
 
 
 def _is_texts(value) -> bool:
@@ -37,6 +54,13 @@ ShareOrCount = Annotated[
     Rule(
         "a share above 0 and at most 1.0, or a whole number of at least 1",
         lambda value: (is_whole(value) and value >= 1) or (isinstance(value, float) and 0 < value <= 1),
+    ),
+]
+ShareOrSteps = Annotated[
+    float,
+    Rule(
+        "a share from 0.0 to 1.0, or a whole number of steps",
+        lambda value: (is_whole(value) and value >= 0) or (isinstance(value, float) and 0 <= value <= 1),
     ),
 ]
 Devices = Annotated[Any, Rule("auto, -1 (all), how many, or a list of numbers such as [0,1]", _is_devices)]
@@ -96,7 +120,7 @@ TRAIN = {
     "name": Name,
     "resume": Name | None,
     "samples": Size,
-    "test_split": Name,
+    "test_split": Name | None,
     "task": Task | None,
     "dropout": BelowOne,
     "metrics": Metrics,
@@ -113,7 +137,8 @@ TRAIN = {
     **{f"regime.lr_{part}": Rate for part in ("fusion", "language", "vision")},
     "optim.betas": tuple[BelowOne, BelowOne],
     "optim.weight_decay": Rate,
-    "optim.warmup": Share,
+    "optim.warmup": ShareOrSteps,
+    "optim.cooldown": Annotated[float, Gt(0), Lt(1)] | None,
     "optim.floor": Share,
     "optim.gate_rate": Annotated[float, Gt(0)],
     "optim.reduction": Literal["token_mean", "sequence_sum"],

@@ -76,7 +76,7 @@ def _cell(value):
 def diagnostics(parts: Parts, cfg: DictConfig, run: Path) -> dict[str, list[Path]]:
     """Figures by kind, in <run>/explain: where words come from, gates, prefixes; none for whoever sees no pictures."""
     own = next((p for p in parts.data_sets().values() if p.source.has_images and p.source.task == "caption"), None)
-    if own is None or parts.captioner.vision is None:
+    if own is None or parts.captioner.vision is None or not cfg.test_split:
         return {}
     from src.diagnostics.drawing import draw
     from src.diagnostics.reading import read

@@ -21,10 +21,12 @@ from src.layers.processes import processes
 from src.records.files import write_bytes
 from src.records.folder import checkpoint_path, result, resumable
 from src.records.weights import damage
+from src.training.optimiser import trunk_steps
 from src.training.signals import Interrupts, Stopped, requeue
 from src.training.soundness import require_finite_weights
 
 PREVIOUS = "previous.ckpt"  # what last.ckpt was before it was written for the last time
+TRUNK = "trunk.ckpt"  # before a cool-down
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
@@ -120,6 +122,25 @@ class LastCheckpoint(Checkpoint):  # Lightning calls a Checkpoint behind other c
         raise Stopped(self.agreed, self.step, trainer.is_global_zero)
 
 
+class TrunkCheckpoint(Checkpoint):
+    """``trunk.ckpt``, before the cool-down of a constant learning rate: from there the run can be lengthened.
+
+    A step before, since a checkpoint holds the learning rate of the step that comes next.
+    """
+
+    def __init__(self, run: Path, cooldown: float):
+        self.path, self.cooldown, self.step = run / "checkpoints" / TRUNK, cooldown, 0
+
+    def on_train_start(self, trainer, module) -> None:
+        self.step = trainer.global_step
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, index) -> None:
+        stepped, self.step = trainer.global_step > self.step, trainer.global_step
+        if stepped and self.step == trunk_steps(trainer.estimated_stepping_batches, self.cooldown) - 1:
+            require_finite_weights(trainer)
+            trainer.save_checkpoint(self.path)
+
+
 def validation_follows(trainer) -> bool:
     """Whether validation comes right after the batch that is being finished, see src.training.validations."""
     return trainer.enable_validation and (trainer.fit_loop.total_batch_idx + 1) % trainer.val_check_batch == 0
@@ -186,22 +207,51 @@ def _differing(there: dict, here: dict) -> str:
     return ", ".join(f"{key}={there.get(key)} (here {here.get(key)})" for key in keys[:3]) + more
 
 
-def take_over(earlier: Path, run: Path) -> Path:
+def take_over(earlier: Path, run: Path, length: tuple) -> Path:
     """Copy the best checkpoint and the log of ``earlier`` into ``run``; returns the checkpoint to go on from.
 
-    That is the last good one. The log so far becomes ``log/before-<n>.csv``. Raises UserError when there is nothing to
-    go on from, or when the best checkpoint is lost: what comes later may be worse, and would be taken for it.
+    That is the last good one, or, for a run that has begun to cool down and is to have another ``length`` (max_steps
+    and max_epochs) now, the one before its cool-down. The log so far becomes ``log/before-<n>.csv``. Raises UserError
+    when there is nothing to go on from, or when the best checkpoint is lost: what comes later may be worse, and would
+    be taken for it.
     """
+    trunk = earlier / "checkpoints" / TRUNK
+    if trunk.is_file() and length != length_of(run_config(earlier)):
+        _copy_log(earlier, run)
+        return _without_best(trunk, run / "checkpoints" / "last.ckpt")
     last = _last_good(earlier)
     for left in (earlier / "checkpoints").glob(".*.tmp"):  # by a kill in the middle of writing
         left.unlink(missing_ok=True)
     best = earlier / "checkpoints" / "best.ckpt"
+    if trunk.is_file() and earlier.resolve() != run.resolve():
+        write_bytes(run / "checkpoints" / TRUNK, trunk.read_bytes())
     if best.is_file() or _knows_best(last):  # else it was stopped before its first validation
         wrong = damage(best)
         if wrong:
             raise UserError(f"{best} is lost ({wrong}), the best checkpoint so far; train this run again.")
         if earlier.resolve() != run.resolve():
             write_bytes(run / "checkpoints" / best.name, best.read_bytes())
+    _copy_log(earlier, run)
+    return last
+
+
+def length_of(cfg: DictConfig) -> tuple:
+    """What says how long a training is."""
+    return cfg.trainer.max_steps, cfg.trainer.max_epochs
+
+
+def _without_best(trunk: Path, path: Path) -> Path:
+    """The trunk's checkpoint at ``path``, where the best so far is not known: it may be one of the cool-down."""
+    if wrong := damage(trunk):
+        raise UserError(f"{trunk} is damaged ({wrong}); train this run again.")
+    checkpoint = torch.load(trunk, map_location="cpu", weights_only=True)
+    callbacks = checkpoint["callbacks"].items()
+    checkpoint["callbacks"] = {name: state for name, state in callbacks if not name.startswith(BestCheckpoint.__name__)}
+    SafeCheckpointIO().save_checkpoint(checkpoint, path)
+    return path
+
+
+def _copy_log(earlier: Path, run: Path) -> None:
     logs = sorted((earlier / "log").glob("before-*.csv"), key=lambda path: int(path.stem.partition("-")[2]))
     if (earlier / "log" / "metrics.csv").is_file():
         logs.append(earlier / "log" / "metrics.csv")
@@ -210,7 +260,6 @@ def take_over(earlier: Path, run: Path) -> Path:
         if not copy.exists():
             whole = log.read_bytes().rpartition(b"\n")  # a kill may have cut the last line
             write_bytes(copy, whole[0] + whole[1])
-    return last
 
 
 def _knows_best(checkpoint: Path) -> bool:

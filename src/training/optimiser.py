@@ -55,18 +55,45 @@ def require_all(module: nn.Module, groups: Iterable[Mapping]) -> None:
 def adamw(groups: list[dict], optim: Mapping, steps: float) -> OptimizerLRScheduler:
     """AdamW and its schedule over ``steps``, as Lightning wants them."""
     optimizer = torch.optim.AdamW(groups, betas=tuple(optim["betas"]), fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, steps, optim["warmup"], optim["floor"])
-    )
+    cooldown = optim.get("cooldown")
+
+    def factor(step: int) -> float:
+        if cooldown is None:
+            return warmup_cosine(step, steps, optim["warmup"], optim["floor"])
+        return warmup_constant(step, steps, optim["warmup"], optim["floor"], cooldown)
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+def warmup_constant(step: int, total: float, warmup: float, floor: float, cooldown: float) -> float:
+    """Learning-rate factor: linear over ``warmup``, then 1, and over the last ``cooldown`` share linear to ``floor``.
+
+    Before the cool-down it does not depend on ``total`` (with a ``warmup`` in steps), so one training gives several
+    lengths. Hägele et al. 2024, arXiv 2405.18392, section 3: as good as a cosine of that length.
+    """
+    rising, trunk = warmup_steps(warmup, total), trunk_steps(total, cooldown)
+    if step < rising:
+        return (step + 1) / rising
+    return 1.0 if step < trunk else max(floor, 1 - (1 - floor) * (step - trunk + 1) / (total - trunk))
+
+
+def trunk_steps(total: float, cooldown: float) -> int:
+    """Steps before the cool-down, which is at least one."""
+    return int(total) - max(1, round(cooldown * total))
+
+
+def warmup_steps(warmup: float, total: float) -> int:
+    """``warmup``: a share of ``total`` steps, or a whole number of steps; at least 1."""
+    return max(1, warmup if isinstance(warmup, int) else round(warmup * total))
+
+
 def warmup_cosine(step: int, total: float, warmup: float, floor: float) -> float:
-    """Learning-rate factor: linear over the first ``warmup`` share of ``total`` steps, then a cosine down to ``floor``.
+    """Learning-rate factor: linear over ``warmup``, then a cosine down to ``floor`` at ``total`` steps.
 
     Loshchilov & Hutter 2017, arXiv 1608.03983, without restarts.
     """
-    rising = max(1, round(warmup * total))
+    rising = warmup_steps(warmup, total)
     if step < rising:
         return (step + 1) / rising
     progress = min(1.0, (step - rising) / max(1, total - rising))
