@@ -25,7 +25,7 @@ FLOORS = (
     ("captioner",),
     ("build", "diagnostics"),
     ("benchmarking", "pretrained", "tasks"),
-    ("tracking",),
+    ("studies", "tracking"),
     # the commands, python -m src.<name>
     (
         "benchmark",
@@ -39,6 +39,7 @@ FLOORS = (
         "pipeline",
         "report",
         "score",
+        "study",
         "sync",
         "train",
     ),

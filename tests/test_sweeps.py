@@ -17,7 +17,8 @@ from test_verbs import SMOKE
 
 from src.config.added_keys import run_config
 from src.config.checks import LEASED
-from src.launch.hydra_plugins.process_pool import Job, ProcessPool, _folder
+from src.launch.hydra_plugins.process_pool import _folder
+from src.launch.pool import Job, Pool, leases
 
 pytestmark = pytest.mark.slow
 SWEEP = ("-m", *SMOKE, "trainer.max_steps=2", "hydra.launcher.jobs=2")
@@ -112,7 +113,7 @@ def test_folders_say_what_tells_jobs_of_one_name_apart(tmp_path):
 
 
 def test_a_sweep_that_is_interrupted_does_not_look_finished(tmp_path, capsys, monkeypatch):
-    pool = ProcessPool(None, 1)
+    pool = Pool(leases(None, 1), [])
     jobs = [Job((f"seed={i}",), None, tmp_path / f"{i}") for i in range(3)]
 
     def interrupted(job, lease):
@@ -121,7 +122,7 @@ def test_a_sweep_that_is_interrupted_does_not_look_finished(tmp_path, capsys, mo
 
     monkeypatch.setattr(pool, "_run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        pool._run_all(jobs)
+        pool.run(jobs)
     assert re.findall(r"(\d)/3", capsys.readouterr().err)[-1] == "0"
 
 
@@ -152,21 +153,19 @@ def test_two_processes_train_together_inside_a_job(tmp_path):
 def test_one_lease_per_gpu(monkeypatch):
     import torch
 
-    from src.launch.hydra_plugins.process_pool import _leases
-
     def gpus(*names):
         return [{"CUDA_VISIBLE_DEVICES": name, LEASED: "1"} for name in names]
 
-    assert _leases(["0", "2,3"], None) == gpus("0", "2,3")
+    assert leases(["0", "2,3"], None) == gpus("0", "2,3")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert _leases(None, None) == gpus("0", "1")
+    assert leases(None, None) == gpus("0", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5")
-    assert _leases(None, None) == gpus("5")
+    assert leases(None, None) == gpus("5")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cores = len(os.sched_getaffinity(0))
-    assert _leases(None, 2) == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2
+    assert leases(None, 2) == [{"OMP_NUM_THREADS": str(max(1, cores // 2))}] * 2
 
 
 # ------------------------------------------------------------------------------------------------- search and clusters

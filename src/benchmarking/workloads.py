@@ -221,7 +221,7 @@ class Own(Contestant):
     def __init__(self, job: Job, workload: Workload, precision: str):
         settings, size = workload.settings, workload.size
         cfg = compose("train", [f"fusion={job.model}", f"regime={job.regime}", "decode=greedy"], [])
-        cfg.seed, cfg.trainer.precision = settings["seed"], precision
+        cfg.seed, cfg.dropout, cfg.trainer.precision = settings["seed"], settings["dropout"], precision
         with own_randomness(settings["seed"], "language"):
             language = make_language(size, settings["dropout"], workload.tokenizer)
         self.module: Captioner = build_captioner(cfg, workload.tower, language, workload.tokenizer)

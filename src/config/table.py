@@ -229,6 +229,14 @@ COMMANDS = {
     },
     "dashboard": {"project": Project, "entity": Name | None, "output": Name},
     "doctor": {"runs": Name},
+    "study": {
+        "plan": Name,
+        "do": Literal["all", "predict", "conclude"],
+        "jobs": Size | None,
+        "devices": list[Count] | None,
+        "runs": Name,
+        "output": Name,
+    },
     "sync": {"run": Name},
 }
 

@@ -13,6 +13,8 @@ from src.records.secrets import masked
 
 PACKAGES = ("torch", "lightning", "transformers", "open_clip_torch", "hydra-core", "torchmetrics", "numpy")
 
+UNITS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # of processors, the fastest first
+
 
 def environment() -> dict:
     """Commit, versions, machine and command of this process."""
@@ -22,8 +24,22 @@ def environment() -> dict:
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "machine": {"platform": platform.platform(), "cores": os.cpu_count()},
+        "machine": {"platform": platform.platform(), "cores": os.cpu_count(), "kind": machine_kind()},
     }
+
+
+def machine_kind() -> str:
+    """What computes: the GPU, else the processor with the widest of its units that matter here, and how many cores."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text(encoding="utf-8").splitlines() if told.is_file() else []
+    known = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    units = [unit for unit in UNITS if unit in known.get("flags", "").split()]
+    name = known.get("model name") or platform.processor() or platform.machine()
+    return ", ".join([name, *units[:1], f"{os.cpu_count()} cores"])
 
 
 def _command() -> str:

@@ -78,6 +78,17 @@ def write_jsonl(path: Path | str, rows: Iterable[dict]) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 # what was written is what is read
 # --------------------------------------------------------------------------------------------------------------------
+def read_jsonl(path: Path | str) -> list[dict]:
+    """The rows; none where there is no file. Raises UserError for one that is damaged."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}).") from None
+
+
 def seal(folder: Path | str, *names: str) -> None:
     """Note the sha256 of these files of ``folder`` in its SHA256SUMS. Of a folder among ``names``: of all in it."""
     folder = Path(folder)

@@ -10,6 +10,8 @@ from torch.distributed.tensor import DTensor
 
 from src.contracts import Text, UserError
 
+DIVERGED = "lower the learning rates (regime.lr_*)"  # what is said of every training that has left the numbers
+
 
 def check_rows(text: Text, vocabulary: int) -> None:
     """Raises UserError for rows that the language model would read wrongly, or could not: of the first batches only,
@@ -30,7 +32,7 @@ def require_finite(what: str, values: Mapping[str, Tensor], step: int, ids: Sequ
         if not torch.isfinite(value):
             raise UserError(
                 f"The {what} ({name}) is {value.item()} at step {step}, on the batch of {', '.join(ids[:4])} ...; "
-                "lower the learning rates (regime.lr_*) or use trainer.precision=32-true; the last checkpoint is kept."
+                f"{DIVERGED} or use trainer.precision=32-true; the last checkpoint is kept."
             )
 
 
@@ -45,6 +47,5 @@ def require_finite_weights(trainer) -> None:
     if trainer.strategy.reduce_boolean_decision(spoilt is not None, all=False):  # saving is everybody's
         raise UserError(
             f"{spoilt or 'A part of the weights'} holds nan or infinite numbers after step {trainer.global_step}; this "
-            "is not saved, and the last checkpoint is kept; lower the learning rates (regime.lr_*) or use "
-            "trainer.precision=32-true."
+            f"is not saved, and the last checkpoint is kept; {DIVERGED} or use trainer.precision=32-true."
         )
