@@ -137,6 +137,12 @@ def test_gallery_is_what_the_runs_wrote(runs):
     assert max(map(len, data["pictures"])) < 8000
 
 
+def test_parts_of_scores_are_no_scores_of_a_picture(tmp_path):
+    rows = [{**row, "nats": 60.5, "tokens_read": 20, "facts": 3} for row in scene_rows(4, 0.5, 1)]
+    write_run(tmp_path / "runs" / "a", "clipcap", rows)
+    assert gallery(arms_of(tmp_path / "runs"))[0]["metrics"] == ["truth", "CIDEr-D"]
+
+
 def test_marks_agree_with_the_verdicts_of_every_caption(runs):
     data, _ = gallery(arms_of(runs))
     scenes = [Scene.from_dict(example.extra["scene"]) for example in Scenes(test=12).examples("test")[:]]

@@ -63,7 +63,9 @@ class Comparison:
     @property
     def size(self) -> str:
         """What the scores are about, in words."""
-        return f"{self.images} images" if self.stories is None else f"{self.images} answers in {self.stories} stories"
+        if self.stories is None:
+            return f"{self.images:,} images"
+        return f"{self.images:,} answers in {self.stories:,} stories"
 
 
 def compare(
