@@ -300,7 +300,8 @@ def test_notes_say_what_the_numbers_are_about(runs):
     assert notes[1].startswith("No contrast was planned") and notes[1].endswith("is a hint at most.")
     assert notes[2].startswith("An arm with one seed has no standard deviation")
     assert notes[3] == (
-        "Only seeds that both arms of a pair have are compared; left out are of clipcap and blind 1, srau and blind 1."
+        "Only seeds that both arms of a pair have are compared, but over images all of them; left out are of "
+        "clipcap and blind 1, srau and blind 1."
     )
     assert notes[4].startswith("No test over seeds") and notes[4].endswith(
         "clipcap and blind (n = 1), srau and blind (n = 1)."
@@ -490,7 +491,7 @@ def test_text_is_aligned_and_complete(runs):
     shown = text(comparison)
     block = shown.split("\n\n")[3].split("\n")
     assert block[0] == "CIDEr-D" and len(block) == 5
-    head = ("minus blind", "n", "95 % over seeds", "p", "word", "95 % over images", "p (Holm)")
+    head = ("minus blind", "n", "95 % over seeds", "p", "word", "95 % over images", "p over images")
     assert block[1].split("  ")[1].strip() == "arm" and list(head) == re.split(r" {2,}", block[1].strip())[4:]
     cell, difference = comparison.cells["srau", "CIDEr-D"], comparison.against_baseline("srau", "CIDEr-D")
     assert f"{cell.mean:.4f} ± {cell.std:.4f}" in block[4] and f"[{cell.low:.4f}, {cell.high:.4f}]" in block[4]

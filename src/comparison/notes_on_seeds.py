@@ -38,7 +38,10 @@ def notes_on_seeds(arms: Sequence[Arm], differences: Sequence[Difference], fixed
         notes.append(f"Nothing in {', '.join(fixed)} trains: one run stands beside every seed of the others.")
     left_out = {f"{d.arm} and {d.other} {d.seeds.left_out}": None for d in differences if d.seeds.left_out}
     if left_out:
-        notes.append(f"Only seeds that both arms of a pair have are compared; left out are of {_listed(left_out)}.")
+        notes.append(
+            "Only seeds that both arms of a pair have are compared, but over images all of them; left out are of "
+            f"{_listed(left_out)}."
+        )
     untested = {f"{d.arm} and {d.other} (n = {d.seeds.n})": None for d in differences if d.seeds.p is None}
     if untested:
         notes.append(f"No test over seeds, which takes two shared ones that do not say the same: {_listed(untested)}.")

@@ -10,7 +10,7 @@ from src.comparison.estimates import Cell, Difference
 
 MISSING = "-"
 # Of a difference: over seeds with the word, then over images
-HEAD = ("difference", "n", "95 % over seeds", "p", "word", "95 % over images", "p (Holm)")
+HEAD = ("difference", "n", "95 % over seeds", "p", "word", "95 % over images", "p over images")
 PLANNED = ("difference", "n", "95 % over seeds", "± half", "p", "p (Holm)", "p (level)", "word", "detectable")
 PLANNED += ("95 % over images",)
 

@@ -51,7 +51,8 @@ LESS = Word("hint", 2, False, "p")  # where none of these holds
 OPEN = "open"
 LEGEND = (
     "shown: planned, n >= 5 seeds, Holm p < .05; level: planned, n >= 5, inside the margin by two one-sided tests, "
-    "Holm p < .05; hint: p < .05 with fewer seeds or unplanned; open: anything else. p: paired t test over n seeds."
+    "Holm p < .05; hint: n >= 2 and p < .05 without these; open: anything else. p: paired t test over n seeds; "
+    "p over images: permutation test, Holm over all pairs of a score."
 )
 
 
