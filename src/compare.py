@@ -1,7 +1,8 @@
-"""Compare finished runs: scores with intervals, differences with tests, as tables.
+"""Compare finished runs: scores with intervals, differences with tests over seeds and images, as tables.
 
 python -m src.compare runs=runs/sweep
 python -m src.compare 'runs=[runs/a,runs/b]' baseline=clipcap evaluation=compositional
+python -m src.compare runs=runs/sweep 'contrasts=[[srau,cross_attention],[clipcap,cross_attention]]' margin=0.01
 python -m src.compare runs=runs/data_efficiency along=data.train_fraction
 """
 
@@ -33,6 +34,9 @@ def main(cfg: DictConfig) -> None:
         baseline=None if cfg.baseline is None else str(cfg.baseline),
         resamples=cfg.resamples,
         allow=texts(cfg.allow),
+        contrasts=[texts(pair) for pair in cfg.contrasts],
+        primary=None if cfg.primary is None else str(cfg.primary),
+        margin=cfg.margin,
     )
     picture = draw(comparison, None if cfg.along is None else str(cfg.along))
     print(text(comparison))

@@ -33,6 +33,9 @@ def main(cfg: DictConfig) -> None:
         baseline=None if cfg.baseline is None else str(cfg.baseline),
         resamples=cfg.resamples,
         allow=texts(cfg.allow),
+        contrasts=[texts(pair) for pair in cfg.contrasts],
+        primary=None if cfg.primary is None else str(cfg.primary),
+        margin=cfg.margin,
     )
     from src.reporting.gallery import gallery
     from src.reporting.page import page

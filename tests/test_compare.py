@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from conftest import ROOT
 from PIL import Image
+from scipy import stats
 
 from src.comparison import figure, measures
 from src.comparison.arms import compare
@@ -32,6 +34,7 @@ from src.scenes.world import Scene, Thing
 
 IMAGES = 80
 SUBJECTS, VERBS, PLACES = ("dog", "cat", "man", "girl"), ("sits", "runs", "sleeps"), ("grass", "sand", "a bench")
+STANDARD = ["BLEU-4", "ROUGE-L", "CIDEr-D"]
 BEAM = {"method": "BeamSearch", "beams": 5}
 
 
@@ -121,8 +124,8 @@ def test_cells_are_the_scores_of_metrics_json(runs):
 
 
 def test_all_pairs_are_compared_and_the_baseline_is_what_others_are_held_against(runs):
-    comparison = compared(runs)
-    assert comparison.scores == ("BLEU-4", "ROUGE-L", "CIDEr-D")
+    comparison = compared(runs, scores=STANDARD)
+    assert list(comparison.scores) == STANDARD
     pairs = [("clipcap", "blind"), ("srau", "blind"), ("clipcap", "srau")]
     assert [(d.arm, d.other) for d in comparison.differences if d.score == "CIDEr-D"] == pairs
     for d in comparison.differences:
@@ -130,6 +133,10 @@ def test_all_pairs_are_compared_and_the_baseline_is_what_others_are_held_against
         assert d.value == a.mean - b.mean and d.low < d.value < d.high and d.p <= d.p_holm <= 1
     best = comparison.against_baseline("srau", "CIDEr-D")
     assert best.value > 0.5 and best.low > 0 and best.p == 1 / 501 and best.p_holm == pytest.approx(3 / 501)
+    assert (best.seeds.n, best.seeds.left_out, best.seeds.p, best.word) == (1, 1, None, "open")  # blind has one seed
+    two = comparison.difference("srau", "clipcap", "CIDEr-D")
+    own = [np.array(comparison.cells[label, "CIDEr-D"].per_seed) for label in ("srau", "clipcap")]
+    assert two.seeds.n == 2 and two.seeds.p == pytest.approx(stats.ttest_rel(*own).pvalue)
     assert comparison.against_baseline("blind", "CIDEr-D") is None
     other = compared(runs, baseline="srau")
     assert other.against_baseline("blind", "CIDEr-D").value == -best.value
@@ -160,7 +167,7 @@ def test_scores_missing_from_an_arm_leave_a_gap(runs):
             )
             edit(folder / "metrics.json", lambda metrics: metrics["scores"].update(SPICE=0.3))
     comparison = compared(runs)
-    assert comparison.scores == ("BLEU-4", "ROUGE-L", "CIDEr-D", "SPICE")
+    assert comparison.scores == ("CIDEr-D", "SPICE")
     assert comparison.cells["blind", "SPICE"] is None and comparison.cells["srau", "SPICE"].mean > 0.1
     assert [(d.arm, d.other) for d in comparison.differences if d.score == "SPICE"] == [("clipcap", "srau")]
     assert comparison.differences[-1].p_holm == 1
@@ -173,6 +180,11 @@ def meteor_counts(right: bool) -> list[int]:
     """Of a caption of eight words that says seven words of nine, or one of four, in two chunks."""
     length, other, hits = (8, 9, 7) if right else (8, 4, 1)
     return [length, other, 0, 0, hits, hits, *(0 for _ in range(14)), 2 if right else 1, hits, hits]
+
+
+def odd(notes) -> list[str]:
+    """What notes say about a score that is not that of metrics.json or not there."""
+    return [note for note in notes if "metrics.json" in note or "counted again" in note or "Not defined" in note]
 
 
 def with_meteor(folder: Path, counted: bool = True) -> None:
@@ -194,7 +206,7 @@ def test_scores_by_characters_are_recomputed_by_characters_and_named(runs):
         scores = scorer.score({row["id"]: row["caption"] for row in rows})
         write_jsonl(folder / "predictions.jsonl", [row | scores.per_image[row["id"]] for row in rows])
         edit(folder / "metrics.json", lambda m, s=scores: m.update(scores=s.corpus, tokens="characters"))
-    comparison = compared(runs)
+    comparison = compared(runs, scores=STANDARD)
     for arm in comparison.arms:
         own = [run.scores["BLEU-4"] for run in arm.runs]
         assert comparison.cells[arm.label, "BLEU-4"].per_seed == pytest.approx(own, abs=1e-12)
@@ -214,7 +226,7 @@ def test_meteor_is_the_score_of_the_corpus(runs):
         assert cell.per_seed == pytest.approx([run.scores["METEOR"] for run in arm.runs], abs=1e-12)
         assert cell.low < cell.mean < cell.high
     assert comparison.against_baseline("srau", "METEOR").low > 0
-    assert not any("METEOR" in note for note in comparison.notes)
+    assert not odd(comparison.notes)
     rows = [json.loads(line) for line in (runs / "blind" / "predictions.jsonl").read_text().splitlines()]
     counts = np.array([row["METEOR counts"] for row in rows])
     chance = np.random.default_rng(1)
@@ -235,7 +247,7 @@ def test_meteor_without_counts_is_counted_again_or_left_out_and_never_the_mean(r
     for arm in comparison.arms:
         expected = [run.scores["METEOR"] for run in arm.runs]
         assert comparison.cells[arm.label, "METEOR"].per_seed == pytest.approx(expected, abs=1e-12)
-    assert not any("METEOR" in note for note in comparison.notes)
+    assert not odd(comparison.notes)
 
     def without(captions, references):
         raise Unavailable("METEOR needs Java.")
@@ -282,12 +294,19 @@ def test_truth_of_a_kind_is_true_statements_over_statements(tmp_path):
 # notes
 # --------------------------------------------------------------------------------------------------------------------
 def test_notes_say_what_the_numbers_are_about(runs):
-    notes = compared(runs).notes
-    assert notes[0].endswith("they say nothing about other seeds (seeds: blind 1, clipcap 2, srau 2).")
-    assert notes[1].startswith("An arm with one seed has no standard deviation")
-    assert notes[2] == "The arms do not have the same seeds."
-    assert notes[3].startswith("Resting on fewer than 50 images") and notes[3].endswith("BLEU-4 of blind, clipcap.")
-    assert len(notes) == 4
+    notes = compared(runs, scores=STANDARD).notes
+    assert notes[0].startswith("Tests over seeds are about other trainings, and the word follows from them alone;")
+    assert notes[0].endswith("for the models as they were trained (seeds: blind 1, clipcap 2, srau 2).")
+    assert notes[1].startswith("No contrast was planned") and notes[1].endswith("is a hint at most.")
+    assert notes[2].startswith("An arm with one seed has no standard deviation")
+    assert notes[3] == (
+        "Only seeds that both arms of a pair have are compared, but over images all of them; left out are of "
+        "clipcap and blind 1, srau and blind 1."
+    )
+    assert notes[4].startswith("No test over seeds") and notes[4].endswith(
+        "clipcap and blind (n = 1), srau and blind (n = 1)."
+    )
+    assert notes[-1].startswith("Resting on fewer than 50 images") and notes[-1].endswith("BLEU-4 of blind, clipcap.")
 
 
 def test_settings_beside_the_fusion_are_noted(runs):
@@ -325,13 +344,15 @@ def test_too_few_resamples_for_the_pairs_are_noted(runs):
     assert "With 15 pairs no p-value can pass Holm's correction at resamples=100; take more." in notes
 
 
-def test_significant_differences_no_larger_than_the_scatter_of_seeds_are_noted(tmp_path):
+def test_what_images_show_and_seeds_do_not_is_noted_and_open(tmp_path):
     for fusion, shares in {"blind": (0.0, 0.9), "srau": (0.3, 1.0)}.items():
         for seed, right in enumerate(shares):
             write_run(tmp_path / f"{fusion}{seed}", fusion, seed, right=right)
     comparison = compared(tmp_path, scores=["CIDEr-D"])
-    assert comparison.differences[0].p_holm < 0.05
-    assert comparison.notes[-1].endswith("within two standard errors of what seeds do: CIDEr-D of srau and blind.")
+    (difference,) = comparison.differences
+    assert difference.p_holm < 0.05 < difference.seeds.p and difference.word == "open"
+    note = "Significant over images, but within what seeds do by Student's t: CIDEr-D of srau and blind (n = 2)."
+    assert note in comparison.notes
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -418,7 +439,7 @@ def test_allowed_references_pair_shared_images_only(runs):
     ("options", "message"),
     [
         ({"baseline": "nobody"}, "baseline=nobody is none of the arms; they are: blind; clipcap; srau."),
-        ({"scores": ["SPICE"]}, "scores=SPICE has no value per image in these runs; there are BLEU-4, ROUGE-L,"),
+        ({"scores": ["SPICE"]}, "scores=SPICE has no value per image in these runs; there are CIDEr-D, BLEU-4,"),
         ({"allow": ["seed"]}, "allow=seed is unknown; choose from split, references, tokens, decoding, data."),
         ({"resamples": 99}, "resamples=99 are too few for a 95 % interval; 100 is the least, 10000 is good."),
     ],
@@ -466,24 +487,29 @@ def test_runs_without_scores_per_image_are_refused(runs):
 # tables
 # --------------------------------------------------------------------------------------------------------------------
 def test_text_is_aligned_and_complete(runs):
-    comparison = compared(runs)
+    comparison = compared(runs, scores=STANDARD)
     shown = text(comparison)
     block = shown.split("\n\n")[3].split("\n")
     assert block[0] == "CIDEr-D" and len(block) == 5
-    assert block[1].split("  ")[1].strip() == "arm" and "minus blind" in block[1] and "p (Holm)" in block[1]
+    head = ("minus blind", "n", "95 % over seeds", "p", "word", "95 % over images", "p over images")
+    assert block[1].split("  ")[1].strip() == "arm" and list(head) == re.split(r" {2,}", block[1].strip())[4:]
     cell, difference = comparison.cells["srau", "CIDEr-D"], comparison.against_baseline("srau", "CIDEr-D")
     assert f"{cell.mean:.4f} ± {cell.std:.4f}" in block[4] and f"[{cell.low:.4f}, {cell.high:.4f}]" in block[4]
-    assert f"{difference.value:+.4f}" in block[4] and block[4].endswith("0.0060 **")
+    cells = [f"{difference.mean:+.4f}", "1", "-", "-", "open"]
+    cells += [f"[{difference.low:+.4f}, {difference.high:+.4f}]", "0.0060"]
+    assert re.split(r" {2,}", block[4].strip())[-7:] == cells and "*" not in shown
     assert len({line.index("]") for line in block[2:]}) == 1
     assert all(f"- {note}" in shown for note in comparison.notes)
 
 
 def test_markdown_shows_every_cell_and_pair(runs):
-    shown = markdown(compared(runs))
+    shown = markdown(compared(runs, scores=STANDARD))
     tables = [part.split("\n") for part in shown.split("\n\n") if part.startswith("|")]
     assert [len(table) for table in tables] == [2 + 3, 2 + 9]
     assert len({line.count("|") for line in tables[0]}) == len({line.count("|") for line in tables[1]}) == 1
-    assert tables[0][4].startswith("| srau | 2 | ") and r"\*\* [" in tables[0][4]
+    assert tables[0][4].startswith("| srau | 2 | ") and "*" not in shown
+    assert all(re.split(r" \| ", line)[3] in "12" for line in tables[1][2:])  # n of every comparison
+    assert all(re.split(r" \| ", line)[6] in ("open", "hint") for line in tables[1][2:])
 
 
 def test_latex_escapes_and_balances(runs):
@@ -491,23 +517,58 @@ def test_latex_escapes_and_balances(runs):
     write_run(runs / "odd2", "cross_attention", config={"language": {"name": "c"}})
     shown = latex(compared(runs, scores=["CIDEr-D", "ROUGE-L"]))
     assert r"cross\_attention language.name=a\&b\_50\%\#" in shown
-    rows = [line for line in shown.split("\n") if line.endswith(r"\\")]
-    assert len(rows) == 1 + 2 * 5 and {line.replace(r"\&", "").count("&") for line in rows} == {3}
+    arms, pairs = ([line for line in part.split("\n") if line.endswith(r"\\")] for part in shown.split(r"\bigskip"))
+    assert len(arms) == 1 + 2 * 5 and {line.replace(r"\&", "").count("&") for line in arms} == {3}
+    assert len(pairs) == 1 + 2 * 4 and {line.replace(r"\&", "").count("&") for line in pairs} == {8}
     assert shown.count("{") == shown.count("}") and shown.count("$") % 2 == 0 and shown.count(r"\mathbf") == 2
     assert escaped("~^\\<") == r"\textasciitilde{}\textasciicircum{}\textbackslash{}$<$"
 
 
 def test_csv_and_json_hold_the_numbers_in_full(runs):
-    comparison = compared(runs)
+    comparison = compared(runs, scores=STANDARD, contrasts=[["srau", "clipcap"]], margin=0.1)
     rows = list(csv.DictReader(io.StringIO(csv_text(comparison))))
-    assert len(rows) == 9 and {row["baseline"] for row in rows} == {"blind"}
-    last, cell = rows[-1], comparison.cells["srau", "CIDEr-D"]
-    assert (last["arm"], last["seeds"], last["score"]) == ("srau", "2", "CIDEr-D")
+    assert len(rows) == 9 + 1 and {row["baseline"] for row in rows[:9]} == {"blind"}
+    last = next(row for row in rows if (row["arm"], row["score"]) == ("srau", "CIDEr-D"))
+    cell, against = comparison.cells["srau", "CIDEr-D"], comparison.against_baseline("srau", "CIDEr-D")
+    assert (last["seeds"], last["n"], last["word"], last["seeds_p"]) == ("2", "1", "open", "")
     assert float(last["mean"]) == cell.mean and float(last["std"]) == cell.std and rows[0]["std"] == ""
-    assert float(last["p_holm"]) == comparison.against_baseline("srau", "CIDEr-D").p_holm and rows[0]["p"] == ""
+    assert float(last["p_holm"]) == against.p_holm and rows[0]["p"] == ""
+    (planned,) = comparison.planned
+    line = rows[9]
+    assert (line["arm"], line["baseline"], line["score"], line["n"]) == ("srau", "clipcap", "CIDEr-D", "2")
+    assert float(line["seeds_low"]) == planned.seeds.low and float(line["seeds_p_holm"]) == planned.verdict.p_holm
+    assert float(line["seeds_p_level"]) == planned.verdict.p_level and line["word"] == planned.word
     content = json.loads(json.dumps(plain(comparison), allow_nan=False))
     assert content["arms"][2]["scores"]["CIDEr-D"]["per_seed"] == list(cell.per_seed)
     assert len(content["differences"]) == 9 and content["arms"][2]["runs"][1]["seed"] == 1
+    assert content["plan"] == {"contrasts": [["srau", "clipcap"]], "primary": "CIDEr-D", "margin": 0.1}
+    found = next(d for d in content["differences"] if d["verdict"]["planned"])
+    assert (found["arm"], found["other"], found["word"]) == ("srau", "clipcap", planned.word)
+    assert found["seeds"]["detectable"] == planned.seeds.detectable and found["seeds"]["n"] == 2
+
+
+def test_every_table_shows_n_interval_test_and_word_of_a_planned_contrast(tmp_path):
+    """Five seeds, an effect far beyond their scatter, and its opposite direction asked for."""
+    for seed in range(5):
+        for fusion, right in {"blind": 0.0, "clipcap": 0.3, "srau": 0.9}.items():
+            write_run(tmp_path / f"{fusion}{seed}", fusion, seed, right=right)
+    comparison = compared(tmp_path, scores=["ROUGE-L"], contrasts=[["clipcap", "srau"], ["srau", "blind"]])
+    assert comparison.scores == ("CIDEr-D", "ROUGE-L")  # the primary comes along
+    first, second = comparison.planned
+    assert (first.arm, first.other, first.word, second.word) == ("clipcap", "srau", "shown", "shown")
+    assert first.mean < first.seeds.high < 0 < second.seeds.low
+    interval = f"[{first.seeds.low:+.4f}, {first.seeds.high:+.4f}]"
+    half, detected = f"{first.seeds.half_width:.4f}", f"{first.seeds.detectable:.4f}"
+    p, holm = (f"{p:.4f}" if p >= 0.0001 else "< .0001" for p in (first.seeds.p, first.verdict.p_holm))
+    cells = [f"{first.mean:+.4f}", "5", interval, half, p, holm, "-", "shown", detected]
+    row = next(line for line in text(comparison).split("\n") if line.startswith("  clipcap  srau"))
+    assert re.split(r" {2,}", row.strip())[2:-1] == cells
+    row = next(line for line in markdown(comparison).split("\n") if line.startswith("| clipcap minus srau"))
+    assert row.replace("\\", "").split(" | ")[1:-1] == cells
+    row = next(line for line in latex(comparison).split("\n") if "clipcap minus srau" in line)
+    assert row.replace("$", "").split(" & ")[2:-1] == cells
+    others = [d for d in comparison.differences if d not in comparison.planned]
+    assert others and {d.word for d in others} <= {"hint", "open"}
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -105,6 +105,17 @@ def test_a_task_refuses_data_and_mechanisms_before_any_work():
     Retrieval().check(parts(Retriever), "test")
 
 
+def test_every_answer_says_which_story_it_is_from():
+    """Answers of one story are drawn together where runs are compared."""
+    told = ScenesInterleaved(seed=0, pictures=3, train=1, val=1, test=4)
+    documents = told.examples("test")
+    said = {picture.id: "red" for document in documents for picture in document.pictures}
+    rows = Stories().score(SimpleNamespace(examples=told.examples), "test", said).rows
+    assert len(rows) == len(said) > 4 and len({row["story"] for row in rows}) == 4
+    of_picture = {picture.id: document.id for document in documents for picture in document.pictures}
+    assert {row["id"]: row["story"] for row in rows} == of_picture
+
+
 def test_the_words_of_the_option_are_the_tasks():
     assert set(get_args(table.Task)) == set(TASKS)
     assert ABSENT["task"] is None

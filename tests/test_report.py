@@ -22,7 +22,9 @@ from PIL import Image
 
 from src.comparison.arms import Comparison, compare
 from src.comparison.estimates import Cell, Difference
+from src.comparison.plan import Plan
 from src.comparison.runs import Arm, find_runs, group
+from src.comparison.seeds import SeedTest, Verdict, unplanned
 from src.data.scenes import Scenes
 from src.reporting import plots
 from src.reporting.gallery import gallery
@@ -133,6 +135,12 @@ def test_gallery_is_what_the_runs_wrote(runs):
     assert data["refs"] == [row["references"] for row in arms[0].runs[0].rows]
     assert len(data["pictures"]) == 12 and all(url.startswith("data:image/webp;base64,") for url in data["pictures"])
     assert max(map(len, data["pictures"])) < 8000
+
+
+def test_parts_of_scores_are_no_scores_of_a_picture(tmp_path):
+    rows = [{**row, "nats": 60.5, "tokens_read": 20, "facts": 3} for row in scene_rows(4, 0.5, 1)]
+    write_run(tmp_path / "runs" / "a", "clipcap", rows)
+    assert gallery(arms_of(tmp_path / "runs"))[0]["metrics"] == ["truth", "CIDEr-D"]
 
 
 def test_marks_agree_with_the_verdicts_of_every_caption(runs):
@@ -246,7 +254,9 @@ def test_explain_figures_come_along(runs):
 # the page
 # --------------------------------------------------------------------------------------------------------------------
 def difference(arm: str, other: str, value: float, p: float) -> Difference:
-    return Difference(arm, other, "CIDEr-D", value, value - 0.1, value + 0.1, p / 2, p)
+    """Over seeds twice as wide as over images; ``p`` of both tests."""
+    seeds = SeedTest(2, 0, value, 0.05, value - 0.2, value + 0.2, p, 0.3)
+    return Difference(arm, other, "CIDEr-D", value, value - 0.1, value + 0.1, p / 2, p, seeds, unplanned(seeds))
 
 
 @pytest.fixture
@@ -265,7 +275,8 @@ def comparison(runs) -> Comparison:
         difference("flamingo", "blind", 0.777, 0.0004),
         difference("clipcap", "flamingo", -0.111, 0.25),
     )
-    return Comparison(arms, ("CIDEr-D",), "blind", "test", 12, 200, cells, differences, ("Mind <the> gap.",))
+    notes = ("Mind <the> gap.",)
+    return Comparison(arms, ("CIDEr-D",), "blind", "test", 12, 200, cells, differences, notes, Plan((), "CIDEr-D"))
 
 
 def text_of(fragment: str) -> str:
@@ -282,10 +293,15 @@ def test_tables_say_what_the_comparison_says(comparison):
     content = page(comparison, *gallery(comparison.arms))
     scores = text_of(section(content, "scores"))
     assert "flamingo 0.888 ★ [0.838, 0.938] ± 0.012" in scores
-    assert "clipcap 0.777 ≈ [0.727, 0.827]" in scores and "blind 0.111 [0.061, 0.161] flamingo" not in scores
-    assert "clipcap +0.666 [0.566, 0.766] p < .001" in scores
-    assert "clipcap flamingo -0.111 [-0.211, -0.011] .125 .250" in scores
-    assert "On CIDEr-D, flamingo is ahead with 0.888 [0.838, 0.938]. No difference" in text_of(content)
+    assert "clipcap 0.777 ○ [0.727, 0.827]" in scores and "blind 0.111 [0.061, 0.161]" in scores
+    assert "clipcap +0.666 hint [0.466, 0.866] n = 2, p < .001 pictures [0.566, 0.766]" in scores
+    assert "clipcap flamingo -0.111 2 [-0.311, 0.089] .250 open [-0.211, -0.011] .250" in scores
+    assert (
+        "The best mean CIDEr-D is flamingo's, 0.888. Unplanned comparisons: flamingo minus blind +0.777 (n = 2, 95 % "
+        "[0.577, 0.977] over seeds, p < .001): hint; flamingo minus clipcap +0.111 (n = 2, 95 % [-0.089, 0.311] over "
+        "seeds, p = .250): open."
+    ) in text_of(content)
+    assert "Planned contrasts" not in content
     assert "Mind &lt;the&gt; gap." in content and "0123456789+" in content and "12 pictures" in content
 
 
@@ -297,22 +313,42 @@ def test_costs_are_means_over_seeds_and_gaps_are_gaps(comparison):
     assert "blind 5000 2.81 M 23.5 G 100.0 300.0 50.0 - " in costs
 
 
-def test_leaders_and_ties(comparison):
-    assert leaders(comparison, "CIDEr-D") == ("flamingo", ["clipcap"], True)
+def test_planned_contrasts_come_first_with_all_that_stands_behind_their_word(comparison):
+    first, second, third = comparison.differences
+    seeds = replace(first.seeds, n=5)
+    planned = (
+        replace(first, seeds=seeds, verdict=Verdict(5, True, 0.0004, 0.0008, 0.9)),
+        second,
+        replace(third, seeds=replace(third.seeds, n=5, p=0.3), verdict=Verdict(5, True, 0.3, 0.3, 0.012)),
+    )
+    plan = Plan((("clipcap", "blind"), ("clipcap", "flamingo")), "CIDEr-D", 0.05)
+    content = page(replace(comparison, differences=planned, plan=plan), *gallery(comparison.arms))
+    scores = text_of(section(content, "scores"))
+    assert "Planned contrasts of CIDEr-D" in scores and "level: within ± 0.05" in scores
+    row = "clipcap blind +0.666 5 [0.466, 0.866] < .001 < .001 .900 shown 0.200 0.300 [0.566, 0.766]"
+    assert row in scores
+    assert "clipcap flamingo -0.111 5 [-0.311, 0.089] .300 .300 .012 level" in scores
+    assert (
+        "CIDEr-D: clipcap minus blind +0.666 (n = 5, 95 % [0.466, 0.866] over seeds, p < .001, Holm, p = .900 for "
+        "level): shown; clipcap minus flamingo -0.111"
+    ) in text_of(content)
+
+
+def test_leaders_and_what_is_open(comparison):
+    assert leaders(comparison, "CIDEr-D") == ("flamingo", ["clipcap"])
     loss = replace(comparison, cells={(a, "loss"): c for (a, _), c in comparison.cells.items()}, differences=())
-    assert leaders(loss, "loss") == ("blind", [], False)  # less is better, and nothing was tested
-    assert leaders(loss, "length") == (None, [], False)
+    assert leaders(loss, "loss") == ("blind", [])  # less is better, and nothing was tested
+    assert leaders(loss, "length") == (None, [])
+    one = SeedTest(1, 1, 0.777)
+    alone = tuple(replace(d, seeds=one, verdict=unplanned(one)) for d in comparison.differences)
+    assert leaders(replace(comparison, differences=alone), "CIDEr-D") == ("flamingo", ["blind", "clipcap"])
 
 
-def test_what_cannot_be_told_is_no_tie(comparison):
+def test_what_cannot_be_told_gets_no_mark(comparison):
     """A score of 0 in every picture has an interval of no width: it was called within noise of a clear lead."""
     flat = Cell(0.0, None, 0.0, 0.0, (0.0,))
     cells = comparison.cells | {("clipcap", "CIDEr-D"): flat}
-    assert leaders(replace(comparison, cells=cells), "CIDEr-D") == ("flamingo", [], False)
-    shown = tuple(replace(d, p_holm=0.01) for d in comparison.differences)
-    assert leaders(replace(comparison, cells=cells, differences=shown), "CIDEr-D") == ("flamingo", [], True)
-    # three pairs and 50 resamples: the least p is 3 / 51, so that nothing could be shown
-    assert leaders(replace(comparison, resamples=50), "CIDEr-D") == ("flamingo", [], False)
+    assert leaders(replace(comparison, cells=cells), "CIDEr-D") == ("flamingo", [])
 
 
 def test_nine_arms_look_different():

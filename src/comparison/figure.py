@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from src.comparison.arms import Comparison
 from src.comparison.estimates import Cell
 from src.comparison.runs import curves
+from src.comparison.scores import direction
 from src.errors import UserError
 
 # Okabe and Ito 2008, "Color universal design": for all kinds of colour vision
@@ -39,13 +40,14 @@ def draw(comparison: Comparison, along: str | None = None) -> bytes:
             cells = [comparison.cells[arm.label, score] for arm in comparison.arms]
             rows(axis, [Row(arm.label, *found) for arm, *found in zip(comparison.arms, cells, colours, strict=True)])
             axis.tick_params("y", labelsize=9)
-            axis.set_title(score, fontsize=10)
+            axis.set_title(_titled(score), fontsize=10)
     else:
         lines = _lines(comparison, along)
         figure, axes = plt.subplots(1, n, figsize=(1 + 4.2 * n, 3.6), squeeze=False, layout="constrained")
         for axis, score in zip(axes.flat, scores, strict=True):
             _curves(axis, comparison, lines, score, along)
         figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right center", fontsize=9, frameon=False)
+    figure.supxlabel("wide: 95 % over images; small: each seed", fontsize=8)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
@@ -98,7 +100,11 @@ def _curves(
     axis.set_xticks(everywhere, [f"{x:g}" for x in everywhere], fontsize=8)
     axis.minorticks_off()
     axis.set_xlabel(along, fontsize=9)
-    axis.set_title(score, fontsize=10)
+    axis.set_title(_titled(score), fontsize=10)
+
+
+def _titled(score: str) -> str:
+    return f"{score} (less is better)" if direction(score) < 0 else score
 
 
 def _lines(comparison: Comparison, along: str) -> dict[str, list[tuple[float, str]]]:

@@ -1,14 +1,14 @@
-"""What a reader of a comparison has to know beside its numbers."""
+"""What a reader of a comparison has to know beside its numbers, of design, scores and images."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from src.comparison.estimates import Cell, Difference
-from src.comparison.measures import AGAIN, BLEU, Measure, tokens_of
+from src.comparison.measures import AGAIN, STORY, Measure, tokens_of
 from src.comparison.resampling import p_value
-from src.comparison.runs import Arm
+from src.comparison.runs import Arm, Run
+from src.comparison.scores import BLEU, GAIN, GAP, LOSS, Table
 
 FEW = 50  # images; below, percentile intervals are noticeably too narrow
 SIGNIFICANT = 0.05
@@ -28,13 +28,9 @@ def notes_on_design(arms: Sequence[Arm], differing: Mapping[str, str]) -> list[s
     """What the runs are, and what follows for the reading of every number."""
     seeds = ", ".join(f"{arm.label} {len(arm.runs)}" for arm in arms)
     notes = [
-        "Intervals and p-values are about other images for the models as they were trained; they say nothing about "
-        f"other seeds (seeds: {seeds})."
+        "Tests over seeds are about other trainings, and the word follows from them alone; intervals and p-values over "
+        f"images are about other images for the models as they were trained (seeds: {seeds})."
     ]
-    if any(len(arm.runs) == 1 for arm in arms):
-        notes.append("An arm with one seed has no standard deviation: how much another training changes is not known.")
-    if len({tuple(run.seed for run in arm.runs) for arm in arms}) > 1:
-        notes.append("The arms do not have the same seeds.")
     settings = [arm.runs[0].settings for arm in arms]
     keys = sorted({key for own in settings for key in own if not key.startswith("fusion.")})
     changed = [key for key in keys if any(own.get(key) != settings[0].get(key) for own in settings)]
@@ -64,14 +60,17 @@ def notes_on_scores(arms: Sequence[Arm], measures: Sequence[Measure], cells: Cel
         few = [arm.label for arm in there if _fewest_images(measure, arm.label) < FEW]
         if few:
             scarce.append(f"{name} of {', '.join(few)}")
-        runs = [run for arm in there for run in arm.runs]
-        ours = [value for arm in there for value in cells[arm.label, name].per_seed]
-        theirs = [run.scores.get(name) for run in runs]
-        odd = [i for i, corpus in enumerate(theirs) if corpus is not None and abs(corpus - ours[i]) > 1e-6]
-        if whole and odd:
+        odd = [
+            (run, value)
+            for arm in there
+            for run, value in _by_run(arm, measure, cells)
+            if (corpus := run.scores.get(name)) is not None and abs(corpus - value) > 1e-6
+        ]
+        if whole and odd and name != LOSS:  # that of metrics.json reads first references only
+            run, value = odd[0]
             otherwise.append(
-                f"{name} of {runs[odd[0]].folder} is {theirs[odd[0]]:.4f} in its metrics.json and "
-                f"{ours[odd[0]]:.4f} by its predictions.jsonl; {AGAIN}"
+                f"{name} of {run.folder} is {run.scores[name]:.4f} in its metrics.json and {value:.4f} by its "
+                f"predictions.jsonl; {AGAIN}"
             )
     notes = [f"Not defined for {labels}: {', '.join(names)}." for labels, names in absent.items()]
     if scarce:
@@ -79,8 +78,15 @@ def notes_on_scores(arms: Sequence[Arm], measures: Sequence[Measure], cells: Cel
     return notes + otherwise
 
 
+def _by_run(arm: Arm, measure: Measure, cells: Cells) -> Iterator[tuple[Run, float]]:
+    """Each run of an arm that has the score, and its score."""
+    of_seed = {run.seed: run for run in arm.runs}
+    values = cells[arm.label, measure.name].per_seed
+    return ((of_seed[seed], value) for seed, value in zip(measure.seeds_of(arm.label), values, strict=True))
+
+
 def _fewest_images(measure: Measure, label: str) -> int:
-    """On how many images an arm's score rests, for the seed with the fewest.
+    """On how many images (stories) an arm's score rests, for the seed with the fewest.
 
     BLEU-4 rests on those that have four words in a row right: if those are few, its fourth root hides how much one of
     them counts.
@@ -94,7 +100,8 @@ def _fewest_images(measure: Measure, label: str) -> int:
 def notes_on_reading(cells: Cells, differences: Sequence[Difference], resamples: int) -> list[str]:
     """Where the numbers are weaker than they look."""
     notes = []
-    if any(cell is not None and cell.flat for cell in cells.values()):
+    # A blind arm gains 0 on itself and loses 0 by a shuffled picture, by definition.
+    if any(c is not None and c.flat and not (name in (GAIN, GAP) and c.mean == 0) for (_, name), c in cells.items()):
         notes.append(
             "An interval of no width says that all images agree; what would happen less than about three times in as "
             "many images is not excluded."
@@ -102,22 +109,19 @@ def notes_on_reading(cells: Cells, differences: Sequence[Difference], resamples:
     pairs = max((sum(d.score == name for d in differences) for name in {d.score for d in differences}), default=0)
     if pairs * p_value(0, resamples) > SIGNIFICANT:
         notes.append(f"With {pairs} pairs no p-value can pass Holm's correction at resamples={resamples}; take more.")
-    scattered = [
-        f"{d.score} of {d.arm} and {d.other}"
-        for d in differences
-        if d.p_holm <= SIGNIFICANT and _within_seeds(cells, d)
-    ]
-    if scattered:
-        notes.append(
-            "Significant over images, but within two standard errors of what seeds do: " + "; ".join(scattered) + "."
-        )
     return notes
 
 
-def _within_seeds(cells: Cells, difference: Difference) -> bool:
-    """Whether the difference is at most two standard errors of the difference of two means over seeds."""
-    two = [cells[label, difference.score] for label in (difference.arm, difference.other)]
-    if any(cell.std is None for cell in two):
-        return False
-    error = math.sqrt(sum(cell.std**2 / len(cell.per_seed) for cell in two))
-    return abs(difference.value) <= 2 * error
+def notes_on_stories(tables: Sequence[Table], story: Sequence[str] | None) -> list[str]:
+    """How answers are drawn that stand in stories."""
+    if story is not None:
+        return [
+            f"Answers of one story are not independent, so the {len(set(story))} stories are drawn, and they are what "
+            '"over images" is about.'
+        ]
+    if any("answer" in row or STORY in row for table in tables for row in table.values()):
+        return [
+            "Not all rows say which story they are from, so answers are drawn one by one as if they were independent, "
+            f"and intervals over images are too narrow; {AGAIN}"
+        ]
+    return []

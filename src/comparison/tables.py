@@ -1,9 +1,4 @@
-"""A comparison as text for the terminal, Markdown, LaTeX (booktabs), CSV, and plain data for JSON.
-
-Stars stand for the p-value after Holm's correction over all pairs of a score: * below .05, ** below .01, *** below
-.001.
-Numbers are in the scores' own units, so differences are absolute: 0.02 is .02 CIDEr-D.
-"""
+"""A comparison as text for the terminal, Markdown, LaTeX (booktabs), CSV, and plain data for JSON."""
 
 from __future__ import annotations
 
@@ -13,93 +8,108 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from src.comparison.arms import Comparison
-from src.comparison.estimates import Cell, Difference
+from src.comparison.estimates import Difference
+from src.comparison.numbers import HEAD, MISSING, PLANNED, brackets, compared, mean_and_std, number, planned
+from src.comparison.scores import direction
+from src.comparison.seeds import LEGEND
 
-STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
-LEGEND = "* p < .05, ** p < .01, *** p < .001, paired permutation test over images, Holm over all pairs of a score"
-MISSING = "-"
 COLUMNS = ("arm", "seeds", "score", "mean", "std", "low", "high")
 AGAINST = ("baseline", "difference", "difference_low", "difference_high", "p", "p_holm")
+OVER_SEEDS = ("n", "seeds_difference", "seeds_low", "seeds_high", "seeds_p", "seeds_p_holm", "seeds_p_level")
+OVER_SEEDS += ("detectable", "word")
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # whole tables
 # --------------------------------------------------------------------------------------------------------------------
 def text(comparison: Comparison) -> str:
-    """One aligned block per score: every arm, and what it is above or below the baseline."""
-    head = ("arm", "seeds", "mean ± std", "95 % interval", f"minus {comparison.baseline}", "95 % interval", "p (Holm)")
-    blocks = [f"{comparison.split}, {comparison.images} images, {comparison.resamples} resamples"]
+    """The planned contrasts, then one aligned block per score: every arm, and what it is above the baseline."""
+    head = ("arm", "seeds", "mean ± std", "95 % over images", f"minus {comparison.baseline}", *HEAD[1:])
+    blocks = [f"{comparison.split}, {comparison.size}, {comparison.resamples} resamples"]
+    if comparison.planned:
+        rows = [("arm", "minus", *PLANNED), *([d.arm, d.other, *planned(d)] for d in comparison.planned)]
+        blocks.append("\n".join([_title(comparison), *_aligned(rows, left=2)]))
     for score in comparison.scores:
         rows = [head, *(_row(comparison, arm.label, score) for arm in comparison.arms)]
-        blocks.append("\n".join([score, *_aligned(rows)]))
+        blocks.append("\n".join([_named(score), *_aligned(rows, left=1)]))
     return "\n\n".join([*blocks, LEGEND, *([_bullets(comparison.notes)] if comparison.notes else [])]) + "\n"
 
 
 def markdown(comparison: Comparison) -> str:
-    """Arms by scores, then the differences of all pairs, then the notes."""
+    """Planned contrasts, arms by scores, then the differences of all pairs, then the notes."""
     scores = [
-        ["arm", "seeds", *comparison.scores],
+        ["arm", "seeds", *map(_named, comparison.scores)],
         *(
-            [arm.label, str(len(arm.runs)), *(_with_stars(comparison, arm.label, score) for score in comparison.scores)]
+            [arm.label, str(len(arm.runs)), *(_cell(comparison, arm.label, score) for score in comparison.scores)]
             for arm in comparison.arms
         ),
     ]
+    plan = [["contrast", *PLANNED], *([_pair(d), *planned(d)] for d in comparison.planned)]
     pairs = [
-        ["score", "difference", "value", "95 % interval", "p", "p (Holm)"],
-        *(
-            [d.score, f"{d.arm} minus {d.other}", signed(d.value), brackets(d, signed), p_text(d.p), _judged(d)]
-            for d in comparison.differences
-        ),
+        ["score", "arm minus other", *HEAD],
+        *([d.score, _pair(d), *compared(d)] for d in comparison.differences),
     ]
     parts = [
-        f"{comparison.split}, {comparison.images} images. Mean over seeds ± standard deviation over seeds [95 % "
-        f"interval over images]; stars compare with {_cell_text(comparison.baseline)}.",
+        f"{comparison.split}, {comparison.size}. Mean over seeds ± standard deviation over seeds [95 % interval over "
+        "images].",
+        *([f"{_title(comparison)}:", _markdown_table(plan, left=1)] if comparison.planned else []),
         _markdown_table(scores, left=1),
         *([_markdown_table(pairs, left=2)] if comparison.differences else []),
-        LEGEND.replace("*", r"\*"),
+        LEGEND.replace("<", r"\<"),
         *([_bullets(comparison.notes)] if comparison.notes else []),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def latex(comparison: Comparison) -> str:
-    """A table environment for the package booktabs: arms by scores, the best mean of each score in bold."""
+    """A table environment for the package booktabs: arms by scores, the best mean of each score in bold; below them the
+    planned contrasts, or without a plan every arm against the baseline."""
     best = {score: _best(comparison, score) for score in comparison.scores}
-    lines = [
-        r"\begin{table}",
-        r"  \centering",
-        rf"  \begin{{tabular}}{{lr{'c' * len(comparison.scores)}}}",
-        r"    \toprule",
-        "    " + " & ".join(["arm", "seeds", *map(escaped, comparison.scores)]) + r" \\",
-        r"    \midrule",
-    ]
+    lines = []
     for arm in comparison.arms:
         cells, intervals = [escaped(arm.label), str(len(arm.runs))], ["", ""]
         for score in comparison.scores:
             cell = comparison.cells[arm.label, score]
             cells.append(_latex_cell(comparison, arm.label, score, bold=cell is not None and cell.mean == best[score]))
-            intervals.append("" if cell is None else rf"{{\scriptsize ${brackets(cell)}$}}")
-        lines += [f"    {' & '.join(cells)} \\\\", f"    {' & '.join(intervals)} \\\\"]
+            intervals.append("" if cell is None else rf"{{\scriptsize ${brackets(cell.low, cell.high)}$}}")
+        lines += [cells, intervals]
+    if comparison.planned:
+        head, held = PLANNED, _title(comparison)
+        against = [[d.score, _pair(d), *planned(d)] for d in comparison.planned]
+    else:
+        head, held = HEAD, f"every arm and {comparison.baseline}, unplanned"
+        found = [d for d in comparison.differences if comparison.baseline in (d.arm, d.other)]
+        against = [[d.score, _pair(d), *compared(d)] for d in found]
     caption = (
-        f"{comparison.split}, {comparison.images} images: mean over seeds, standard deviation over seeds where there "
-        f"are several, and below it the 95 % bootstrap interval over images. Stars: difference to "
-        f"{comparison.baseline}; {LEGEND}."
+        f"{comparison.split}, {comparison.size}: mean over seeds, standard deviation over seeds where there are "
+        f"several, and under them the 95 % bootstrap interval over images. Below, paired by seed: {held}; {LEGEND}"
     )
-    lines += [r"    \bottomrule", r"  \end{tabular}", rf"  \caption{{{escaped(caption)}}}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
+    tables = [_tabular(["arm", "seeds", *map(_named, comparison.scores)], lines, "lr" + "c" * len(comparison.scores))]
+    if against:
+        rows = [[*map(escaped, row[:2]), *map(_latex_number, row[2:])] for row in against]
+        tables.append(_tabular(["score", "arm minus other", *head], rows, "ll" + "r" * len(head)))
+    body = "\n\n  \\bigskip\n".join(tables)
+    return f"\\begin{{table}}\n  \\centering\n{body}\n  \\caption{{{escaped(caption)}}}\n\\end{{table}}\n"
 
 
 def csv_text(comparison: Comparison) -> str:
-    """One line per arm and score, numbers in full; empty where there is none."""
+    """One line per arm and score, against the baseline, then one per planned contrast with another arm. Numbers in
+    full; empty where there is none."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS + AGAINST)
-    for arm in comparison.arms:
-        for score in comparison.scores:
-            cell, d = comparison.cells[arm.label, score], comparison.against_baseline(arm.label, score)
-            own = [None] * 4 if cell is None else [cell.mean, cell.std, cell.low, cell.high]
-            against = [None] * 5 if d is None else [d.value, d.low, d.high, d.p, d.p_holm]
-            writer.writerow([arm.label, len(arm.runs), score, *own, comparison.baseline, *against])
+    writer.writerow(COLUMNS + AGAINST + OVER_SEEDS)
+    lines = [(arm.label, comparison.baseline, score) for arm in comparison.arms for score in comparison.scores]
+    lines += [(d.arm, d.other, d.score) for d in comparison.planned if d.other != comparison.baseline]
+    seeds = {arm.label: len(arm.runs) for arm in comparison.arms}
+    for label, other, score in lines:
+        cell, d = comparison.cells[label, score], comparison.difference(label, other, score)
+        own = [None] * 4 if cell is None else [cell.mean, cell.std, cell.low, cell.high]
+        against = [None] * (len(AGAINST) + len(OVER_SEEDS) - 1)
+        if d is not None:
+            test, verdict = d.seeds, d.verdict
+            against = [d.value, d.low, d.high, d.p, d.p_holm, test.n, test.value, test.low, test.high, test.p]
+            against += [verdict.p_holm, verdict.p_level, test.detectable, d.word]
+        writer.writerow([label, seeds[label], score, *own, other, *against])
     return file.getvalue()
 
 
@@ -108,8 +118,10 @@ def plain(comparison: Comparison) -> dict:
     return {
         "split": comparison.split,
         "images": comparison.images,
+        "stories": comparison.stories,
         "resamples": comparison.resamples,
         "baseline": comparison.baseline,
+        "plan": asdict(comparison.plan),
         "scores": list(comparison.scores),
         "arms": [
             {
@@ -122,43 +134,14 @@ def plain(comparison: Comparison) -> dict:
             }
             for arm in comparison.arms
         ],
-        "differences": [asdict(difference) for difference in comparison.differences],
+        "differences": [{**asdict(difference), "word": difference.word} for difference in comparison.differences],
         "notes": list(comparison.notes),
     }
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# single numbers
-# --------------------------------------------------------------------------------------------------------------------
-def number(value: float) -> str:
-    """Four decimals, and no minus before a zero."""
-    return f"{round(value, 4) + 0.0:.4f}"
-
-
-def signed(value: float) -> str:
-    return f"{round(value, 4) + 0.0:+.4f}"
-
-
-def brackets(of: Cell | Difference, form=number) -> str:
-    return f"[{form(of.low)}, {form(of.high)}]"
-
-
-def mean_and_std(cell: Cell) -> str:
-    return number(cell.mean) if cell.std is None else f"{number(cell.mean)} ± {number(cell.std)}"
-
-
-def p_text(p: float) -> str:
-    return "< .0001" if p < 0.0001 else f"{p:.4f}"
-
-
-def stars(difference: Difference | None) -> str:
-    """By the p-value after Holm; none without a difference."""
-    return "" if difference is None else next((mark for level, mark in STARS if difference.p_holm < level), "")
-
-
 def escaped(words: str) -> str:
     """Text as LaTeX reads it."""
-    special = {**{char: "\\" + char for char in "&%$#_{}"}, "\\": r"\textbackslash{}"}
+    special = {**{char: "\\" + char for char in "&%$#_{}"}, "\\": r"\textbackslash{}", "±": r"$\pm$"}
     special |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
     return "".join(special.get(char, char) for char in words)
 
@@ -166,25 +149,32 @@ def escaped(words: str) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 # parts of tables
 # --------------------------------------------------------------------------------------------------------------------
+def _title(comparison: Comparison) -> str:
+    """Above the planned contrasts."""
+    plan = comparison.plan
+    margin = "no margin" if plan.margin is None else f"margin {plan.margin:g}"
+    return f"planned contrasts of {plan.primary}, {margin}, Holm over {len(plan.contrasts)}"
+
+
+def _named(score: str) -> str:
+    return score if direction(score) >= 0 else f"{score} (less is better)"
+
+
+def _pair(d: Difference) -> str:
+    return f"{d.arm} minus {d.other}"
+
+
 def _row(comparison: Comparison, label: str, score: str) -> list[str]:
-    cell, difference = comparison.cells[label, score], comparison.against_baseline(label, score)
-    seeds = next(len(arm.runs) for arm in comparison.arms if arm.label == label)
-    own = [MISSING] * 2 if cell is None else [mean_and_std(cell), brackets(cell)]
-    against = [MISSING] * 3
-    if difference is not None:
-        against = [signed(difference.value), brackets(difference, signed), _judged(difference)]
-    return [label, str(seeds), *own, *against]
-
-
-def _judged(difference: Difference) -> str:
-    return f"{p_text(difference.p_holm)} {stars(difference)}".rstrip()
-
-
-def _with_stars(comparison: Comparison, label: str, score: str) -> str:
     cell = comparison.cells[label, score]
-    if cell is None:
-        return MISSING
-    return f"{mean_and_std(cell)}{stars(comparison.against_baseline(label, score))} {brackets(cell)}"
+    own = [MISSING] * 3
+    if cell is not None:
+        own = [str(len(cell.per_seed)), mean_and_std(cell), brackets(cell.low, cell.high)]
+    return [label, *own, *compared(comparison.against_baseline(label, score))]
+
+
+def _cell(comparison: Comparison, label: str, score: str) -> str:
+    cell = comparison.cells[label, score]
+    return MISSING if cell is None else f"{mean_and_std(cell)} {brackets(cell.low, cell.high)}"
 
 
 def _latex_cell(comparison: Comparison, label: str, score: str, bold: bool) -> str:
@@ -193,27 +183,38 @@ def _latex_cell(comparison: Comparison, label: str, score: str, bold: bool) -> s
         return "--"
     mean = rf"\mathbf{{{number(cell.mean)}}}" if bold else number(cell.mean)
     std = "" if cell.std is None else rf" \pm {number(cell.std)}"
-    mark = stars(comparison.against_baseline(label, score))
-    return f"${mean}{std}{f'^{{{mark}}}' if mark else ''}$"
+    return f"${mean}{std}$"
+
+
+def _latex_number(cell: str) -> str:
+    """Signs as signs and not as hyphens."""
+    return f"${cell}$" if cell != MISSING and cell[0] in "+-[" else escaped(cell)
 
 
 def _best(comparison: Comparison, score: str) -> float:
+    """The best mean; nan where neither more nor less is better."""
     means = [cell.mean for arm in comparison.arms if (cell := comparison.cells[arm.label, score]) is not None]
-    return max(means, default=float("nan"))
+    way = direction(score)
+    return max(means, key=lambda mean: way * mean, default=float("nan")) if way else float("nan")
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width, two spaces apart; the first one is flush left, so is the last with its stars."""
+def _aligned(rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """Columns of equal width, two spaces apart; the first ``left`` are flush left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    ends = (0, len(widths) - 1)
     return [
         "  "
         + "  ".join(
-            f"{cell:<{width}}" if place in ends else f"{cell:>{width}}"
+            f"{cell:<{width}}" if place < left else f"{cell:>{width}}"
             for place, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in rows
     ]
+
+
+def _tabular(head: Sequence[str], rows: Sequence[Sequence[str]], columns: str) -> str:
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"  \toprule", rf"  {' & '.join(map(escaped, head))} \\"]
+    lines += [r"  \midrule", *(rf"  {' & '.join(row)} \\" for row in rows), r"  \bottomrule", r"\end{tabular}"]
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def _markdown_table(rows: Sequence[Sequence[str]], left: int) -> str:

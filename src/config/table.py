@@ -46,7 +46,13 @@ def _is_strategy(value) -> bool:
     return re.fullmatch("auto|single_device|fsdp|ddp(_[a-z0-9_]+)?", str(value)) is not None
 
 
+def _is_pairs(value) -> bool:
+    pairs = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+    return pairs and all(is_text(one) for pair in value for one in pair)
+
+
 Texts = Annotated[Any, Rule("text or a [list] of texts", _is_texts)]
+Pairs = Annotated[list, Rule("a list of [arm,other] pairs", _is_pairs)]
 Anything = Annotated[Any, Rule("anything", lambda value: True)]
 Group = Annotated[dict, Rule("a group of options", lambda value: isinstance(value, dict))]
 ShareOrCount = Annotated[
@@ -152,6 +158,9 @@ COMPARE = {
     "scores": Texts | None,
     "resamples": Size,
     "allow": Texts,
+    "contrasts": Pairs,
+    "primary": Name | None,
+    "margin": Rate | None,
     "output": Name,
 }
 COMMANDS = {

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from src.comparison.runs import Arm, Run
+from src.comparison.scores import FIELDS, is_number
 from src.config.added_keys import run_config
 from src.errors import UserError
 
@@ -73,7 +74,7 @@ def gallery(arms: Sequence[Arm], pictures: bool = True, limit: int | None = None
 
 
 def _numbers(row: dict) -> list[str]:
-    return [name for name, value in row.items() if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    return [name for name, value in row.items() if is_number(value) and name not in FIELDS]
 
 
 def _rounded(value) -> float | None:

@@ -1,4 +1,4 @@
-"""What the page says about numbers: which way is better, who leads and who may as well, and what runs cost."""
+"""What the page says about numbers: who leads and from whom that is not shown, and what runs cost."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ import math
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from src.comparison.resampling import p_value
 from src.comparison.runs import Arm
+from src.comparison.scores import direction
+from src.comparison.seeds import OPEN
 
 if TYPE_CHECKING:
     from src.comparison.arms import Comparison
-    from src.comparison.estimates import Cell, Difference
-
-LESS_IS_BETTER = ("loss", "perplexity")
-DESCRIPTIVE = ("length", "vocabulary")  # more is neither better nor worse
-LEVEL = 0.05  # of significance, after Holm's correction
+    from src.comparison.estimates import Difference
 
 # key: (name with unit, where metrics.json has it below "cost")
 COSTS = {
@@ -30,40 +27,19 @@ COSTS = {
 }
 
 
-def direction(score: str) -> int:
-    """1 where more is better, -1 where less is, 0 where neither."""
-    return -1 if score in LESS_IS_BETTER else 0 if score in DESCRIPTIVE else 1
+def leaders(comparison: Comparison, score: str) -> tuple[str | None, list[str]]:
+    """(arm with the best mean, arms whose difference from it is open, by the seeds).
 
-
-def difference(comparison: Comparison, arm: str, other: str, score: str) -> Difference | None:
-    """``arm`` minus ``other``, whichever way round it was tested; None where it was not."""
-    for found in comparison.differences:
-        if (found.arm, found.other, found.score) == (arm, other, score):
-            return found
-        if (found.arm, found.other, found.score) == (other, arm, score):
-            return type(found)(arm, other, score, -found.value, -found.high, -found.low, found.p, found.p_holm)
-    return None
-
-
-def leaders(comparison: Comparison, score: str) -> tuple[str | None, list[str], bool]:
-    """(arm with the best mean, arms whose difference from it could not be shown, whether each other has a verdict).
-
-    An arm whose own interval has no width has none where no difference could be shown: of BLEU-4 .000, because in no
-    picture four words are right, it cannot be told either that it is as good. With so few resamples that no difference
-    could pass Holm's correction, no arm has a verdict.
+    An arm whose own interval has no width gets no mark: of BLEU-4 .000, because in no picture four words are right, it
+    cannot be told either that it may be as good.
     """
     cells = {arm.label: cell for arm in comparison.arms if (cell := comparison.cells.get((arm.label, score)))}
-    means = {label: cell.mean for label, cell in cells.items()}
-    if not means or not direction(score):
-        return None, [], False
-    best = max(means, key=lambda label: direction(score) * means[label])
-    tests = {label: difference(comparison, label, best, score) for label in means if label != best}
-    pairs = sum(found.score == score for found in comparison.differences)
-    if pairs * p_value(0, comparison.resamples) > LEVEL:
-        return best, [], False
-    unshown = [label for label, test in tests.items() if test is None or test.p_holm > LEVEL]
-    tied = [label for label in unshown if tests[label] is not None and not cells[label].flat]
-    return best, tied, bool(tests) and unshown == tied
+    if not cells or not direction(score):
+        return None, []
+    best = max(cells, key=lambda label: direction(score) * cells[label].mean)
+    tests = {label: comparison.difference(label, best, score) for label in cells if label != best}
+    undecided = [label for label, d in tests.items() if d is not None and d.word == OPEN and not cells[label].flat]
+    return best, undecided
 
 
 def cost_of(arm: Arm) -> dict[str, float | None]:
@@ -107,17 +83,27 @@ def score_text(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
 
 
-def interval_text(cell: Cell | Difference) -> str:
-    """ "0.823 [0.800, 0.846]" of a cell or a difference."""
-    value = cell.mean if hasattr(cell, "mean") else cell.value
-    return f"{score_text(value)} [{score_text(cell.low)}, {score_text(cell.high)}]"
+def interval_text(low: float | None, high: float | None) -> str:
+    """ "[0.800, 0.846]"; "-" where there was no test."""
+    return "-" if low is None or high is None else f"[{score_text(low)}, {score_text(high)}]"
 
 
-def p_text(p: float) -> str:
-    """A p-value to stand in a column of them: ".012", "< .001"."""
-    return "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+def sentence(d: Difference) -> str:
+    """A comparison in words: never without its seeds, its interval, its test and its class."""
+    seeds, verdict = d.seeds, d.verdict
+    p, holm = (verdict.p_holm, ", Holm") if verdict.planned else (seeds.p, "")
+    interval = interval_text(seeds.low, seeds.high)
+    tested = "" if p is None else f", 95 % {interval} over seeds, p {p_equation(p)}{holm}"
+    if verdict.p_level is not None:
+        tested += f", p {p_equation(verdict.p_level)} for level"
+    return f"{d.arm} minus {d.other} {d.mean:+.3f} (n = {seeds.n}{tested}): {d.word}"
 
 
-def p_equation(p: float) -> str:
-    """A p-value to stand behind the letter: "= .012", "< .001"."""
-    return p_text(p) if p < 0.001 else f"= {p_text(p)}"
+def p_text(p: float | None) -> str:
+    """A p-value to stand in a column of them: ".012", "< .001"; "-" where there was no test."""
+    return "-" if p is None else "< .001" if p < 0.001 else f"{p:.3f}".removeprefix("0")
+
+
+def p_equation(p: float | None) -> str:
+    """A p-value to stand behind the letter: "= .012", "< .001", "-"."""
+    return p_text(p) if p is None or p < 0.001 else f"= {p_text(p)}"

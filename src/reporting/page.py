@@ -17,25 +17,26 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from src.comparison.runs import Arm, Run
+from src.comparison.scores import GAIN, direction
+from src.comparison.seeds import LEGEND
 from src.reporting import plots
 from src.reporting.numbers import (
     COSTS,
     cost_of,
-    difference,
-    direction,
     interval_text,
     leaders,
     number_text,
     p_equation,
     p_text,
     score_text,
+    sentence,
 )
 
 if TYPE_CHECKING:
     from src.comparison.arms import Comparison
 
 HERE = Path(__file__).parent
-FIRST = ("truth", "CIDEr-D")  # what plots and gallery show before anything is chosen: the first of these that there is
+FIRST = (GAIN, "truth", "CIDEr-D")  # what plots and gallery show before anything is chosen: the first there is
 ONLINE = ("CIDEr-D", "BLEU-4", "ROUGE-L")  # what val_captions logs at every validation
 PARETO = ("trainable", "flops", "step_ms")  # keys of COSTS: the axes of the Pareto plot
 FRACTION = "data.train_fraction"
@@ -46,12 +47,15 @@ def page(comparison: Comparison, gallery: dict | None, notes: Sequence[str]) -> 
     from jinja2 import Environment, StrictUndefined
 
     script = (HERE / "report.js").read_text(encoding="utf-8")
-    first = next((name for name in FIRST if name in comparison.scores), comparison.scores[0])
+    wanted = [comparison.plan.primary if comparison.planned else None, *FIRST, comparison.scores[0]]
+    first = next(name for name in wanted if name in comparison.scores)
+    shown = next((name for name in wanted if gallery and name in gallery["metrics"]), first)
     content = {
         "c": comparison,
         "title": _title(comparison),
         "facts": _facts(comparison),
         "lead": _lead(comparison, first),
+        "legend": LEGEND,
         "first": first,
         "scores": _scores(comparison),
         "against": _against(comparison),
@@ -72,7 +76,7 @@ def page(comparison: Comparison, gallery: dict | None, notes: Sequence[str]) -> 
         "gallery": gallery,
         "has_pictures": bool(gallery and gallery["ids"]),  # controls over no picture would do nothing
         "gallery_notes": notes,
-        "data": embedded({**(gallery or {}), "first": first}),
+        "data": embedded({**(gallery or {}), "first": shown}),
         "style": Markup((HERE / "report.css").read_text(encoding="utf-8")),
         "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -87,7 +91,7 @@ def page(comparison: Comparison, gallery: dict | None, notes: Sequence[str]) -> 
         "date": run_date,
         "commit": commit,
     }
-    environment.globals |= {"swatch": plots.swatch, "direction": direction}
+    environment.globals |= {"swatch": plots.swatch, "direction": direction, "interval": interval_text}
     template = environment.from_string((HERE / "report.html").read_text(encoding="utf-8"))
     size = len(template.render(**content, megabytes="0.0").encode())
     return template.render(**content, megabytes=f"{size / 1e6:.1f}")
@@ -124,7 +128,7 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     decoding = dict.fromkeys(_decoding(run) for run in runs)
     return [
         ("Compared", ", ".join(arm.label for arm in comparison.arms)),
-        ("Split", f"{comparison.split}, {comparison.images:,} pictures"),
+        ("Split", f"{comparison.split}, {comparison.size.replace('images', 'pictures')}"),
         ("Seeds", " to ".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) + " per arm"),
         ("Baseline", comparison.baseline),
         ("Decoding", "; ".join(decoding)),
@@ -152,26 +156,28 @@ def run_date(run: Run) -> str:
 
 
 def _lead(comparison: Comparison, score: str) -> str:
-    """The page in two sentences."""
-    best, tied, tested = leaders(comparison, score)
-    if best is None or len(comparison.arms) == 1 or not direction(score):
+    """The page in a few sentences: what was planned; without a plan who has the best mean, and what is open."""
+    if comparison.planned:
+        return f"{comparison.plan.primary}: {'; '.join(map(sentence, comparison.planned))}."
+    best, _ = leaders(comparison, score)
+    if best is None or len(comparison.arms) == 1:
         return ""
-    sentence = f"On {score}, {best} is ahead with {interval_text(comparison.cells[best, score])}."
-    if tied:
-        return f"{sentence} No difference between it and {', '.join(tied)} could be shown: their order may be noise."
-    return sentence + (" Its lead over every other arm stands after Holm's correction." if tested else "")
+    cell = comparison.cells[best, score]
+    held = [comparison.difference(best, arm.label, score) for arm in comparison.arms if arm.label != best]
+    against = "; ".join(sentence(d) for d in held if d is not None)
+    return f"The best mean {score} is {best}'s, {score_text(cell.mean)}. Unplanned comparisons: {against}."
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # tables
 # --------------------------------------------------------------------------------------------------------------------
 def _scores(comparison: Comparison) -> list[dict]:
-    """A row per arm; a cell per score with its mark: "best", "tied" or ""."""
+    """A row per arm; a cell per score with its mark: "best", "open" or ""."""
     heads = {score: leaders(comparison, score) for score in comparison.scores}
     rows = []
     for arm in comparison.arms:
         marks = [
-            "best" if arm.label == heads[score][0] else "tied" if arm.label in heads[score][1] else ""
+            "best" if arm.label == heads[score][0] else "open" if arm.label in heads[score][1] else ""
             for score in comparison.scores
         ]
         cells = [comparison.cells.get((arm.label, score)) for score in comparison.scores]
@@ -182,10 +188,7 @@ def _scores(comparison: Comparison) -> list[dict]:
 def _against(comparison: Comparison) -> list[tuple[str, list]]:
     """Per arm but the baseline, its difference from it in every score."""
     others = [arm.label for arm in comparison.arms if arm.label != comparison.baseline]
-    return [
-        (label, [difference(comparison, label, comparison.baseline, score) for score in comparison.scores])
-        for label in others
-    ]
+    return [(label, [comparison.against_baseline(label, score) for score in comparison.scores]) for label in others]
 
 
 # --------------------------------------------------------------------------------------------------------------------

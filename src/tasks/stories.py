@@ -38,9 +38,11 @@ class Stories(SpokenTask):
         asked, documents = _questions(data, split)
         verdicts = answer_scores(said, asked)
         leads = {document.id: document.chunks[-1].text for document in documents}
+        stories = {one.id: document.id for document in data.examples(split) for one in document.pictures}
         rows = [
             {
                 "id": id,
+                "story": stories[id],  # answers of one are drawn together where runs are compared
                 "caption": f"{leads[id]} {answer}",
                 "answer": asked[id].right,
                 "verdict": judge(answer, asked[id]),
