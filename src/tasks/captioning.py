@@ -13,6 +13,7 @@ import torch
 from src.build import Parts
 from src.contracts import Batch, Document, Example
 from src.data.base import stable_number
+from src.data.order import exchange
 from src.errors import UserError
 from src.fusion.base import Retriever
 from src.loading.documents import few_shot
@@ -22,7 +23,8 @@ from src.metrics.extra import extra_scores
 from src.metrics.tokens import note_on_tokens
 from src.metrics.truth import truth_scores
 from src.scenes.world import Scene
-from src.tasks.base import Evaluation, SpokenTask, split_loss
+from src.tasks.base import Evaluation, SpokenTask
+from src.tasks.reading import Read, gap_per_token, nats_per_token, read_references
 from src.tasks.retrieval import retrieval_scores
 
 LOOKING = ("truth", "CIDEr-D")  # scores that fall to the level of a blind model when pictures are shuffled
@@ -91,11 +93,19 @@ class Captioning(SpokenTask):
         result = super().evaluate(parts, split)
         if self.shots is not None:
             return result
-        loss = split_loss(parts, split)
-        result.scores = {"loss": loss, "perplexity": math.exp(loss), **result.scores}
+        self._add_reading(result, read_references(parts, split, shuffled=True))
         if isinstance(parts.captioner.fusion, Retriever) and parts.captioner.fusion.compares:
             result.scores |= retrieval_scores(parts, split)
         return result
+
+    @staticmethod
+    def _add_reading(result: Evaluation, found: Mapping[str, Read]) -> None:
+        """The loss of all references, and what it would be with other pictures; by picture, too."""
+        loss, gap = nats_per_token(list(found.values())), gap_per_token(list(found.values()))
+        result.scores = {"loss": loss, "perplexity": math.exp(loss), "gap/loss": gap, **result.scores}
+        result.rows = [{**row, **vars(found[row["id"]])} for row in result.rows]
+        if gap is None:
+            result.remarks["missing"]["gap/loss"] = "There is no other picture in the split."
 
 
 def no_examples(shots: int) -> UserError:
@@ -127,10 +137,3 @@ def _scores(scorer: CaptionScorer, scenes: Mapping[str, Scene], said: Mapping[st
     truth = truth_scores(said, scenes)
     per_image = {id: {**truth.per_image[id], **own} for id, own in scores.per_image.items()}
     return {**truth.corpus, **scores.corpus}, per_image
-
-
-def exchange(said: Mapping[str, str], seed: int) -> dict[str, str]:
-    """Every picture gets the caption of another one, which is what it would get if the pictures were shuffled."""
-    ids = list(said)
-    Random(seed).shuffle(ids)
-    return {id: said[other] for id, other in zip(ids, ids[1:] + ids[:1], strict=True)}
