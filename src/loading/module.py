@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import warnings
@@ -87,6 +88,13 @@ class CaptionData(lightning.LightningDataModule):
         if split not in self._examples:
             self._examples[split] = self._checked(split)
         return self._examples[split]
+
+    def with_examples(self, split: str, examples: Sequence[Example]) -> CaptionData:
+        """The same with other examples of a split, for which it has no features."""
+        other = copy.copy(self)
+        other._examples = {**self._examples, split: examples}
+        other.features = {name: table for name, table in self.features.items() if name != split}
+        return other
 
     def _checked(self, split: str) -> Sequence[Example]:
         if split not in self.source.splits():

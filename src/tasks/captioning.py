@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import torch
@@ -28,6 +28,9 @@ from src.tasks.reading import Read, gap_per_token, nats_per_token, read_referenc
 from src.tasks.retrieval import retrieval_scores
 
 LOOKING = ("truth", "CIDEr-D")  # scores that fall to the level of a blind model when pictures are shuffled
+
+# Scores of a corpus that are the means of those of its pictures.
+MEANS = ("CIDEr-D", "ROUGE-L", "SPICE", "CLIPScore", "RefCLIPScore", "truth", "coverage")
 
 
 @dataclass
@@ -106,6 +109,30 @@ class Captioning(SpokenTask):
         result.rows = [{**row, **vars(found[row["id"]])} for row in result.rows]
         if gap is None:
             result.remarks["missing"]["gap/loss"] = "There is no other picture in the split."
+
+
+def mean_over(rounds: Sequence[Evaluation]) -> Evaluation:
+    """Means of several evaluations of the same pictures, with the captions and references of the first.
+
+    A picture keeps the scores whose mean over pictures is that of the corpus: no other can be had back from means.
+    """
+    first = rounds[0]
+    if len(rounds) == 1:
+        return first
+    scores = {name: _mean([one.scores[name] for one in rounds]) for name in first.scores}
+    rows = []
+    for own in zip(*(one.rows for one in rounds), strict=True):
+        kept = [name for name in own[0] if name in MEANS]
+        said = {name: own[0][name] for name in ("id", "caption", "references")}
+        rows.append({**said, **{name: _mean([row[name] for row in own]) for name in kept}})
+    note = f"means over {len(rounds)} captions of each picture, of which predictions.jsonl shows the first"
+    remarks = {**first.remarks, "notes": {**first.remarks.get("notes", {}), "scores": note}}
+    return replace(first, scores=scores, rows=rows, remarks=remarks)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if len(there) == len(values) else None
 
 
 def no_examples(shots: int) -> UserError:
