@@ -171,18 +171,18 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
     return CaptionData(source, captioner.tokenizer, **shared)
 
 
-def build_pictures(options: DictConfig, seed: int, source: Source, vision: Vision) -> CaptionData:
-    """Pictures with captions for whoever reads no token rows."""
+def build_pictures(options: DictConfig, seed: int, source: Source, vision: Vision | None) -> CaptionData:
+    """Pictures with captions for whoever reads no token rows; without ``vision`` no picture is loaded."""
     tell(source, options, vision)
     return CaptionData(
         source,
         None,
-        vision.spec.image_size,
+        vision.spec.image_size if vision else None,
         options.batch_size,
         captions_per_image=1,
         train_fraction=options.train_fraction,
         seed=seed,
-        workers=options.workers,
+        workers=options.workers if vision else 0,  # there is nothing to load
     )
 
 

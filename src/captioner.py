@@ -16,7 +16,7 @@ from src.contracts import Batch, Language, Memory, Target, Text, Tokenizer, User
 from src.decoding.base import Decoder, Seen
 from src.fusion.base import Fusion, Writer
 from src.layers.cache import Cache
-from src.layers.chunked_loss import summed_cross_entropy
+from src.layers.chunked_loss import each_cross_entropy, summed_cross_entropy
 from src.layers.laid_out import laid_out
 from src.layers.notes import Aux
 from src.loading.rows import Rows
@@ -162,6 +162,15 @@ class Captioner(lightning.LightningModule):
         readout, vocabulary = partial(self.fusion.readout, self.language), self.language.spec.vocabulary
         total = summed_cross_entropy(readout, hidden_XE, target.id_X, self.readout_parameters(), vocabulary)
         return total / max(1, len(target.id_X)), target.id_X.new_full((), len(target.id_X))
+
+    def nats(self, memory: Memory, view: View) -> Tensor:
+        """-log p of each of the view's targets, (X,), by the walk that captions are written by; no gradients."""
+        target = present(view.target, "target in the view")
+        with torch.no_grad():
+            hidden_BTE = self.writer.decode(self.language, memory, view.text)
+        hidden_XE = hidden_BTE.flatten(0, 1).index_select(0, target.at_X)
+        readout = partial(self.fusion.readout, self.language)
+        return each_cross_entropy(readout, hidden_XE, target.id_X, self.language.spec.vocabulary)
 
     def text_loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean nats per token of the batch's text as it stands, whatever is trained, and how many tokens."""

@@ -303,6 +303,10 @@ class Memory(dict[str, Tensor]):
         """The contexts ``rows_I`` only (used when finished captions leave the batch)."""
         return Memory({name: x.index_select(0, rows_I) for name, x in self.items()})
 
+    def behind(self, other: Memory) -> Memory:
+        """The contexts of ``other``, then these."""
+        return Memory({name: torch.cat([other[name], x]) for name, x in self.items()})
+
 
 # --------------------------------------------------------------------------------------------------------------------
 # language

@@ -21,7 +21,18 @@ from src.records.wandb_runs import logged_in
 
 NAME = "Fusion mechanisms compared"
 FUSION = "choices.fusion"  # in a run's configuration: the word after fusion=
-SCORES = ("truth", "CIDEr-D", "BLEU-4", "ROUGE-L", "loss", "unique", "gap/truth", "gap/CIDEr-D")
+SCORES = (
+    "loss",
+    "gap/loss",
+    "CIDEr-D",
+    "truth",
+    "truth_f1",
+    "coverage",
+    "ROUGE-L",
+    "unique",
+    "gap/truth",
+    "gap/CIDEr-D",
+)
 CURVES = ("train/loss", "val/loss", "train/gradient_norm")
 COSTS = {
     "cost/step_ms": "milliseconds a step",

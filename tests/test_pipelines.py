@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from commands import run
+from PIL import Image
 from test_verbs import SMOKE
 from torch import nn
 
@@ -19,9 +21,12 @@ from src.comparison.runs import find_runs, group
 from src.contracts import Batch, Example, VisionSpec, Visual
 from src.data.scenes import Scenes
 from src.loading.module import CaptionData
+from src.metrics.captions import CaptionScorer
 from src.metrics.cider import CiderD
 from src.metrics.ngrams import ReferenceNgrams
+from src.pipelines.human import Human
 from src.pipelines.nearest import Nearest, agreed
+from src.tasks.captioning import Captioning, mean_over
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -132,6 +137,62 @@ def test_of_equally_near_pictures_the_first_id_is_taken():
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# people
+# --------------------------------------------------------------------------------------------------------------------
+def told(pictures) -> CaptionData:
+    examples = [Example(f"p{i}", captions) for i, captions in enumerate(pictures)]
+    source = SimpleNamespace(name="told", has_images=True, interleaved=False, splits=lambda: ("test",))
+    source.examples = lambda split: examples
+    return CaptionData(source, None, None, batch_size=2, captions_per_image=1)
+
+
+def test_each_caption_is_held_against_the_others_in_turn():
+    pictures = [own for own in PICTURES if len(own) > 1]
+    data = told(pictures)
+    task, rounds = Captioning(), list(Human(None, data, wrong=False).rounds("test"))
+    assert len(rounds) == 2  # the third picture has no more
+    results = [task.answered(speaker, own, "test") for speaker, own in rounds]
+    for k, (result, (_, own)) in enumerate(zip(results, rounds, strict=True)):
+        left = {f"p{i}": [*captions[:k], *captions[k + 1 :]] for i, captions in enumerate(pictures)}
+        said = {f"p{i}": captions[k] for i, captions in enumerate(pictures)}
+        assert {row["id"]: row["caption"] for row in result.rows} == said
+        assert {row["id"]: row["references"] for row in result.rows} == left == own.references("test")
+        assert result.scores["CIDEr-D"] == CaptionScorer(left).score(said).corpus["CIDEr-D"]
+        assert own.fingerprint("test") != data.fingerprint("test")
+    mean = mean_over(results)
+    for name in ("CIDEr-D", "BLEU-4", "gap/CIDEr-D"):
+        assert mean.scores[name] == pytest.approx(sum(one.scores[name] for one in results) / 2)
+    for rows in zip(mean.rows, *(one.rows for one in results), strict=True):
+        assert rows[0]["CIDEr-D"] == pytest.approx((rows[1]["CIDEr-D"] + rows[2]["CIDEr-D"]) / 2)
+        assert rows[0].keys() == {"id", "caption", "references", "CIDEr-D", "ROUGE-L"}  # no BLEU: it is no mean
+        assert rows[0]["caption"] == rows[1]["caption"]
+    assert sum(row["CIDEr-D"] for row in mean.rows) / 3 == pytest.approx(mean.scores["CIDEr-D"])
+    assert "means over 2 captions" in mean.remarks["notes"]["scores"]
+    assert mean_over(results[:1]) is results[0]
+
+
+def test_a_wrong_picture_gives_what_is_reached_without_looking():
+    data = told([example.captions for example in Scenes(train=30).examples("train")])
+    both = [Human(None, data, wrong).rounds("test") for wrong in (False, True)]
+    right, wrong = (mean_over([Captioning().answered(*one, "test") for one in rounds]) for rounds in both)
+    assert wrong.scores["CIDEr-D"] == pytest.approx(right.scores["CIDEr-D"] - right.scores["gap/CIDEr-D"])
+    assert wrong.scores["CIDEr-D"] < 0.5 * right.scores["CIDEr-D"]
+
+
+FLICKR8K = Path(os.environ.get("FLICKR8K", "nowhere"), "dataset_flickr8k.json")
+
+
+@pytest.mark.skipif(not FLICKR8K.is_file(), reason="set FLICKR8K to a folder with dataset_flickr8k.json")
+def test_people_on_flickr8k():
+    """What Karpathy's test split gives: a caption against the other four, and one of another picture."""
+    images = json.loads(FLICKR8K.read_text())["images"]
+    data = told([tuple(s["raw"] for s in one["sentences"]) for one in images if one["split"] == "test"])
+    result = mean_over([Captioning().answered(*one, "test") for one in Human(None, data, wrong=False).rounds("test")])
+    scores = {name: round(result.scores[name], 3) for name in ("CIDEr-D", "gap/CIDEr-D", "BLEU-4")}
+    assert scores == {"CIDEr-D": 0.820, "gap/CIDEr-D": 0.787, "BLEU-4": 0.214}
+
+
+# --------------------------------------------------------------------------------------------------------------------
 # the command
 # --------------------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
@@ -178,6 +239,43 @@ def test_it_is_an_arm_among_runs(runs, tmp_path):
     run("src.report", f"runs={runs}", f"output={tmp_path}/page", "resamples=100")
     (page,) = [path.read_text() for path in (tmp_path / "page").glob("*.html")]
     assert "nearest" in page and "none (nearest)" in page
+
+
+def test_people_stand_among_runs_without_any_encoder(runs, tmp_path):
+    """Not without being told that their references are fewer."""
+    data = [word for word in nearest(runs) if word.startswith(("data", "samples"))]
+    for word, folder in (("false", "human"), ("true", "wrong")):
+        options = ("pipeline=human", f"pipeline.wrong={word}", f"hydra.run.dir='{tmp_path}/{folder}'")
+        answer = run("src.pipeline", *data, *options)
+        assert "allow=[references]" in answer.stdout and "means over 5 captions" in answer.stdout
+    metrics = json.loads((tmp_path / "human" / "metrics.json").read_text())
+    assert metrics["cost"]["parameters"] == {"trainable": 0, "total": 0, "vision": 0}
+    assert metrics["scores"]["truth"] == 1 and metrics["scores"]["CIDEr-D"] > metrics["scores"]["gap/CIDEr-D"] > 0
+    assert json.loads((tmp_path / "human" / "environment.json").read_text())["choices"]["vision"] is None
+    rows = [json.loads(line) for line in (tmp_path / "human" / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 16 and all(len(row["references"]) == 4 for row in rows)
+    folders = f"runs=[{tmp_path},{runs}/nearest]"
+    answer = run("src.compare", folders, f"output={tmp_path}/compared", "resamples=100", ok=False)
+    assert "differ in their references" in answer.stderr and "allow=[references]" in answer.stderr
+    for verb in ("compare", "report"):
+        run(f"src.{verb}", folders, "allow=[references]", f"output={tmp_path}/{verb}", "resamples=100")
+    arms = group(find_runs([str(tmp_path / "human"), str(tmp_path / "wrong"), str(runs / "nearest")]))
+    labels = {arm.label for arm in arms}
+    assert labels == {"human pipeline.wrong=False", "human pipeline.wrong=True", "nearest"}
+    found = compare(arms, baseline="nearest", resamples=100, allow=["references"])
+    assert found.cells["human pipeline.wrong=False", "CIDEr-D"].mean == pytest.approx(metrics["scores"]["CIDEr-D"])
+
+
+def test_people_are_several(tmp_path):
+    said = [f"{i}.png,{text}\n" for i in range(30) for text in ("a dog", "dogs")[: 1 if i == 7 else 2]]
+    (tmp_path / "captions.csv").write_text("image,caption\n" + "".join(said))
+    for i in range(30):
+        Image.new("RGB", (40, 40), (8 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    split = "split=train"  # allowed: nothing is remembered
+    words = ("data=folder", f"data.root='{tmp_path}'", split, "pipeline=human", f"hydra.run.dir='{tmp_path}/run'")
+    answer = run("src.pipeline", *words, "data.train_fraction=1", ok=False)
+    assert "7 has only one; choose data with several captions" in answer.stderr.replace(".png", "")
+    assert len(answer.stderr.splitlines()) == 1 and not (tmp_path / "run" / "metrics.json").exists()
 
 
 REFUSED = {

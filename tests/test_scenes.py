@@ -442,16 +442,35 @@ def test_truth_scores():
         "truth/relation": 1.0,
         "truth/background": None,
         "coverage": pytest.approx((1 + 2 / 3 + 0) / 3),
+        "truth_f1": pytest.approx(2 * (10 / 11) * (4 / 7) / (10 / 11 + 4 / 7)),
     }
+    names = ("true_statements", "statements", "facts_found", "facts")
+    counts = {id: tuple(own[name] for name in names) for id, own in truth.per_image.items()}
+    assert counts == {"a": (7, 7, 2, 2), "b": (3, 4, 2, 3), "c": (0, 0, 0, 2)}
     assert [truth.per_image[name]["truth"] for name in "abc"] == [1, 0, 0]
     assert truth.per_image["b"]["truth/relation"] is None
     with pytest.raises(UserError, match="'d'"):
         truth_scores({"d": "a red circle"}, scenes)
 
 
+def test_the_f_score_falls_with_what_is_left_out_and_with_what_is_wrong():
+    """``truth`` alone sees only the second: what says less is truer."""
+
+    def f1(*captions: str) -> float | None:
+        named = {str(i): caption for i, caption in enumerate(captions)}
+        return truth_scores(named, dict.fromkeys(named, PAIR)).corpus["truth_f1"]
+
+    whole = "a small red circle and a big blue square"
+    assert f1(whole) == 1 and f1() is None
+    assert f1("a small red circle") == pytest.approx(2 * 1 * (1 / 2) / (1 + 1 / 2))
+    assert f1("a small red circle and a big green square") == pytest.approx(2 * (5 / 6) * (1 / 2) / (5 / 6 + 1 / 2))
+    assert f1("") == f1("banana") == f1("a big green triangle") == 0  # nothing found
+    assert f1(whole, "") == f1(whole, "banana") == pytest.approx(2 * 1 * (1 / 2) / (1 + 1 / 2))  # precision stays 1
+
+
 def test_references_are_perfect_predictions():
     examples = Scenes().examples("compositional")[:100]
     scenes = {e.id: Scene.from_dict(e.extra["scene"]) for e in examples}
     corpus = truth_scores({e.id: e.captions[0] for e in examples}, scenes).corpus
-    assert all(score == 1 for name, score in corpus.items() if name != "coverage")
-    assert 0.5 < corpus["coverage"] < 1
+    assert all(score == 1 for name, score in corpus.items() if name not in ("coverage", "truth_f1"))
+    assert 0.5 < corpus["coverage"] < corpus["truth_f1"] < 1

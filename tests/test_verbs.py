@@ -34,10 +34,14 @@ def trained(tmp_path_factory) -> Path:
 def test_train_leaves_a_complete_run_folder(trained):
     metrics = json.loads((trained / "metrics.json").read_text())
     assert metrics["split"] == "test" and metrics["pictures"] == 16
-    assert {"BLEU-4", "ROUGE-L", "CIDEr-D", "truth", "loss"} <= set(metrics["scores"])
+    assert list(metrics["scores"])[:6] == ["loss", "gap/loss", "CIDEr-D", "truth", "truth_f1", "coverage"]
+    assert {"ROUGE-L", "perplexity"} < set(metrics["scores"]) and list(metrics["scores"])[-1] == "BLEU-4"
     assert metrics["cost"]["parameters"]["trainable"] > 0 and metrics["cost"]["training_flops"] > 1e6
     rows = [json.loads(line) for line in (trained / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 16 and all(len(row["references"]) == 5 for row in rows)
+    nats, shuffled, tokens = (sum(row[name] for row in rows) for name in ("nats", "nats_shuffled", "tokens_read"))
+    assert metrics["scores"]["loss"] == pytest.approx(nats / tokens)
+    assert metrics["scores"]["gap/loss"] == pytest.approx((shuffled - nats) / tokens) != 0
     assert Image.open(trained / "samples.png").width > 400
     assert "val/loss" in (trained / "log" / "metrics.csv").read_text()
     assert json.loads((trained / "environment.json").read_text())["command"].startswith("python -m src.train")

@@ -7,7 +7,7 @@ generator by different amounts; batches that came from it would differ between t
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import cycle, islice
 
 import torch
@@ -93,6 +93,21 @@ class InOrder(Sampler[Pick]):
 def _fill(order: Sequence[int], multiple: int) -> list[int]:
     """``order``, begun again until its length is a multiple of ``multiple``."""
     return list(islice(cycle(order), -(-len(order) // multiple) * multiple))
+
+
+def circle(n: int, seed: int) -> list[int]:
+    """``n`` positions in an order of the seed; each has the one before it, the first the last, for its stranger."""
+    order = list(range(n))
+    random.Random(seed).shuffle(order)
+    return order
+
+
+def exchange(said: Mapping[str, str], seed: int) -> dict[str, str]:
+    """Every picture gets the caption of another one, which is what it would get if the pictures were shuffled."""
+    ids = list(said)
+    order = circle(len(ids), seed)
+    after = order[1:] + order[:1]
+    return {ids[place]: said[ids[other]] for place, other in zip(order, after, strict=True)}
 
 
 def draw_captions(seed: int, epoch: int, index: int, available: int, wanted: int) -> list[int]:

@@ -37,8 +37,16 @@ def summed_cross_entropy(
     return _InPieces.apply(readout, rows, target_X, hidden_XD, *trained)
 
 
-def _loss(logits_XV: Tensor, target_X: Tensor) -> Tensor:
-    return F.cross_entropy(logits_XV.to(_precise(logits_XV)), target_X, reduction="sum")
+@torch.no_grad()
+def each_cross_entropy(readout: Readout, hidden_XD: Tensor, target_X: Tensor, vocabulary: int) -> Tensor:
+    """The same of every target, (X,), without gradients."""
+    rows = max(1, PIECE // vocabulary)
+    pieces = zip(hidden_XD.split(rows), target_X.split(rows), strict=True)
+    return torch.cat([_loss(readout(h_YD), t_Y, reduction="none") for h_YD, t_Y in pieces])
+
+
+def _loss(logits_XV: Tensor, target_X: Tensor, reduction: str = "sum") -> Tensor:
+    return F.cross_entropy(logits_XV.to(_precise(logits_XV)), target_X, reduction=reduction)
 
 
 def _loss_and_gradient(logits_XV: Tensor, target_X: Tensor, grad_XV: Tensor) -> Tensor:

@@ -34,6 +34,13 @@ def token_row(caption: list[int], tokenizer: Tokenizer, max_tokens: int) -> list
     return row if len(row) <= max_tokens else row[:max_tokens]
 
 
+def caption_rows(captions: Sequence[str], tokenizer: Tokenizer, max_tokens: int, picture: int, image_tag: bool) -> Text:
+    """Captions as their authors wrote them, one a row; ``picture``: what tokens look at, see ``pad_rows``."""
+    found = tokenizer.encode([normalise_caption(caption) for caption in captions])
+    text = pad_rows([token_row(caption, tokenizer, max_tokens) for caption in found], tokenizer.pad, picture)
+    return tagged(text, tokenizer.image_tag) if image_tag else text
+
+
 def tagged(text: Text, tag: Sequence[int]) -> Text:
     """``text`` with the image tag after the start token, as a document of one picture has it."""
     first, rest = text.columns(0, 1), text.columns(1, None)
@@ -122,11 +129,7 @@ class CaptionBatches(Batches):
         if self.tokenizer is None:
             return PinnableBatch(ids, None, pixels, visual)
         captions = [c for i, e in zip(indices, examples, strict=True) for c in self._captions(epoch, i, e)]
-        found = self.tokenizer.encode([normalise_caption(caption) for caption in captions])
-        rows = [token_row(caption, self.tokenizer, self.max_tokens) for caption in found]
-        text = pad_rows(rows, self.tokenizer.pad, picture=int(self.source.has_images))
-        if self.image_tag:
-            text = tagged(text, self.tokenizer.image_tag)
+        text = caption_rows(captions, self.tokenizer, self.max_tokens, int(self.source.has_images), self.image_tag)
         batch = PinnableBatch(ids, text, pixels, visual)
         return with_views(batch, self.objectives, chance(self.seed, epoch, batch), self.rows)
 
@@ -173,7 +176,7 @@ class Loader:
     workers end with the iteration unless they are ``kept`` for the next one.
     """
 
-    def __init__(self, batches: Batches, order: Sampler[Pick], workers: int, kept: bool = False):
+    def __init__(self, batches: Batches, order: Sampler[Pick] | Sequence[Pick], workers: int, kept: bool = False):
         self.order = order
         self._loader = DataLoader(
             batches,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import warnings
@@ -11,12 +12,12 @@ from dataclasses import replace
 import lightning
 import torch
 
-from src.contracts import Batch, Document, Example, Source, Tokenizer
+from src.contracts import Batch, Document, Example, Source, Text, Tokenizer, present
 from src.data.base import Streamed
 from src.data.order import EpochBatchSampler, InOrder, nested_share
 from src.errors import UserError
 from src.layers.processes import processes
-from src.loading.batches import CaptionBatches, Loader, TrainLoader
+from src.loading.batches import CaptionBatches, Loader, TrainLoader, caption_rows
 from src.loading.documents import DocumentBatches, prompts
 from src.loading.rows import APART, Rows
 from src.objectives.base import Objective
@@ -88,6 +89,13 @@ class CaptionData(lightning.LightningDataModule):
             self._examples[split] = self._checked(split)
         return self._examples[split]
 
+    def with_examples(self, split: str, examples: Sequence[Example]) -> CaptionData:
+        """The same with other examples of a split, for which it has no features."""
+        other = copy.copy(self)
+        other._examples = {**self._examples, split: examples}
+        other.features = {name: table for name, table in self.features.items() if name != split}
+        return other
+
     def _checked(self, split: str) -> Sequence[Example]:
         if split not in self.source.splits():
             known = ", ".join(self.source.splits())
@@ -146,6 +154,16 @@ class CaptionData(lightning.LightningDataModule):
         n = len(self.examples(split))
         order = InOrder(n if limit is None else min(n, limit), self.batch_size, *(_rank_and_world() if shared else ()))
         return Loader(self._batches(split, captions), order, self.workers)
+
+    def pictures_at(self, split: str, places: Sequence[int]) -> Loader:
+        """The pictures at these positions of ``examples(split)``, in this order, each with its first caption."""
+        picks = [(None, list(places[i : i + self.batch_size])) for i in range(0, len(places), self.batch_size)]
+        return Loader(self._batches(split, 1), picks, self.workers)
+
+    def texts(self, captions: Sequence[str]) -> Text:
+        """Captions as the rows that training makes of them, one a row."""
+        picture = int(self.source.has_images)
+        return caption_rows(captions, present(self.tokenizer, "tokenizer"), self.max_tokens, picture, self.image_tag)
 
     def _in_order(self, split: str, captions_per_image: int) -> Loader:
         order = InOrder(len(self.examples(split)), self.batch_size, *_rank_and_world())

@@ -5,7 +5,7 @@ The statements of a caption and their truth are those of ``scenes.check``; nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from src.errors import UserError
@@ -22,11 +22,17 @@ class Truth:
         truth          the share of the captions that are entirely true
         truth/KIND     the share of the statements of that kind that are true, for each of ``scenes.reader.KINDS``
         coverage       the share of a scene's things that its caption describes without a mistake, mean over captions
-    and ``per_image`` the same for every caption alone, by picture id.
+        truth_f1       2 P R / (P + R), P: the share of all statements that are true, R: the share of all things that
+                       are described without a mistake; 0 where none is
+    and ``per_image`` the first three of every caption alone, by picture id, and the counts of which P and R are made:
+        P = sum of true_statements / sum of statements        R = sum of facts_found / sum of facts (things)
+
+    ``truth`` alone rewards captions that say little, and ``coverage`` does not see what is false beside what is right.
+    P and R are shares of sums: a caption that says nothing has no P of its own, adds nothing to that of all, and R 0.
     """
 
     corpus: dict[str, float | None]
-    per_image: dict[str, dict[str, float | None]]
+    per_image: dict[str, dict[str, float | int | None]]
 
 
 def truth_scores(predictions: Mapping[str, str], scenes: Mapping[str, Scene]) -> Truth:
@@ -35,7 +41,28 @@ def truth_scores(predictions: Mapping[str, str], scenes: Mapping[str, Scene]) ->
     if unknown:
         raise UserError(f"{len(unknown)} captions have no scene to be checked against, the first is {unknown[0]!r}.")
     verdicts = {name: check(caption, scenes[name]) for name, caption in predictions.items()}
-    return Truth(_scores(verdicts.values()), {name: _scores([verdict]) for name, verdict in verdicts.items()})
+    counts = {name: _counts(verdict) for name, verdict in verdicts.items()}
+    corpus = {**_scores(verdicts.values()), "truth_f1": _f1(counts.values())}
+    return Truth(corpus, {name: {**_scores([verdict]), **counts[name]} for name, verdict in verdicts.items()})
+
+
+def _counts(verdict: Verdict) -> dict[str, int]:
+    return {
+        "true_statements": sum(verdict.truths),
+        "statements": len(verdict.truths),
+        "facts_found": verdict.described,
+        "facts": verdict.things,
+    }
+
+
+def _f1(counts: Collection[Mapping[str, int]]) -> float | None:
+    if not counts:
+        return None
+    true, said, found, there = (sum(column) for column in zip(*(own.values() for own in counts), strict=True))
+    if not found:
+        return 0.0
+    precision, recall = true / said, found / there  # who describes a thing has made a true statement
+    return 2 * precision * recall / (precision + recall)
 
 
 def _scores(verdicts: Iterable[Verdict]) -> dict[str, float | None]:

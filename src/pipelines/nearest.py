@@ -18,27 +18,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from src.contracts import Batch
+from src.contracts import Batch, present
 from src.loading.module import CaptionData
 from src.metrics.cider import CiderD
 from src.metrics.ngrams import ReferenceNgrams
 from src.metrics.tokens import TOKENS
+from src.pipelines.base import Pipeline
 from src.vision.base import Vision
 
 SAME = 1e-6  # cosines nearer to each other than this are equal: sums of float32 are no more exact than that
 
 
-class Nearest:
+class Nearest(Pipeline):
     """Keeps the pooled features and one caption of every training picture of ``data``; of equally near ones the picture
     whose id comes first is taken."""
 
     def __init__(self, vision: Vision, data: CaptionData):
-        self.vision = vision
+        super().__init__(vision, data)
         pooled_NC = torch.cat([self._pooled(batch) for batch in data.pictures("train")])
         examples = list(data.examples("train"))
         order = sorted(range(len(examples)), key=lambda row: examples[row].id)
         self.pooled_NC = pooled_NC[order]
         self.captions = agreed([examples[row].captions for row in order])
+
+    def rounds(self, split: str) -> list[tuple[Nearest, CaptionData]]:
+        return [(self, self.data)]
 
     def caption(self, batches: Iterable[Batch], decoder=None, prompted: bool = False) -> dict[str, str]:
         """Captions by id, as people wrote them: nothing is decoded, and no text of the batches is gone on with."""
@@ -53,7 +57,7 @@ class Nearest:
     @torch.no_grad()
     def _pooled(self, batch: Batch) -> Tensor:
         """Unit vectors (I, C)."""
-        visual = self.vision(batch.pixels_IM3hw) if batch.visual is None else batch.visual
+        visual = batch.visual or present(self.vision, "vision")(batch.pixels_IM3hw)
         return F.normalize(visual.pooled_IC.float(), dim=1)
 
 

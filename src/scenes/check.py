@@ -24,12 +24,18 @@ SPARE_MENTIONS = 2
 class Verdict:
     """A caption held against a scene. ``truths`` goes with the reading's statements.
 
-    ``mentioned`` is the share of the scene's things that a phrase with a shape word describes without a mistake.
+    ``described``: how many of the scene's ``things`` a phrase with a shape word describes without a mistake.
     """
 
     reading: Reading
     truths: tuple[bool, ...]
-    mentioned: float
+    described: int
+    things: int
+
+    @property
+    def mentioned(self) -> float:
+        """The share of the scene's things that are described."""
+        return self.described / self.things
 
     @property
     def entirely_true(self) -> bool:
@@ -44,7 +50,7 @@ def check(caption: str, scene: Scene) -> Verdict:
     reading = parse(caption)
     places = _best_places(reading, scene)
     truths = tuple(_holds(statement, scene, places) for statement in reading.statements)
-    return Verdict(reading, truths, len(_described(reading, truths, scene, places)) / len(scene.things))
+    return Verdict(reading, truths, len(_described(reading, truths, scene, places)), len(scene.things))
 
 
 Places = tuple[int | None, ...]  # for each mention the index of the thing that it stands for

@@ -16,6 +16,7 @@ from src.contracts import Batch, Speaker
 from src.errors import UserError
 from src.fusion.base import Fusion, Writer
 from src.loading.module import CaptionData
+from src.tasks.reading import nats_per_token, read_references
 
 
 @dataclass
@@ -98,7 +99,9 @@ class SpokenTask(Task):
 
 @torch.no_grad()
 def split_loss(parts: Parts, split: str) -> float:
-    """Nats per token of the split's first references, one per picture; of all targets of documents."""
+    """Nats per token: of all references of pictures, of all targets of documents."""
+    if not parts.source.interleaved:
+        return nats_per_token(list(read_references(parts, split).values()))
     captioner = parts.captioner
     captioner.eval()
     total, count = 0.0, 0

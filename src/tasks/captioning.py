@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from src.build import Parts
 from src.contracts import Batch, Document, Example
 from src.data.base import stable_number
+from src.data.order import exchange
 from src.errors import UserError
 from src.fusion.base import Retriever
 from src.loading.documents import few_shot
@@ -22,10 +23,14 @@ from src.metrics.extra import extra_scores
 from src.metrics.tokens import note_on_tokens
 from src.metrics.truth import truth_scores
 from src.scenes.world import Scene
-from src.tasks.base import Evaluation, SpokenTask, split_loss
+from src.tasks.base import Evaluation, SpokenTask
+from src.tasks.reading import Read, gap_per_token, nats_per_token, read_references
 from src.tasks.retrieval import retrieval_scores
 
 LOOKING = ("truth", "CIDEr-D")  # scores that fall to the level of a blind model when pictures are shuffled
+
+# Scores of a corpus that are the means of those of its pictures.
+MEANS = ("CIDEr-D", "ROUGE-L", "SPICE", "CLIPScore", "RefCLIPScore", "truth", "coverage")
 
 
 @dataclass
@@ -91,11 +96,43 @@ class Captioning(SpokenTask):
         result = super().evaluate(parts, split)
         if self.shots is not None:
             return result
-        loss = split_loss(parts, split)
-        result.scores = {"loss": loss, "perplexity": math.exp(loss), **result.scores}
+        self._add_reading(result, read_references(parts, split, shuffled=True))
         if isinstance(parts.captioner.fusion, Retriever) and parts.captioner.fusion.compares:
             result.scores |= retrieval_scores(parts, split)
         return result
+
+    @staticmethod
+    def _add_reading(result: Evaluation, found: Mapping[str, Read]) -> None:
+        """The loss of all references, and what it would be with other pictures; by picture, too."""
+        loss, gap = nats_per_token(list(found.values())), gap_per_token(list(found.values()))
+        result.scores = {"loss": loss, "perplexity": math.exp(loss), "gap/loss": gap, **result.scores}
+        result.rows = [{**row, **vars(found[row["id"]])} for row in result.rows]
+        if gap is None:
+            result.remarks["missing"]["gap/loss"] = "There is no other picture in the split."
+
+
+def mean_over(rounds: Sequence[Evaluation]) -> Evaluation:
+    """Means of several evaluations of the same pictures, with the captions and references of the first.
+
+    A picture keeps the scores whose mean over pictures is that of the corpus: no other can be had back from means.
+    """
+    first = rounds[0]
+    if len(rounds) == 1:
+        return first
+    scores = {name: _mean([one.scores[name] for one in rounds]) for name in first.scores}
+    rows = []
+    for own in zip(*(one.rows for one in rounds), strict=True):
+        kept = [name for name in own[0] if name in MEANS]
+        said = {name: own[0][name] for name in ("id", "caption", "references")}
+        rows.append({**said, **{name: _mean([row[name] for row in own]) for name in kept}})
+    note = f"means over {len(rounds)} captions of each picture, of which predictions.jsonl shows the first"
+    remarks = {**first.remarks, "notes": {**first.remarks.get("notes", {}), "scores": note}}
+    return replace(first, scores=scores, rows=rows, remarks=remarks)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if len(there) == len(values) else None
 
 
 def no_examples(shots: int) -> UserError:
@@ -127,10 +164,3 @@ def _scores(scorer: CaptionScorer, scenes: Mapping[str, Scene], said: Mapping[st
     truth = truth_scores(said, scenes)
     per_image = {id: {**truth.per_image[id], **own} for id, own in scores.per_image.items()}
     return {**truth.corpus, **scores.corpus}, per_image
-
-
-def exchange(said: Mapping[str, str], seed: int) -> dict[str, str]:
-    """Every picture gets the caption of another one, which is what it would get if the pictures were shuffled."""
-    ids = list(said)
-    Random(seed).shuffle(ids)
-    return {id: said[other] for id, other in zip(ids, ids[1:] + ids[:1], strict=True)}

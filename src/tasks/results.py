@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 from PIL import Image
@@ -13,6 +14,8 @@ from src.records.files import seal, write_json, write_jsonl
 from src.records.sheet import write_sheet
 from src.tasks.base import Evaluation
 
+FIRST = ("loss", "gap/loss", "CIDEr-D", "truth", "truth_f1", "coverage")  # what is to be read before all else
+LAST = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")  # people describing a photograph hardly do better than models by it
 SIDE = 224  # pixels of a picture that no encoder reads
 
 
@@ -23,6 +26,7 @@ def report(
 
     ``about``: "name" and options of the "source" that was scored; None where the run's configuration has them.
     """
+    scores = in_order(result.scores)
     metrics = {
         **({"data": about} if about else {}),
         "split": result.split,
@@ -30,7 +34,7 @@ def report(
         "references_sha256": data.fingerprint(result.split),
         "decoding": result.decoding,
         "tokens": result.tokens,
-        "scores": result.scores,
+        "scores": scores,
         "cost": {**cost, "captions_per_second": result.captions_per_second},
         **{kind: remarks for kind, remarks in result.remarks.items() if remarks},
     }
@@ -39,7 +43,7 @@ def report(
         write_jsonl(folder / "predictions.jsonl", result.rows)
     seal(folder, "metrics.json", "predictions.jsonl")
     where = f"{about['name']}/{result.split}" if about else result.split
-    print(table(f"{where}, {len(result.rows)} pictures", result.scores))
+    print(table(f"{where}, {len(result.rows)} pictures", scores))
     for remarks in result.remarks.values():
         for score, remark in remarks.items():
             print(f"  {score}: {remark}")
@@ -62,6 +66,13 @@ def pictures(data: CaptionData, split: str, count: int) -> dict[str, Image.Image
 
 def _picture(data: CaptionData, example: Example) -> Image.Image:
     return Image.fromarray(data.source.pixels(example, data.image_size or SIDE).permute(1, 2, 0).numpy())
+
+
+def in_order(scores: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The same with those of ``FIRST`` in front and those of ``LAST`` at the end."""
+    front, end = ([name for name in names if name in scores] for names in (FIRST, LAST))
+    between = [name for name in scores if name not in (*FIRST, *LAST)]
+    return {name: scores[name] for name in (*front, *between, *end)}
 
 
 def table(title: str, scores: dict[str, float | None]) -> str:
