@@ -114,6 +114,15 @@ def test_earlier_runs_without_nats_compare_as_they_did(runs):
     assert compared(runs / "old0").scores == ("CIDEr-D",)
 
 
+def test_a_planned_contrast_without_the_primary_is_named_and_counted(runs):
+    write_run(runs / "old", "vcgpt", 0, config=TUNED)
+    comparison = compared(runs, contrasts=[["srau", "clipcap"], ["vcgpt", "srau"]])
+    (planned,) = comparison.planned
+    assert planned.verdict.p_holm == pytest.approx(2 * planned.seeds.p) and planned.word == "hint"  # three seeds
+    note = "Planned, but without gain/loss, and counted by Holm all the same: vcgpt minus srau."
+    assert note in comparison.notes
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # which blind run
 # --------------------------------------------------------------------------------------------------------------------
