@@ -25,6 +25,7 @@ from src.records.files import write_bytes, write_json, write_text
 from src.studies.ledger import Ledger
 from src.studies.plan import Arm
 
+SHOWN = ("gain/loss", "gap/loss", "loss", "CIDEr-D", "truth", "coverage", "truth_f1")  # in the table of arms
 STILL = 0.002  # nats per token: what validation may still gain in the last fifth of a training that has converged
 
 
@@ -110,7 +111,7 @@ def _readme(ledger: Ledger, comparisons: Mapping[int, Comparison], command: str,
 
 def _arms(ledger: Ledger, comparison: Comparison, steps: int) -> str:
     """One row an arm: scores with their standard deviation over seeds, and what a training costs."""
-    scores = list(comparison.scores)
+    scores = [score for score in SHOWN if score in comparison.scores]
     rows = [["arm", "n", *scores, "GFLOP a step", "minutes", "converged"]]
     for arm in ledger.plan.arms():
         runs = [run for one in comparison.arms if one.label == arm.label for run in one.runs]

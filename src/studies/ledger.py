@@ -23,8 +23,7 @@ from src.records.files import read_jsonl, seal, write_json, write_jsonl, write_t
 from src.studies.plan import Arm, Plan, read_plan
 
 KEPT = ("commit", "uncommitted_changes", "python", "packages", "machine", "choices")  # of environment.json: no paths
-DROPPED = ("references",)  # of predictions.jsonl, with all lists and the corpus scores that need them: BLEU, METEOR
-CORPUS = ("BLEU-4", "METEOR")
+DROPPED = ("ROUGE-L", "BLEU-4", "METEOR")  # of predictions.jsonl, with lists and scores by kind: nothing needs them
 
 
 class Ledger:
@@ -135,8 +134,8 @@ def _evaluations(run: Path) -> list[Path]:
 
 def _slim(row: dict) -> dict:
     """The caption and the numbers of a picture."""
-    kept = {name: x for name, x in row.items() if name not in (*DROPPED, *CORPUS) and not isinstance(x, list)}
-    return {name: round(x, 6) if isinstance(x, float) else x for name, x in kept.items()}
+    dropped = {name for name, x in row.items() if x is None or isinstance(x, list) or name in DROPPED or "/" in name}
+    return {name: round(x, 4) if isinstance(x, float) else x for name, x in row.items() if name not in dropped}
 
 
 def _short(value: object) -> str:
