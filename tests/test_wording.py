@@ -103,8 +103,10 @@ def _follows(row: dict[str, str]) -> bool:
     words = row["word"].split(", ")
     if set(words) <= least.keys():
         return all(int(n) >= least[word] for word in words)
-    tested = int(n) >= LESS.seeds and p != "-" and float(re.sub(r"[^\d.]", "", p)) < ALPHA
-    return words == [LESS.word if tested or "< " in p else OPEN]
+    value = 1.0 if p == "-" else float(re.sub(r"[^\d.]", "", p))
+    if abs(value - ALPHA) < 0.0005:  # rounded, so on either side
+        return words in ([LESS.word], [OPEN])
+    return words == [LESS.word if int(n) >= LESS.seeds and value < ALPHA else OPEN]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
