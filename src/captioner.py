@@ -26,6 +26,7 @@ from src.projectors.base import Projector
 from src.records.weights import tensor_hash
 from src.training.compiled import compiled
 from src.training.loss_spikes import LossSpikes
+from src.training.means import Means
 from src.training.optimiser import adamw, parameter_groups, reduction, require_all
 from src.training.origin import check_frozen, check_tensors, check_tokenizer, meaning_hash
 from src.training.sharding import shard, whole
@@ -68,6 +69,7 @@ class Captioner(lightning.LightningModule):
         self.tagged = tagged
         self._compiled: Callable[[Visual, Mapping[str, Text]], dict[str, Walked]] | None = None
         self._last_ids: list[str] = []  # of the batch at work, for messages
+        self._validated = Means()
         self._fill_up = 1.0  # what the loss of the batch at work is multiplied by, see on_train_batch_start
         factor = optim.get("loss_spike")
         self.spikes = None if factor is None else LossSpikes(factor)
@@ -247,16 +249,17 @@ class Captioner(lightning.LightningModule):
         means = {name: loss.mean for name, loss in losses.items()}
         require_finite("validation loss", means, self.global_step, batch.ids)
         for name, (mean, count, _) in losses.items():
-            shown, size = "loss" if len(self.objectives) == 1 else name, int(count) if batch.counts else 0
-            self.log(f"val/{shown}", mean, prog_bar=shown == "loss", batch_size=size, sync_dist=True)
-            if batch.dataset:
-                self.log(f"val/{batch.dataset}/{shown}", mean, batch_size=size, sync_dist=True)
+            shown = "loss" if len(self.objectives) == 1 else name
+            for where in ("val", *([f"val/{batch.dataset}"] if batch.dataset else [])):
+                self._validated.add(f"{where}/{shown}", mean, count if batch.counts else 0)
 
     def on_validation_epoch_end(self) -> None:
+        means = self._validated.taken()
         if len(self.objectives) > 1:
-            means = self.trainer.callback_metrics
-            total = sum(objective.weight * means[f"val/{name}"] for name, objective in self.objectives.items())
-            self.log("val/loss", total, prog_bar=True)
+            weighted = (objective.weight * means[f"val/{name}"] for name, objective in self.objectives.items())
+            means["val/loss"] = sum(weighted, torch.zeros_like(next(iter(means.values()))))
+        for name, mean in means.items():
+            self.log(name, mean, prog_bar=name == "val/loss")
 
     # ------------------------------------------------------------------------------------------------- captions
     def start(self, contexts: int, device: torch.device) -> Text:

@@ -289,21 +289,9 @@ def test_two_processes_tell_what_one_tells(tmp_path):
     """Everything that is averaged, of nine validation pictures, which two cannot share evenly."""
     from src.comparison.runs import find_runs
 
-    exact = (
-        "dropout=0",
-        "trainer.precision=32-true",
-        "regime.train_vision=false",
-        f"data.cache_dir='{tmp_path}/features'",
-    )
-    few = (
-        "fusion=coca",
-        "fusion.contrastive_weight=1",
-        *SMOKE,
-        *exact,
-        "data.source.train=32",
-        "data.source.val=9",
-        "trainer.max_steps=4",
-    )
+    exact = ("dropout=0", "trainer.precision=32-true", "regime.train_vision=false")
+    exact += (f"data.cache_dir='{tmp_path}/features'", "data.source.train=32", "data.source.val=9")
+    few = ("fusion=coca", "fusion.contrastive_weight=1", *SMOKE, *exact, "trainer.max_steps=4")
     few += ("trainer.val_check_interval=2", "trainer.log_every_n_steps=2", "trainer.limit_val_batches=1.0")
     ddp = ("trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp", "data.batch_size=4")
     run("src.train", *few, "data.batch_size=8", f"hydra.run.dir='{tmp_path}/one'")
