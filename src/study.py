@@ -54,6 +54,7 @@ def main(cfg: DictConfig) -> None:
             if cfg.do == "predict":
                 return
             started = time.monotonic()
+            work.rows()
             work.tune()
             work.finals(lambda: conclude(ledger, command))
             took = (time.monotonic() - started) / 3600

@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -327,9 +328,10 @@ def test_processes_that_build_at_once_share_one_cache(tmp_path, vision, source):
 
 
 def test_the_slower_builder_keeps_the_faster_ones_cache(tmp_path, vision, source, monkeypatch):
-    """The other process installs its cache while this one still computes."""
-    from src.loading import feature_files
+    """A process of another machine installs its cache while this one still computes."""
+    from src.loading import feature_files, features
 
+    monkeypatch.setattr(features, "_alone", lambda place: nullcontext())
     encode, stamps = feature_files._encode, []
 
     def overtaken(*arguments):

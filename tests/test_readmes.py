@@ -1,4 +1,4 @@
-"""What the READMEs say works: their commands are composed, their links lead somewhere, their comparisons carry n."""
+"""What the READMEs say works: their commands are composed, their links and pictures lead somewhere."""
 
 from __future__ import annotations
 
@@ -19,16 +19,12 @@ GOLDEN = ROOT / "tests" / "golden"  # of earlier versions
 PAGES = [
     path
     for folder in (ROOT, *(ROOT / name for name in ("conf", "src", "tests", "experiments")))
-    for path in sorted(folder.glob("*.md") if folder == ROOT else folder.rglob("README.md"))
-    if GOLDEN not in path.parents
+    for path in sorted(folder.glob("*.md") if folder == ROOT else folder.rglob("*.md"))
+    if GOLDEN not in path.parents and path != ROOT / "src" / "reporting" / "card.md"  # a template
 ]
 STUDIES = sorted((ROOT / "conf" / "experiment").glob("*.yaml"))
 # What the reader puts in, and a run that is not there.
 STAND_INS = {one: "fusion=cross_attention" for one in ("fusion=mine", "fusion=X")} | {"resume=runs/...": "resume=auto"}
-COMPARED = re.compile(
-    r"\b(ahead of|is ahead|better than|worse than|behind|level with|as good as|beats?|outperforms?)\b"
-)
-CLASSED = re.compile(r"\bn = \d.*\b(shown|hints?|level|training)\b|\b(shown|hints?|level|training)\b.*\bn = \d")
 
 
 def name(path: Path) -> str:
@@ -129,16 +125,35 @@ def test_a_planted_mistake_is_found(page, says, tmp_path, monkeypatch):
     assert says in found
 
 
-@pytest.mark.parametrize("path", PAGES, ids=name)
-def test_every_link_leads_somewhere(path):
-    text = re.sub(r"```.*?```|`[^`]*`", "", path.read_text(), flags=re.DOTALL)
+def lost(path: Path, text: str) -> list[str]:
+    """Relative links and pictures of a page that lead nowhere; of the experiments' YAML, results that are not there."""
+    if path.suffix == ".yaml":
+        return [one for one in re.findall(r"\bexperiments/[\w/]+", text) if not (ROOT / one).exists()]
+    text = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
+    found = []
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if "://" not in link:
             file, _, anchor = link.partition("#")
             target = path.parent / file if file else path
-            assert target.exists(), link
             page = target / "README.md" if target.is_dir() else target
-            assert not anchor or anchor in anchors(page.read_text()), link
+            if not target.exists() or (anchor and anchor not in anchors(page.read_text())):
+                found.append(link)
+    return found
+
+
+@pytest.mark.parametrize("path", [*PAGES, *STUDIES], ids=name)
+def test_every_link_leads_somewhere(path):
+    assert not lost(path, path.read_text())
+
+
+def test_a_lost_link_is_found():
+    page, study = ROOT / "README.md", ROOT / "conf" / "experiment" / "flickr8k.yaml"
+    assert lost(page, "[a](README.md) [b](experiments/nothing) ![c](nothing.png) [d](README.md#nothing)") == [
+        "experiments/nothing",
+        "nothing.png",
+        "README.md#nothing",
+    ]
+    assert lost(study, "# words: experiments/archive/heads, experiments/heads.") == ["experiments/heads"]
 
 
 def anchors(text: str) -> set[str]:
@@ -163,25 +178,6 @@ def test_tables_have_as_many_cells_in_every_row(path):
     for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         rows = [len(re.split(r"(?<!\\)\|", line.strip())) for line in table.splitlines()]
         assert len(set(rows)) == 1 and re.match(r"\|[-:| ]+\|$", table.splitlines()[1]), table
-
-
-def uncounted(text: str) -> list[str]:
-    """Lines that rank without saying from how many trainings, and with which word. What a paper claims is no result."""
-    paragraphs = (one for one in re.split(r"\n\s*\n", text) if not one.startswith("**Question.**"))
-    lines = (line for one in paragraphs for line in one.splitlines())
-    return [line for line in lines if COMPARED.search(line) and not CLASSED.search(line)]
-
-
-@pytest.mark.parametrize("path", [p for p in PAGES if p.parent == ROOT or "experiments" in p.parts], ids=name)
-def test_a_comparison_carries_n_and_its_word(path):
-    assert not uncounted(path.read_text())
-
-
-def test_an_uncounted_comparison_is_found():
-    assert uncounted("SRAU is ahead of cross-attention on every score.\n")
-    assert uncounted("16 latents are as good as 64 (n = 3).\n")
-    assert not uncounted("SRAU is ahead of cross-attention by .12: a hint (n = 3).\n")
-    assert not uncounted("**Question.** The paper has SRAU ahead of cross-attention.\n")
 
 
 def test_the_readme_takes_two_minutes():

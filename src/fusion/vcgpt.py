@@ -21,8 +21,9 @@ The sum stands in logit space: p is proportional to p_G * exp(W_F h_F), a produc
     head: shared                   logits = W (h_G + h_F) with the language model's own W, no matrix W_F: what Flamingo
                                    (arXiv 2204.14198, table 3) calls grafting
 
-UNVERIFIED, as no full text or code could be read: J, the heads, the order of norms, dropout, and whether the paper
-freezes anything; its title says end-to-end. The layer here is GPT-2's block with cross-attention.
+UNVERIFIED beyond the abstract, which sets this against cross-attention inserted into GPT-2; no full text or code could
+be read: J, the heads, the order of norms, dropout, and whether the paper freezes anything; its title says end-to-end.
+The layer here is GPT-2's block with cross-attention.
 """
 
 from __future__ import annotations

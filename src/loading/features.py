@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from src.contracts import Example, Source, Visual
@@ -65,7 +66,8 @@ class FeatureCache:
     ) -> FeatureCache:
         """The cache of these examples inside ``folder``, built if there is none or it is damaged.
 
-        Several processes may do this at once: each builds its own, and the first to finish provides it for all.
+        Of several processes of a machine that want it at once, one builds it and the others wait; on several machines
+        with one disk each builds its own, and the first to finish provides it for all.
         ``workers`` decode pictures while building; larger batches than the default are slower on a CPU. Raises
         UserError for pictures that cannot be read, for too little space on the disk, and for features beyond the range
         of float16.
@@ -75,11 +77,13 @@ class FeatureCache:
         cache = cls._open_intact(place, ids, tokens)
         if cache is not None:
             return cache
-        with explaining_full_disk(folder), _scratch(folder) as scratch:
+        with explaining_full_disk(folder), _alone(place), _scratch(folder) as scratch:
+            if (cache := cls._open_intact(place, ids, tokens)) is not None:  # somebody else has built it meanwhile
+                return cache
             require_space(folder, len(ids), shapes_of(vision, levels))
             new = scratch / "new"
             build(new, key, vision, source, examples, levels, batch_size, workers, progress)
-            if cls._open_intact(place, ids, tokens) is None:  # nobody else was faster
+            if cls._open_intact(place, ids, tokens) is None:
                 _install(new, place)
         return cls(place, ids, tokens)
 
@@ -144,6 +148,11 @@ class FeatureCache:
 # --------------------------------------------------------------------------------------------------------------------
 # places
 # --------------------------------------------------------------------------------------------------------------------
+def _alone(place: Path) -> FileLock:
+    """Among the processes of this machine that would build the same cache."""
+    return FileLock(Path(tempfile.gettempdir()) / f"fusion-features-{place.name}.lock")
+
+
 @contextmanager
 def _scratch(folder: Path) -> Iterator[Path]:
     """An empty folder beside the caches (a rename must not cross disks), deleted afterwards with all that is in it."""

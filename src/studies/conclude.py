@@ -125,6 +125,9 @@ def _arms(ledger: Ledger, comparison: Comparison, steps: int) -> str:
             rows.append(
                 [arm.label, str(len(runs)), *shown, f"{gflop:.1f}", f"{minutes:.1f}", f"{still} of {len(runs)}"]
             )
+    for name, found in ledger.rows().items():
+        shown = ["-" if (value := found.get(score)) is None else number(value) for score in scores]
+        rows.append([f"{name} (nothing is trained)", "-", *shown, "-", "-", "-"])
     rule = ["---"] * len(rows[0])
     return "\n".join(f"| {' | '.join(row)} |" for row in [rows[0], rule, *rows[1:]])
 

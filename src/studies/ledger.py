@@ -2,6 +2,7 @@
 
 registered.yaml     the plan as it was when the study began; its sha256 stands in every result
 trials.jsonl        one line a trial of tuning: arm, options, validation loss, machine
+rows/<name>/        the same of systems that train nothing: the nearest training picture, people
 runs/<name>/        of every final what src.compare reads (configuration, scores, per-picture numbers; no weights), and
                     study.json: arm, seed, steps, machine, seconds, validation curve
 deviations.jsonl    what went otherwise than planned
@@ -79,8 +80,21 @@ class Ledger:
     # -------------------------------------------------------------------------------------------------- finals
     def add_final(self, run: Path, arm: Arm, seed: int, steps: int, about: Mapping) -> None:
         """Keep of a finished run what is compared; in one move, so that half of one never looks like a whole."""
+        study = {"arm": arm.label, "seed": seed, "steps": steps, "plan": self.plan.sha256, **about}
+        self._keep(run, self.place(arm, seed, steps), study)
+
+    def add_row(self, run: Path, name: str) -> None:
+        """The same of a system that trains nothing."""
+        self._keep(run, self.folder / "rows" / name, {"row": name, "plan": self.plan.sha256})
+
+    def rows(self) -> dict[str, dict]:
+        """The scores of what trains nothing, by its name; those that are there."""
+        places = {name: self.folder / "rows" / name / "metrics.json" for name in self.plan.rows}
+        there = {name: path for name, path in places.items() if path.is_file()}
+        return {name: json.loads(path.read_text(encoding="utf-8"))["scores"] for name, path in there.items()}
+
+    def _keep(self, run: Path, place: Path, study: dict) -> None:
         (found,) = find_runs(str(run))
-        place = self.place(arm, seed, steps)
         making = place.with_name(f".{place.name}")
         shutil.rmtree(making, ignore_errors=True)
         for own in (run, *_evaluations(run)):
@@ -92,7 +106,6 @@ class Ledger:
         shutil.copy(run / "config.yaml", making / "config.yaml")
         environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
         write_json(making / "environment.json", {key: environment[key] for key in KEPT if key in environment})
-        study = {"arm": arm.label, "seed": seed, "steps": steps, "plan": self.plan.sha256, **about}
         write_json(making / "study.json", {**study, "validation": found.curve("val/loss")})
         for own in (making, *_evaluations(making)):
             seal(own, *(path.name for path in own.iterdir() if path.is_file() and path.name != "SHA256SUMS"))

@@ -85,6 +85,7 @@ class Plan:
     primary: str = MISSING
     margin: float | None = None  # for equivalence, in the primary's units
     before: dict[str, list[str]] = field(default_factory=dict)  # trainings that the others need, as {before}/<name>
+    rows: dict[str, list[str]] = field(default_factory=dict)  # of src.pipeline: what trains nothing, beside the arms
     measures: list[Measure] = field(default_factory=list)
     limits: Limits = MISSING
 

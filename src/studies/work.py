@@ -66,6 +66,15 @@ class Work:
         """The trainings that the others need."""
         self._run([Job(tuple(options), None, self.before / name) for name, options in self.plan.before.items()])
 
+    def rows(self) -> None:
+        """What trains nothing; scores only."""
+        names = [name for name in self.plan.rows if name not in self.ledger.rows()]
+        jobs = [Job(tuple(self.plan.rows[name]), None, self.folder / "rows" / name) for name in names]
+        causes = Pool(self.leases, [sys.executable, "-m", "src.pipeline"]).run(jobs) if jobs else {}
+        self._require(causes, len(jobs))
+        for job in jobs:
+            self.ledger.add_row(job.folder, job.folder.name)
+
     def tune(self) -> None:
         """All trials that the ledger does not have; their runs are not kept."""
         trials = {self.folder / "tuning" / trial.name: trial for trial in self.missing_trials()}
