@@ -10,12 +10,13 @@ import yaml
 from PIL import Image
 from test_compare import edit
 from test_gains import trained
-from test_tracking import CONFIG, Logged, wandb_files
+from test_tracking import CONFIG, KEY, Logged, Silent, wandb_files
 from test_tracking import alone as alone  # the fixture
 
 from src import tracking
 from src.config.command_line import check_words, compose
 from src.records.wandb_file import gather, settle
+from src.records.wandb_runs import Session
 from src.studies import work as studies_work
 from src.studies.conclude import conclude
 from src.studies.concluded import SCORES, read
@@ -189,6 +190,26 @@ def test_a_failing_wandb_costs_nothing(alone, study, tmp_path, monkeypatch, caps
     assert {path: path.read_bytes() for path in study.folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_server_that_falls_silent_is_waited_for_once(alone, study, tmp_path, monkeypatch, capsys):
+    """Not for every arm and seed."""
+    for name, value in {"API_KEY": KEY, "FINISH_TIMEOUT": "2", "HTTP_TIMEOUT": "1", "INIT_TIMEOUT": "5"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    with Silent(begins=True) as address:
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        mirror(study, tmp_path)
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and said.startswith("note: W&B has not got the study (")
+    assert [Logged(file).run.job_type for file in wandb_files(tmp_path)] == ["study"]
+
+
+def test_what_w_and_b_did_not_take_ends_the_telling(alone, study, tmp_path, monkeypatch, capsys):
+    finish = Session.finish
+    monkeypatch.setattr(Session, "finish", lambda self, status: finish(self, status) and False)
+    mirror(study, tmp_path)
+    assert "note: W&B has not got the study (UserError: its server fell silent); it is all" in capsys.readouterr().out
+    assert len(wandb_files(tmp_path)) == 1
+
+
 def test_without_wandb_nothing_is_told(tmp_path, capsys):
     ledger = ledger_of(tmp_path, options=["logger=wandb", "logger=csv"])
     mirror(ledger, tmp_path / "runs")
@@ -254,6 +275,22 @@ def test_all_trainings_are_of_one_group(own, group, tmp_path, monkeypatch):
         monkeypatch.setenv("WANDB_RUN_GROUP", own)
     work_of(tmp_path).finals(lambda: None)
     assert seen and all(lease == {"OMP_NUM_THREADS": "1", "WANDB_RUN_GROUP": group} for lease in seen)
+
+
+def test_of_a_trial_nothing_stays_but_its_line_and_what_it_logged(tmp_path):
+    """Of its earlier attempts too, which were cut off."""
+    work = work_of(tmp_path)
+    arm = list(work.plan.arms())[1]
+    job = studies_work.Job((), None, trained(work.folder / "tuning", "srau", 1000, 0.1))
+    edit(job.folder / "metrics.json", lambda content: content["scores"].update(loss=2.5))
+    edit(job.folder / "metrics.json", lambda content: content["cost"].update(train_seconds=3.0))
+    for folder in (job.folder, job.folder.with_name(f"{job.folder.name}~1")):
+        own = folder / "wandb" / f"offline-run-{folder.name}-id"
+        own.mkdir(parents=True)
+        (own / "run-id.wandb").write_bytes(b"")
+    work._tell(job, studies_work.Trial(arm, 0, ()))
+    assert work.ledger.trials(arm)[0]["val_loss"] == 2.5
+    assert list((work.folder / "tuning").iterdir()) == [] and len(wandb_files(work.folder / "wandb")) == 2
 
 
 def test_what_a_dropped_run_logged_offline_is_kept_whole(alone, tmp_path):

@@ -108,11 +108,16 @@ class Session:
         return True
 
     def close(self) -> None:
-        """End W&B's service, which keeps the folder of its runs: another run in this process must not get it."""
+        """End W&B's service, which keeps the folder of its runs: another run in this process must not get it. What runs
+        still has failed."""
         import wandb
 
-        wandb.teardown()
-        exchange(self.environment)
+        try:
+            if self.run is not None:
+                self.finish(1)
+        finally:
+            wandb.teardown()
+            exchange(self.environment)
 
 
 def group_of(name: str) -> str:

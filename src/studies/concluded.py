@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from src.comparison.estimates import Difference
@@ -27,14 +28,14 @@ class Concluded:
     @property
     def contrasts(self) -> list[Difference]:
         """The planned ones, in the plan's order."""
-        found = [one for data in self.comparisons.values() for one in map(_difference, data["differences"])]
-        order = [tuple(contrast) for contrast in self.plan.contrasts]
-        return sorted(
-            (one for one in found if one.verdict.planned and (one.arm, one.other) in order),
-            key=lambda one: order.index((one.arm, one.other)),
-        )
+        rows = []
+        for data in self.comparisons.values():
+            order = [tuple(contrast) for contrast in data["plan"]["contrasts"]]
+            planned = [one for one in map(_difference, data["differences"]) if one.verdict.planned]
+            rows += sorted(planned, key=lambda one: order.index((one.arm, one.other)))
+        return rows
 
-    @property
+    @cached_property
     def finals(self) -> list[dict]:
         """One row an arm, length and seed: FLOP and seconds of the training, and its scores; None where it has none."""
         return [
@@ -51,7 +52,7 @@ class Concluded:
             spent = {"flop": flop, "seconds": cost["train_seconds"]}
             yield {"arm": arm["label"], "seed": run["seed"], "steps": steps, **spent, **scores}
 
-    @property
+    @cached_property
     def arms(self) -> list[dict]:
         """One row an arm and length: means over seeds, and of every score its standard deviation over them."""
         found: dict[tuple[str, int], list[dict]] = {}

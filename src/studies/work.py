@@ -185,12 +185,13 @@ class Work:
 
     # -------------------------------------------------------------------------------------------------- tuning
     def _tell(self, job: Job, trial: Trial) -> None:
-        """Record a finished trial, and drop its run."""
+        """Record a finished trial, and drop its run with earlier attempts at it."""
         (run,) = find_runs(str(job.folder))
         found = {"val_loss": run.scores["loss"], "seconds": run.metrics["cost"]["train_seconds"]}
         with self.lock:
             self.ledger.add_trial({**trial.about, **found, "machine": machine_kind()})
-        self._drop(job.folder)
+        for run in [*job.folder.parent.glob(f"{job.folder.name}~*"), job.folder]:
+            self._drop(run)
 
     def _drop(self, run: Path) -> None:
         """Remove a run folder, but for what it logged offline to W&B."""
