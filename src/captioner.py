@@ -19,6 +19,7 @@ from src.layers.cache import Cache
 from src.layers.chunked_loss import each_cross_entropy, summed_cross_entropy
 from src.layers.laid_out import laid_out
 from src.layers.notes import Aux
+from src.layers.processes import averaged
 from src.loading.rows import Rows
 from src.objectives.base import Loss, Objective, Walked
 from src.projectors.base import Projector
@@ -205,23 +206,33 @@ class Captioner(lightning.LightningModule):
             if said and self.trainer.is_global_zero:
                 print(said, flush=True)
         where = f"train/{batch.dataset}/" if batch.dataset else "train/"
-        self.log(f"{where}loss", headline, prog_bar=True, batch_size=len(batch.ids))
-        for name, value in terms.items():
-            self.log(f"{where}{name}", value, batch_size=len(batch.ids))
-        if len(losses) > 1:
-            for name, loss in losses.items():
-                self.log(f"{where}{name}", loss.mean, batch_size=len(batch.ids))
+        for name, (value, weight) in self._shown(losses, total, terms).items():
+            if self._at_a_log():
+                value = averaged(value, weight)
+            self.log(f"{where}{name}", value, prog_bar=name == "loss", batch_size=len(batch.ids))
         if self.trainer.is_global_zero and self._at_a_log():
             self.log_dict({f"fusion/{name}": value for name, value in self.fusion.scalars().items()})
         return self._fill_up * total
+
+    @staticmethod
+    def _shown(
+        losses: Mapping[str, Loss], total: Tensor, terms: Mapping[str, Tensor]
+    ) -> dict[str, tuple[Tensor, Tensor | float]]:
+        """What a step tells, and what it weighs beside other processes' own: means by how much they are of."""
+        shown: dict[str, tuple[Tensor, Tensor | float]] = {name: (value, 1.0) for name, value in terms.items()}
+        means = {name: (loss.mean, loss.count) for name, loss in losses.items()}
+        if len(means) == 1:
+            return {"loss": next(iter(means.values())), **shown}
+        return {"loss": (total, 1.0), **shown, **means}
 
     def _check_rows(self, batch: Batch) -> None:
         for view in batch.views.values():
             check_rows(view.text, self.language.spec.vocabulary)
 
     def _at_a_log(self) -> bool:
+        """Whether what is logged in this step is written; Lightning counts the step under way."""
         every: int = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]: set out of its sight
-        return self.global_step % every == 0
+        return (self.global_step + 1) % every == 0
 
     def _require_finite(self, what: str, values: Mapping[str, Tensor]) -> None:
         """On a GPU looking at a number waits for it: only now and then."""
@@ -236,10 +247,10 @@ class Captioner(lightning.LightningModule):
         means = {name: loss.mean for name, loss in losses.items()}
         require_finite("validation loss", means, self.global_step, batch.ids)
         for name, (mean, count, _) in losses.items():
-            shown = "loss" if len(self.objectives) == 1 else name
-            self.log(f"val/{shown}", mean, prog_bar=shown == "loss", batch_size=int(count), sync_dist=True)
+            shown, size = "loss" if len(self.objectives) == 1 else name, int(count) if batch.counts else 0
+            self.log(f"val/{shown}", mean, prog_bar=shown == "loss", batch_size=size, sync_dist=True)
             if batch.dataset:
-                self.log(f"val/{batch.dataset}/{shown}", mean, batch_size=int(count), sync_dist=True)
+                self.log(f"val/{batch.dataset}/{shown}", mean, batch_size=size, sync_dist=True)
 
     def on_validation_epoch_end(self) -> None:
         if len(self.objectives) > 1:

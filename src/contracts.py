@@ -216,7 +216,8 @@ class Batch:
 
     ``text``: the captions, or prompts to go on with; None where there are pictures only. ``image_valid``: False where a
     context has fewer pictures than M; None when all are there. ``views``: what each objective, by name, makes of it.
-    ``dataset`` and ``weight``: name and loss weight among several data sets.
+    ``dataset`` and ``weight``: name and loss weight among several data sets. ``counts``: False where another process
+    has the same examples and counts them.
     """
 
     ids: list[str]
@@ -227,6 +228,7 @@ class Batch:
     views: dict[str, View] = field(default_factory=dict)
     dataset: str = ""
     weight: float = 1.0
+    counts: bool = True
 
 
 # --------------------------------------------------------------------------------------------------------------------

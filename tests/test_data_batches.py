@@ -22,7 +22,7 @@ from torch import nn
 from src.contracts import Batch, Example, Visual
 from src.data.base import PictureFiles
 from src.data.karpathy import Karpathy
-from src.data.order import EpochBatchSampler, InOrder, draw_captions, nested_share
+from src.data.order import AGAIN, EpochBatchSampler, InOrder, draw_captions, nested_share
 from src.data.scenes import Scenes
 from src.errors import UserError
 from src.loading.batches import TrainLoader, pad_rows, token_row
@@ -191,9 +191,11 @@ def test_by_length_in_training_data(tokenizer):
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 4))
 def test_in_order_every_example_comes_once(n, batch_size, world):
     orders = [InOrder(n, batch_size, rank, world) for rank in range(world)]
-    shares = [[i for _, batch in order for i in batch] for order in orders]
-    assert len(set(map(len, shares))) == 1 and {i for share in shares for i in share} == set(range(n))
-    assert all(len(list(order)) == len(order) for order in orders)
+    shares = [[i for epoch, batch in order for i in batch if epoch is None] for order in orders]
+    assert sorted(i for share in shares for i in share) == list(range(n))
+    again = [batch for order in orders for epoch, batch in order if epoch == AGAIN]
+    assert all(len(batch) == 1 and batch[0] < world for batch in again) and len(again) < world
+    assert len({len(list(order)) for order in orders} | {len(order) for order in orders}) == 1
     if world == 1:
         assert shares[0] == list(range(n))
 

@@ -142,12 +142,11 @@ def test_killed_training_ends_where_it_would_have_ended(case, trainings, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulated", [1, 2])
-def test_a_run_with_a_cool_down_can_be_lengthened(accumulated, trainings, tmp_path):
+def test_a_run_with_a_cool_down_can_be_lengthened(trainings, tmp_path):
     """As if it had been asked for more steps from the beginning: the trunk is shared, to the last bit."""
     once = [word for word in LONG if not word.startswith(("resume=", "trainer.max_steps"))]
     arguments = ["fusion=srau", *SCENES, *once, "optim.warmup=2", "optim.cooldown=0.25", "fusion.start=paper"]
-    arguments.append(f"trainer.accumulate_grad_batches={accumulated}")
+    arguments.append("trainer.accumulate_grad_batches=2")
     folders = {name: tmp_path / name for name in ("short", "longer", "long")}
     status, said = trainings.run(folders["short"], *arguments, "trainer.max_steps=12")
     assert status == 0, said

@@ -126,6 +126,33 @@ def test_a_sweep_that_is_interrupted_does_not_look_finished(tmp_path, capsys, mo
     assert re.findall(r"(\d)/3", capsys.readouterr().err)[-1] == "0"
 
 
+SLOW = """
+import signal, sys, time
+from pathlib import Path
+words = dict(word.split("=", 1) for word in sys.argv[1:])
+folder = Path(words["hydra.run.dir"].strip("'"))
+def save(*_):
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").write_text(words.get("resume", "from the beginning"))
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+if "resume" not in words:
+    time.sleep(60)
+(folder / "result.json").write_text('{"score": "loss", "value": 1.0}')
+"""
+
+
+def test_a_job_whose_time_is_over_goes_on_in_a_new_process(tmp_path):
+    done = []
+    pool = Pool([{}], [sys.executable, "-c", SLOW], minutes=5 / 60)
+    assert pool.run([Job((), None, tmp_path / "job")], done.append) == {}
+    assert (tmp_path / "job~1" / "checkpoints" / "last.ckpt").read_text() == "from the beginning"
+    assert [job.folder for job in done] == [tmp_path / "job"] and done[0].result()["value"] == 1.0
+    assert (
+        pool.run([Job((), None, tmp_path / "job")], done.append) == {} and len(done) == 2
+    )  # told again, not run again
+
+
 def test_a_typo_is_found_before_any_job_starts(tmp_path):
     answer = run("src.train", *SWEEP, "fusion=blind,srua", f"hydra.sweep.dir='{tmp_path}'", ok=False)
     assert "srua" in answer.stderr and not list(tmp_path.glob("*/config.yaml"))

@@ -284,6 +284,37 @@ def test_two_processes_train_together(tmp_path):
     assert json.loads((tmp_path / "ddp" / "stories" / "metrics.json").read_text())["pictures"] >= 16
 
 
+@pytest.mark.slow
+def test_two_processes_tell_what_one_tells(tmp_path):
+    """Everything that is averaged, of nine validation pictures, which two cannot share evenly."""
+    from src.comparison.runs import find_runs
+
+    exact = (
+        "dropout=0",
+        "trainer.precision=32-true",
+        "regime.train_vision=false",
+        f"data.cache_dir='{tmp_path}/features'",
+    )
+    few = (
+        "fusion=coca",
+        "fusion.contrastive_weight=1",
+        *SMOKE,
+        *exact,
+        "data.source.train=32",
+        "data.source.val=9",
+        "trainer.max_steps=4",
+    )
+    few += ("trainer.val_check_interval=2", "trainer.log_every_n_steps=2", "trainer.limit_val_batches=1.0")
+    ddp = ("trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp", "data.batch_size=4")
+    run("src.train", *few, "data.batch_size=8", f"hydra.run.dir='{tmp_path}/one'")
+    run("src.train", *few, *ddp, f"hydra.run.dir='{tmp_path}/two'")
+    (one,), (two,) = (find_runs(f"{tmp_path}/{name}") for name in ("one", "two"))
+    for column in ("train/loss", "train/gradient_norm", "val/loss", "train/contrastive"):
+        assert [step for step, _ in one.curve(column)] == [1, 3], column
+        assert dict(two.curve(column)) == pytest.approx(dict(one.curve(column)), rel=2e-4), column
+    assert two.scores["loss"] == pytest.approx(one.scores["loss"], rel=1e-4)
+
+
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory) -> Path:
     """A folder of eight pictures with captions, all in the split "test"."""

@@ -16,6 +16,7 @@ from torch.utils.data import Sampler
 from src.data.base import stable_number
 
 Pick = tuple[int | None, list[int]]  # epoch (None: not training), and the positions of a batch's examples
+AGAIN = -1  # in place of the epoch: examples that another process has, so that all have equally many batches
 POOL = 32  # steps whose examples are sorted by length among each other
 
 
@@ -75,19 +76,23 @@ class EpochBatchSampler(Sampler[Pick]):
 class InOrder(Sampler[Pick]):
     """All examples in order, in batches; with several ranks each gets every ``world``-th.
 
-    Ranks get equally many: the first examples are repeated at the end, so count per id and not per row.
+    Ranks get equally many batches: one that would have none where others have one gets an example ``AGAIN``.
     """
 
     def __init__(self, n: int, batch_size: int, rank: int = 0, world: int = 1):
         self.batch_size = batch_size
         self.mine = _fill(range(n), world)[rank::world]
+        self.again = rank + (len(self.mine) - 1) * world >= n  # whether the last one is somebody else's
 
     def __len__(self) -> int:
         return -(-len(self.mine) // self.batch_size)
 
     def __iter__(self) -> Iterator[Pick]:
-        for first in range(0, len(self.mine), self.batch_size):
-            yield None, self.mine[first : first + self.batch_size]
+        own = self.mine[:-1] if self.again else self.mine
+        for first in range(0, len(own), self.batch_size):
+            yield None, own[first : first + self.batch_size]
+        if len(own) % self.batch_size == 0 and self.again:
+            yield AGAIN, self.mine[-1:]
 
 
 def _fill(order: Sequence[int], multiple: int) -> list[int]:

@@ -18,3 +18,11 @@ def summed(x: Tensor) -> Tensor:
     if processes() > 1:
         torch.distributed.all_reduce(everywhere)
     return everywhere
+
+
+def averaged(x: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """The mean of every process's ``x``, each by its ``weight``, without gradients; all have to ask together."""
+    if processes() == 1:
+        return x.detach()
+    weight = torch.as_tensor(weight, dtype=x.dtype, device=x.device)
+    return summed(x * weight) / summed(weight).clamp(min=1e-9)

@@ -9,6 +9,7 @@ import signal
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import cycle, islice
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from src.contracts import Batch, Example, Source, Text, Tokenizer, Visual
 from src.data.base import stable_number
-from src.data.order import EpochBatchSampler, Pick, draw_captions
+from src.data.order import AGAIN, EpochBatchSampler, Pick, draw_captions
 from src.errors import UserError
 from src.loading.rows import Rows, with_views
 from src.objectives.base import Chance, Objective
@@ -85,10 +86,12 @@ class Batches(Dataset, ABC):
 
     def __getitem__(self, pick: Pick) -> PinnableBatch | Tensor | UserError:
         # Raised in a worker, an error would reach the user wrapped in the worker's traceback; the loader raises it.
+        epoch, indices = pick
         try:
-            return self._batch(*pick)
+            batch = self._batch(None if epoch == AGAIN else epoch, indices)
         except UserError as error:
             return error
+        return replace(batch, counts=False) if epoch == AGAIN and isinstance(batch, Batch) else batch
 
     @abstractmethod
     def _batch(self, epoch: int | None, indices: list[int]) -> PinnableBatch | Tensor:
