@@ -2,8 +2,9 @@
 
 python -m src.dashboard project=vision-language-fusion
 python -m src.dashboard project=... entity=my-team
+python -m src.dashboard project=... concluded=experiments/scenes    one study: its workspace, a report of what it shows
 
-Its panels read what ``logger=wandb`` logs. Needs a login; without one the workspace is written as JSON.
+Its panels read what ``logger=wandb`` logs. Needs a login; without one what it would make is written as JSON.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from src.config.command_line import verb
 from src.errors import UserError
 from src.records.files import write_json
 from src.records.wandb_runs import logged_in
+from src.studies.concluded import Concluded, read
 
 NAME = "Fusion mechanisms compared"
 FUSION = "choices.fusion"  # in a run's configuration: the word after fusion=
@@ -46,32 +48,46 @@ RUNS = 100  # that a panel reads; five mechanisms with a few seeds each are more
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="dashboard")
 @verb
 def main(cfg: DictConfig) -> None:
-    """Save the workspace and print its link; without a login write it to ``output``."""
+    """Save what is shown and print the links; without a login write it to ``output`` and beside it."""
     if OmegaConf.is_missing(cfg, "project"):
         raise UserError("project= is missing; give the W&B project that the runs are in (logger.project of training).")
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UserError("The dashboard needs a package: pip install wandb-workspaces.")
+    study = None if cfg.concluded is None else read(Path(str(cfg.concluded)))
     if logged_in():
-        print(f"dashboard: {save(str(cfg.project), cfg.entity)}")
+        for link in save(str(cfg.project), cfg.entity, study):
+            print(f"dashboard: {link}")
         return
-    write_json(str(cfg.output), plain(workspace(str(cfg.project), str(cfg.entity or ""))))
-    print(f"written: {cfg.output}; to have it on W&B, log in with `wandb login` and give this command again.")
+    output = Path(str(cfg.output))
+    paths = [output, output.with_name(f"{output.stem}-report.json")]
+    for path, view in zip(paths, views(str(cfg.project), str(cfg.entity or ""), study), strict=False):
+        write_json(path, plain(view))
+        print(f"written: {path}; to have it on W&B, log in with `wandb login` and give this command again.")
 
 
-def save(project: str, entity: str | None) -> str:
-    """A new view of the project, beside those that are there; returns its link. Raises UserError."""
+def views(project: str, entity: str, study: Concluded | None) -> list:
+    """The workspace of a project; of one study its workspace and its report."""
+    if study is None:
+        return [workspace(project, entity)]
+    from src.studies import views as of_study
+
+    return [of_study.workspace(project, entity, study), of_study.report(project, entity, study)]
+
+
+def save(project: str, entity: str | None, study: Concluded | None = None) -> list[str]:
+    """New views of the project, beside those that are there; returns their links. Raises UserError."""
     import wandb
 
     try:
         entity = entity or wandb.Api().default_entity
-        return workspace(project, entity).save().url
+        return [view.save().url for view in views(project, entity, study)]
     except Exception as error:  # wandb has several kinds of its own for one refused request
         cause = str(error).splitlines()[0]
         raise UserError(f"W&B has not taken the dashboard ({cause}); is {project} a project of yours?") from error
 
 
 def plain(view) -> dict:
-    """A workspace as W&B stores it."""
+    """A workspace or report as W&B stores it."""
     return view._to_model().model_dump(mode="json", by_alias=True, exclude_none=True)
 
 

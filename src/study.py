@@ -28,6 +28,7 @@ def main(cfg: DictConfig) -> None:
     from src.launch.pool import interruptible, leases
     from src.studies.conclude import conclude
     from src.studies.ledger import Ledger
+    from src.studies.mirror import mirror
     from src.studies.predict import predict, told, too_much
     from src.studies.probe import measure
     from src.studies.work import Work
@@ -39,6 +40,7 @@ def main(cfg: DictConfig) -> None:
     if cfg.do == "conclude":
         conclude(ledger, command)
         print(f"written: {ledger.folder}")
+        mirror(ledger, work.folder)
         return
     work.folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -58,6 +60,7 @@ def main(cfg: DictConfig) -> None:
             took = (time.monotonic() - started) / 3600
             said = f"Predicted for what was missing: {60 * prediction.hours:.1f} minutes; it took {60 * took:.1f}."
             conclude(ledger, command, said)
+            mirror(ledger, work.folder)
     except Timeout:
         raise UserError(f"Another process works on {work.folder}; wait for it, or stop it.") from None
     except KeyboardInterrupt:

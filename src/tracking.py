@@ -12,7 +12,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.config.make import config_hash
 from src.errors import UserError
 from src.kinds import Project
-from src.records.wandb_runs import PATIENCE, exchange, require_package, sync_command, time_limit, wandb_mode
+from src.records.wandb_runs import Session, require_package, sync_command, time_limit, wandb_mode
 from src.tasks.mirrored import (
     config_choices,
     diagnostics,
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from src.build import Parts
 
-DIRECTORIES = ("DATA", "CACHE", "CONFIG")  # WANDB_..._DIR
 TAGS = ("fusion", "data", "regime", "vision", "language")
+LONGEST = 64  # characters of a tag that W&B takes
 
 
 class Tracker:
@@ -130,18 +130,26 @@ class TensorBoard(Tracker):
 class Wandb(Tracker):
     """``logger=wandb``. ``mode``: online, offline, disabled, or auto: WANDB_MODE, else online when logged in.
 
+    ``labels``: "key=value", tags that panels can also group by, as ``labels.<key>`` of the run's configuration.
+
     What it writes offline is all in <run>/wandb. There W&B names the pictures of tables by their whole paths: upload
     before the folder is moved, or they are missing (the tables, curves, and pictures outside of tables are not).
     """
 
     def __init__(
-        self, project: Project, entity: str | None, mode: Literal["auto", "online", "offline", "disabled"]
+        self,
+        project: Project,
+        entity: str | None,
+        mode: Literal["auto", "online", "offline", "disabled"],
+        job_type: str = "train",
+        labels: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.project, self.entity = str(project), entity
         self.mode = wandb_mode(mode)
+        self.job_type, self.labels = job_type, labels
+        self.session: Session | None = None
         self.run = None
-        self.environment: dict[str, str | None] = {}
 
     def open(self, cfg: DictConfig, run: Path) -> None:
         """Start the W&B run at once: also a captioner that is never trained has scores."""
@@ -150,47 +158,25 @@ class Wandb(Tracker):
 
         if self.mode == "disabled" or rank_zero_only.rank:
             return
-        import wandb
-
-        try:
-            self._start(cfg, run)
-        except wandb.errors.CommError as error:
-            cause = str(error).splitlines()[0]
-            print(f"note: W&B cannot be reached ({cause}); this run is logged offline instead.", flush=True)
-            wandb.teardown()  # its service knows where an online run would have put its files
-            self.mode = "offline"
-            self._start(cfg, run)
+        choices = config_choices(run)
+        tags = [f"{choice}={choices[choice]}" for choice in TAGS if choices.get(choice)]
+        self.session = Session(self.mode, run)
+        self.run = self.session.begin(
+            project=self.project,
+            entity=self.entity,
+            id=run_id(cfg, run),
+            resume="allow",
+            name=cfg.name,
+            group=sweep_name(),
+            job_type=self.job_type,
+            tags=[tag[:LONGEST] for tag in [*tags, *self.labels]],
+            config={**OmegaConf.to_container(cfg, resolve=True), "choices": choices, "labels": named(self.labels)},
+        )
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         self.loggers.append(WandbLogger(project=self.project, save_dir=str(run), experiment=self.run))
-        if self.mode == "online":
+        if self.session.mode == "online":
             print(f"W&B: {self.run.url}", flush=True)
-
-    def _start(self, cfg: DictConfig, run: Path) -> None:
-        """``wandb.init``; raises CommError where the server does not answer in time."""
-        import wandb
-
-        if self.mode == "offline":
-            # Pictures in tables, artifacts and logs go to the home directory otherwise, and would be missing where the
-            # run folder is copied to. Online they stay with the user's own settings: what is there has been uploaded.
-            folders = {f"WANDB_{kind}_DIR": str(run.absolute() / "wandb" / kind.lower()) for kind in DIRECTORIES}
-            self.environment = exchange(folders)
-        choices = config_choices(run)
-        limits = {f"{name.lower()}_timeout": float(time_limit(name)) for name in PATIENCE}
-        self.run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            dir=str(run),
-            id=run_id(cfg, run),
-            resume="allow",
-            mode=self.mode,
-            name=cfg.name,
-            group=sweep_name(),
-            job_type="train",
-            tags=[f"{choice}={choices[choice]}"[:64] for choice in TAGS if choices.get(choice)],  # W&B's limit
-            config={**OmegaConf.to_container(cfg, resolve=True), "choices": choices},
-            settings=wandb.Settings(quiet=True, show_info=False, finish_timeout_raises=True, **limits),
-        )
 
     def mirror(self, parts: Parts, cfg: DictConfig, run: Path) -> None:
         if self.run is None:
@@ -211,25 +197,22 @@ class Wandb(Tracker):
             self.run.log({f"diagnostics/{kind}": [wandb.Image(str(file), caption=file.stem) for file in files]})
 
     def close(self, status: int) -> None:
-        if self.run is None:
-            exchange(self.environment)
+        if self.session is None:
             return
-        import wandb
-
-        complete = True
         try:
-            self.run.finish(exit_code=status)
-        except TimeoutError:
-            complete = False
-            seconds = time_limit("FINISH")
-            print(f"note: W&B has not taken everything within {seconds} s; the rest is kept here.", flush=True)
+            complete = self.run is None or self.session.finish(status)
         finally:
-            wandb.teardown()  # its service keeps this run's folders, which another run in this process must not get
-            exchange(self.environment)
-        if self.mode == "offline":
+            self.session.close()
+        if self.run is None:
+            return
+        if self.session.mode == "offline":
             print("W&B: from another place than this, python -m src.sync run=<folder> uploads it", flush=True)
             print(f"W&B: upload with: {sync_command(Path(self.run.dir).parent)}", flush=True)
         elif not complete:
+            print(
+                f"note: W&B has not taken everything within {time_limit('FINISH')} s; the rest is kept here.",
+                flush=True,
+            )
             print(f"W&B: upload with: {shlex.join(['wandb', 'sync', str(Path(self.run.dir).parent)])}", flush=True)
         else:
             print(f"W&B: {self.run.url}", flush=True)
@@ -244,6 +227,11 @@ def run_id(cfg: DictConfig, run: Path) -> str:
     both. Nor would the folder's name, which every sweep over this configuration chooses alike; hence its whole path.
     """
     return hashlib.sha256(f"{config_hash(cfg)}\n{run.absolute()}".encode()).hexdigest()[:16]
+
+
+def named(labels: Sequence[str]) -> dict[str, str]:
+    """The values of labels by their keys; one without "=" is no key."""
+    return dict(label.split("=", 1) for label in labels if "=" in label)
 
 
 def sweep_name() -> str | None:

@@ -236,7 +236,7 @@ COMMANDS = {
         "seed": Seed,
         "output": Name,
     },
-    "dashboard": {"project": Project, "entity": Name | None, "output": Name},
+    "dashboard": {"project": Project, "entity": Name | None, "concluded": Name | None, "output": Name},
     "doctor": {"runs": Name},
     "study": {
         "plan": Name,

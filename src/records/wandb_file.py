@@ -43,6 +43,17 @@ def settle(file: Path, run: Path) -> int:
     return count
 
 
+def gather(run: Path, to: Path) -> None:
+    """Move what a run folder logged offline below ``to``, another such folder: src.sync uploads it from there."""
+    for own in sorted(run.glob("wandb/offline-run-*")):
+        (to / "wandb").mkdir(parents=True, exist_ok=True)
+        own.rename(to / "wandb" / own.name)
+    for staged in sorted(path for path in run.glob("wandb/data/**/*") if path.is_file()):
+        target = to / staged.relative_to(run)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staged.rename(target)
+
+
 def _place(path: str, run: Path) -> str:
     _, found, tail = path.rpartition(STAGED)
     return f"{run.absolute()}{STAGED}{tail}" if found else path

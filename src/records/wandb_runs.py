@@ -1,4 +1,4 @@
-"""Runs of Weights & Biases: whether there is a login, how long its server may take, and what is uploaded later."""
+"""Runs of Weights & Biases: whether there is a login, their life whatever its server does, what is uploaded later."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from src.errors import UserError
 
 MODES = ("online", "offline", "disabled")
+DIRECTORIES = ("DATA", "CACHE", "CONFIG")  # WANDB_..._DIR
 PATIENCE = {"INIT": 60, "FINISH": 300}  # seconds for a server that does not answer; WANDB_..._TIMEOUT of yours wins
 
 
@@ -54,6 +55,74 @@ def logged_in() -> bool:
             wandb.teardown()
             exchange(before)
     return found is not None
+
+
+class Session:
+    """Runs in ``folder``/wandb, one after the other. ``mode``: online or offline; offline too from when the server does
+    not answer. Until ``close`` the environment has what W&B reads; what is offline lies in that folder alone.
+    ``silent``: W&B says nothing itself.
+    """
+
+    def __init__(self, mode: str, folder: Path, silent: bool = False):
+        self.mode, self.folder, self.silent = mode, folder, silent
+        self.run = None
+        self.environment: dict[str, str | None] = {}
+
+    def begin(self, **options):
+        """The W&B run that ``wandb.init`` makes of ``options``."""
+        import wandb
+
+        try:
+            self.run = self._init(**options)
+        except wandb.errors.CommError as error:
+            cause = str(error).splitlines()[0]
+            print(f"note: W&B cannot be reached ({cause}); this run is logged offline instead.", flush=True)
+            wandb.teardown()  # its service knows where an online run would have put its files
+            self.mode = "offline"
+            self.run = self._init(**options)
+        return self.run
+
+    def _init(self, **options):
+        """Raises CommError where the server does not answer in time."""
+        import wandb
+
+        if self.mode == "offline" and not self.environment:
+            # Pictures in tables, artifacts and logs go to the home directory otherwise, and would be missing where the
+            # folder is copied to. Online they stay with the user's own settings: what is there has been uploaded.
+            folders = {
+                f"WANDB_{kind}_DIR": str(self.folder.absolute() / "wandb" / kind.lower()) for kind in DIRECTORIES
+            }
+            self.environment = exchange(folders)
+        limits = {f"{name.lower()}_timeout": float(time_limit(name)) for name in PATIENCE}
+        told = {"quiet": True, "silent": self.silent, "show_info": False}
+        settings = wandb.Settings(finish_timeout_raises=True, **told, **limits)
+        return wandb.init(dir=str(self.folder), mode=self.mode, settings=settings, **options)
+
+    def finish(self, status: int) -> bool:
+        """End the run; whether W&B has taken everything in time, or it is kept here."""
+        run, self.run = self.run, None
+        try:
+            run.finish(exit_code=status)
+        except TimeoutError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """End W&B's service, which keeps the folder of its runs: another run in this process must not get it. What runs
+        still has failed."""
+        import wandb
+
+        try:
+            if self.run is not None:
+                self.finish(1)
+        finally:
+            wandb.teardown()
+            exchange(self.environment)
+
+
+def group_of(name: str) -> str:
+    """The group that W&B shows runs in: WANDB_RUN_GROUP of the user, else ``name``."""
+    return os.environ.get("WANDB_RUN_GROUP") or name
 
 
 def time_limit(name: str) -> str | int:

@@ -7,7 +7,6 @@ kind of machine, and the same trainings ``before`` them; a seed that was begun o
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -22,9 +21,12 @@ from src.errors import UserError
 from src.launch.pool import Job, Pool
 from src.records.environment import machine_kind
 from src.records.folder import Saved
+from src.records.wandb_file import gather
+from src.records.wandb_runs import group_of
 from src.records.weights import tensor_hash
 from src.studies.draws import settings
 from src.studies.ledger import Ledger
+from src.studies.mirror import labels
 from src.studies.plan import Arm, Plan
 from src.training.checkpoints import TRUNK
 from src.training.soundness import DIVERGED
@@ -90,7 +92,7 @@ class Work:
                 self._finals(seed, steps)
             if self.ledger.complete(seed):
                 for run in self.folder.glob(f"*-s{seed}-*"):
-                    shutil.rmtree(run)
+                    self._drop(run)
                 concluded()
 
     # -------------------------------------------------------------------------------------------------- options
@@ -116,10 +118,13 @@ class Work:
     def trial(self, trial: Trial) -> tuple[str, ...]:
         """Options of a trial: no picture of the test split is looked at."""
         tuning = self.plan.tuning
-        return (*self.schedule(trial.arm, tuning.steps), *trial.options, f"seed={tuning.seed}", "test_split=null")
+        told = labels(self.plan, trial.arm, trial.name, tuning.seed, tuning.steps, "tune")
+        options = (*self.schedule(trial.arm, tuning.steps), *trial.options, *told)
+        return (*options, f"seed={tuning.seed}", "test_split=null")
 
     def final(self, arm: Arm, seed: int, steps: int) -> tuple[str, ...]:
-        return (*self.schedule(arm, steps), *self.ledger.chosen(arm), f"seed={seed}")
+        told = labels(self.plan, arm, self.run_folder(arm, seed, steps).name, seed, steps, "train")
+        return (*self.schedule(arm, steps), *self.ledger.chosen(arm), *told, f"seed={seed}")
 
     def schedule(self, arm: Arm, steps: int) -> tuple[str, ...]:
         plan = self.plan
@@ -160,7 +165,7 @@ class Work:
             if checkpoint != trunk or steps == arm.lengths[-1]:
                 checkpoint.unlink()
         for aside in job.folder.parent.glob(f"{job.folder.name}~*"):
-            shutil.rmtree(aside)
+            self._drop(aside)
 
     @property
     def ground(self) -> str:
@@ -180,12 +185,18 @@ class Work:
 
     # -------------------------------------------------------------------------------------------------- tuning
     def _tell(self, job: Job, trial: Trial) -> None:
-        """Record a finished trial, and drop its run."""
+        """Record a finished trial, and drop its run with earlier attempts at it."""
         (run,) = find_runs(str(job.folder))
         found = {"val_loss": run.scores["loss"], "seconds": run.metrics["cost"]["train_seconds"]}
         with self.lock:
             self.ledger.add_trial({**trial.about, **found, "machine": machine_kind()})
-        shutil.rmtree(job.folder)
+        for run in [*job.folder.parent.glob(f"{job.folder.name}~*"), job.folder]:
+            self._drop(run)
+
+    def _drop(self, run: Path) -> None:
+        """Remove a run folder, but for what it logged offline to W&B."""
+        gather(run, self.folder)
+        shutil.rmtree(run)
 
     # -------------------------------------------------------------------------------------------------- processes
     def _run(self, jobs: Sequence[Job], then: Callable[[Job], None] | None = None) -> None:
@@ -196,8 +207,9 @@ class Work:
         """Run them; why some failed, by folder."""
         if not jobs:
             return {}
-        os.environ.setdefault("WANDB_RUN_GROUP", self.plan.name)
-        return Pool(self.leases, [sys.executable, "-m", "src.train"], LEASE).run(jobs, then)
+        group = {"WANDB_RUN_GROUP": group_of(self.plan.name)}
+        leases = [{**group, **lease} for lease in self.leases]
+        return Pool(leases, [sys.executable, "-m", "src.train"], LEASE).run(jobs, then)
 
     @staticmethod
     def _require(causes: Mapping[Path, str], jobs: int) -> None:
