@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 from commands import run
-from conftest import FUSIONS, make_fusion, make_language, make_text, make_visual
+from conftest import FUSIONS, Characters, make_fusion, make_language, make_text, make_visual, nudge
 from omegaconf import OmegaConf
 from PIL import Image
 from test_captioner import make_captioner
 from test_reading import Few, parts_of
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from src.contracts import Batch
 from src.data.scenes import Scenes, draw
@@ -26,6 +27,7 @@ from src.diagnostics.seeing_summary import half_depth, ratio, summary
 from src.diagnostics.sites import Site, depths, watched
 from src.errors import UserError
 from src.fusion.cross_attention import PlainCrossAttention
+from src.language.llama import Llama
 from src.scenes.words import word_kind
 from src.scenes.world import Scene
 from src.seeing import chosen, measured, story
@@ -33,16 +35,31 @@ from src.tasks.reading import gap_per_token, read_references
 from src.text.word_classes import word_class
 
 SIGHTED = [name for name in FUSIONS if name != "blind"]
-VARIANTS = [
-    *[(name, ()) for name in SIGHTED],
-    ("clipcap", ("fusion.mapper=transformer",)),
-    ("clipcap", ("fusion.prefix_length=1",)),
-    ("prefix", ("fusion.open=true",)),
-    ("cross_attention", ("fusion.every=2",)),
-    ("srau_paper", ("fusion.gate=none",)),
-    ("flamingo", ("fusion.every=2",)),
-]
 BLOCKS = 3  # of the language model
+
+
+def make_llama():
+    """Rotary positions, key-value heads that serve two query heads each."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(vocab_size=131, num_hidden_layers=BLOCKS, max_position_embeddings=64, **sizes)
+    return nudge(Llama(LlamaForCausalLM(config), Characters()).double()).eval()
+
+
+def make_gpt2():
+    return make_language(layers=BLOCKS)
+
+
+VARIANTS = [  # of mechanisms, their options and the language model
+    *[(name, (), make_gpt2) for name in SIGHTED],
+    *[(name, (), make_llama) for name in SIGHTED],
+    ("clipcap", ("fusion.mapper=transformer",), make_gpt2),
+    ("clipcap", ("fusion.prefix_length=1",), make_gpt2),
+    ("prefix", ("fusion.open=true",), make_gpt2),
+    ("cross_attention", ("fusion.every=2",), make_gpt2),
+    ("srau_paper", ("fusion.gate=none",), make_gpt2),
+    ("flamingo", ("fusion.every=2",), make_gpt2),
+]
 DOORS = {"clipcap": {"input", "block"}, "prefix": {"block"}}  # of all others: crossings
 STEPS = 60  # until a tiny model knows a few captions
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -51,12 +68,12 @@ EXACT = {"rtol": 0, "atol": 1e-10}
 # --------------------------------------------------------------------------------------------------------------------
 # sites
 # --------------------------------------------------------------------------------------------------------------------
-@pytest.fixture(params=VARIANTS, ids=lambda v: "-".join([v[0], *(o.split(".")[-1] for o in v[1])]))
+@pytest.fixture(params=VARIANTS, ids=lambda v: "-".join([v[0], *(o.split(".")[-1] for o in v[1]), v[2].__name__]))
 def decoded(request):
     """Name of a mechanism; and of two texts, one of them short, with each of two pairs of pictures: what is decoded,
     (2, 2, T, D), and the sites, where some are changed."""
-    name, overrides = request.param
-    language = make_language(layers=BLOCKS)
+    name, overrides, make = request.param
+    language = make()
     fusion = make_fusion(name, language, *overrides)
     text, memory = make_text(4, 7), fusion.encode(language, make_visual(4))
     text.ids_BT[2:] = text.ids_BT[:2].clone()

@@ -62,6 +62,9 @@ def depth_curves(runs: Mapping[str, Mapping]) -> Figure | None:
     for axis, title in zip(axes[0], titles, strict=False):
         axis.axhline(0, color="grey", lw=0.6)
         axis.set(xlim=(-0.03, 1.03), xlabel="depth (0 input, 1 last layer)", title=title)
+    for axis in axes[0][:2]:  # where little is seen in all, intervals of shares are wide without end
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(low, -0.5), min(high, 1.5))
     axes[0][0].axhline(0.5, color="grey", lw=0.6, ls=":")
     axes[0][0].set_ylabel("share of the nats that words see")
     if any(shown):
