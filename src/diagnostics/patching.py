@@ -82,8 +82,9 @@ def patch(captioner: Captioner, data: CaptionData, split: str, pairs: Sequence[P
         right, recoloured = (_memory(captioner, batch) for batch in batches)
         memory, here = recoloured.behind(right), pairs[k * data.batch_size : (k + 1) * data.batch_size]
         views = [_view(captioner, data, here, other) for other in (False, True)]
-        whole = _preference(captioner, memory, views, here)
-        swapped = [_preference(captioner, memory, views, here, site)[: len(here)] for site in sites]
+        with captioner.autocast():  # around all passes: weights are cast once
+            whole = _preference(captioner, memory, views, here)
+            swapped = [_preference(captioner, memory, views, here, site)[: len(here)] for site in sites]
         rows.append(np.stack([whole[: len(here)], whole[len(here) :], *swapped]))
     found = np.concatenate(rows, 1)
     return Patched(found[0], found[1], found[2:])

@@ -75,20 +75,23 @@ def see(captioner: Captioner, data: CaptionData, split: str, shuffled: int, kind
     changed: dict[str, list[float]] = {}  # nats that a caption sees, by alteration
     sites: list[Site] = []
     complete = True
-    portions = tqdm(neighbours(captioner, data, split, shuffled), desc="seeing", unit="portion", leave=False)
-    for ids, memory in portions:
+    bar = tqdm(total=len(captions), desc="seeing", unit="caption", leave=False)
+    for ids, memory in neighbours(captioner, data, split, shuffled):
         view = view_of(data, [captions[id] for id in ids])
         view = captioner.transfer_batch_to_device(view, captioner.device, 0)
         spans = spans_of(view, len(ids))
-        seen_X, sites = seen(captioner, memory, view, shuffled)
-        alterations = [{site} for site in sites] + [set(sites[i + 1 :]) for i in range(len(sites))]
-        altered_AX = [seen(captioner, memory, view, shuffled, one)[0] if one else seen_X for one in alterations]
-        blind_X = seen(captioner, memory, view, shuffled, sites)[0]
+        with captioner.autocast():  # around all passes: weights are cast once
+            seen_X, sites = seen(captioner, memory, view, shuffled)
+            alterations = [{site} for site in sites] + [set(sites[i + 1 :]) for i in range(len(sites))]
+            altered_AX = [seen(captioner, memory, view, shuffled, one)[0] if one else seen_X for one in alterations]
+            blind_X = seen(captioner, memory, view, shuffled, sites)[0]
         complete &= bool(blind_X.abs().max() < BLIND)
         for id, span in zip(ids, spans, strict=True):
             words[id] = _words(id, captioner.tokenizer, view, span, seen_X, kind)
             tokens[id] = len(span)
             changed[id] = [float(altered_X[span].sum()) for altered_X in altered_AX]
+        bar.update(len(ids))
+    bar.close()
     changed_AN = np.array([changed[id] for id in captions]).T.reshape(2, len(sites), len(captions))
     return Sight(
         [word for id in captions for word in words[id]],
