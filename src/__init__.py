@@ -39,6 +39,7 @@ FLOORS = (
         "pipeline",
         "report",
         "score",
+        "seeing",
         "study",
         "sync",
         "train",

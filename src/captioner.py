@@ -166,11 +166,14 @@ class Captioner(lightning.LightningModule):
         total = summed_cross_entropy(readout, hidden_XE, target.id_X, self.readout_parameters(), vocabulary)
         return total / max(1, len(target.id_X)), target.id_X.new_full((), len(target.id_X))
 
-    def nats(self, memory: Memory, view: View) -> Tensor:
-        """-log p of each of the view's targets, (X,), by the walk that captions are written by; no gradients."""
+    def nats(self, memory: Memory, view: View, language: Language | None = None) -> Tensor:
+        """-log p of each of the view's targets, (X,), by the walk that captions are written by; no gradients.
+
+        ``language``: what the fusion walks through in place of the language model itself, say to be watched.
+        """
         target = present(view.target, "target in the view")
         with torch.no_grad():
-            hidden_BTE = self.writer.decode(self.language, memory, view.text)
+            hidden_BTE = self.writer.decode(self.language if language is None else language, memory, view.text)
         hidden_XE = hidden_BTE.flatten(0, 1).index_select(0, target.at_X)
         readout = partial(self.fusion.readout, self.language)
         return each_cross_entropy(readout, hidden_XE, target.id_X, self.language.spec.vocabulary)

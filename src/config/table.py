@@ -180,6 +180,14 @@ COMMANDS = {
     },
     "caption": {"run": Name, "images": Texts, "output": Name | None, "batch_size": Size},
     "explain": {"run": Name, "images": Texts | None, "samples": Size, "output": Name | None},
+    "seeing": {
+        "run": Texts,
+        "split": Name,
+        "captions": Size,
+        "shuffled": Size,
+        "samples": Count,
+        "output": Name | None,
+    },
     "pipeline": {
         "seed": Seed,
         "name": Name,

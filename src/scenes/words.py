@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from src.scenes.world import SHAPES
+from src.scenes.world import BACKGROUNDS, COLOURS, SHAPES
 
 SIZE_WORDS = {"small": ("small", "little"), "large": ("big", "large")}
 PLURALS = {shape: shape + ("es" if shape.endswith("s") else "s") for shape in SHAPES}
@@ -19,3 +19,19 @@ RELATION_WORDS = {
 }
 BACK_WORDS = {"left": ("to its left",), "right": ("to its right",), "above": ("above it",), "below": ("under it",)}
 GLUE = frozenset("a an the is are there and with on in of to it picture image showing including".split())
+
+_KINDS = {
+    "colour": frozenset(COLOURS),
+    "shape": frozenset((*SHAPES, *PLURALS.values(), *ANY_NOUNS, *ANY_NOUNS.values())),
+    "size": frozenset(word for words in SIZE_WORDS.values() for word in words),
+    "count": frozenset((*NUMBERS, "alone")),
+    "relation": frozenset(word for words in RELATION_WORDS.values() for said in words for word in said.split()) - GLUE,
+    "background": frozenset(BACKGROUNDS),
+}
+KINDS = (*_KINDS, "other")
+
+
+def word_kind(word: str) -> str:
+    """What a single word of a caption speaks of, one of ``KINDS``; case and punctuation aside."""
+    bare = word.lower().strip(" .,;:!?")
+    return next((kind for kind, words in _KINDS.items() if bare in words), "other")
