@@ -161,7 +161,7 @@ def convert(path: Path, folder: Path) -> None:
     except Exception as error:  # of every kind, for architectures and tokenizers that it does not know
         said = textwrap.shorten(" ".join(str(error).split()) or type(error).__name__, 300, placeholder=" ...")
         raise UserError(f"{path} cannot be converted ({said}).") from error
-    # The weights are whole numbers again, while the library believes them quantised and would refuse to save them.
+    # The weights are plain floats by now, but the library believes them quantised and would refuse to save them.
     del model.config.quantization_config
     model.hf_quantizer, model.is_quantized = None, False
     try:
