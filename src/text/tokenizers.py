@@ -16,6 +16,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from src import hub
 from src.errors import UserError
 from src.kinds import Ge, checked
+from src.records.converted import converted
 from src.records.files import write_json, write_text
 from src.text.normalise import normalise_caption
 
@@ -134,25 +135,29 @@ class GPT2Vocabulary(FastTokenizer):
 
 
 class HubTokenizer(FastTokenizer):
-    """The tokenizer of a Hugging Face checkpoint: a local folder, or a name on the hub.
+    """The tokenizer of a Hugging Face checkpoint: a local folder, a name on the hub, or one in a package
+    (``records.converted``).
 
     Its tokenizer.json as it is, where there is one: transformers would replace parts of it by those of the class that
     tokenizer_config.json names, and is asked for the names of the special tokens only. Code of a checkpoint is never
     run. A model without start token starts at its end token, as GPT-2 does; padding is the end token where none is
-    named. ``length``: refuse a tokenizer that has another number of tokens. Raises UserError when it cannot be had, has
-    no end token, or has no fast version.
+    named. ``length``: refuse a tokenizer that has another number of tokens. ``start``: the token that texts begin with,
+    where that is not the one the checkpoint names. Raises UserError when it cannot be had, has no such token or no end
+    token, or has no fast version.
     """
 
-    def __init__(self, name: str, length: int | None = None):
-        name = hub.expanded(name)
+    def __init__(self, name: str, length: int | None = None, start: str | None = None):
+        name = hub.expanded(converted(name))
         advice = "check the name, or give the folder of a downloaded copy"
         backend, named = hub.fetch(lambda local: _parts(name, local), name, "tokenizer", advice)
         if backend is None:
             raise UserError(f"The tokenizer of {name} has no fast version (tokenizer.json), which is needed here.")
         # None where a token is not named, or by the library alone: the model knows the tokens of its file
         bos, eos, pad = (
-            backend.token_to_id(token or "") for token in (named.bos_token, named.eos_token, named.pad_token)
+            backend.token_to_id(token or "") for token in (start or named.bos_token, named.eos_token, named.pad_token)
         )
+        if start is not None and bos is None:
+            raise UserError(f"The tokenizer of {name} has no token {start!r}, at which texts are to start.")
         if eos is None:
             raise UserError(
                 f"The tokenizer of {name} names no end token (eos_token) that it has, so that no caption could end."
