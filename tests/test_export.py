@@ -415,7 +415,7 @@ def test_an_export_is_scored_like_its_run(trained, exported, tmp_path):
     known = scores(trained)
     assert own.keys() == known.keys()
     for name, score in known.items():
-        assert own[name] == (score if score is None else pytest.approx(score, rel=1e-5)), name
+        assert own[name] == (score if score is None else pytest.approx(score, rel=1e-5, abs=1e-7)), name
     small = ("data=scenes", "data.source.train=64", "data.source.val=16", "data.source.test=16")
     run("src.evaluate", f"run={folder}", *small, f"output={tmp_path}/out")
     other = scores(tmp_path / "out")
@@ -423,7 +423,7 @@ def test_an_export_is_scored_like_its_run(trained, exported, tmp_path):
         n: s for n, s in own.items() if s is None
     }
     assert {n: s for n, s in other.items() if s is not None} == pytest.approx(
-        {n: s for n, s in own.items() if s is not None}, rel=1e-5
+        {n: s for n, s in own.items() if s is not None}, rel=1e-5, abs=1e-7
     )
     assert all(path.read_bytes() == content for path, content in before.items())
     load(folder)  # which compares all files with the manifest
