@@ -47,6 +47,7 @@ def main(cfg: DictConfig) -> None:
         with FileLock(work.folder / "lock", timeout=0), interruptible():
             work.prepare()
             measured = measure({arm.label: work.schedule(arm, max(arm.lengths)) for arm in plan.arms()}, places)
+            measured = work.calibrated(measured)
             prediction = predict(work, measured)
             print(told(prediction, measured), flush=True)
             if sentence := too_much(work, prediction, measured):

@@ -11,8 +11,9 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from src.studies.draws import settings
 from src.studies.ledger import Ledger
 from src.studies.mirror import labels
 from src.studies.plan import Arm, Plan
+from src.studies.probe import Measured
 from src.training.checkpoints import TRUNK
 from src.training.soundness import DIVERGED
 
@@ -65,6 +67,18 @@ class Work:
     def prepare(self) -> None:
         """The trainings that the others need."""
         self._run([Job(tuple(options), None, self.before / name) for name, options in self.plan.before.items()])
+
+    def calibrated(self, measured: Mapping[str, Measured]) -> dict[str, Measured]:
+        """With what a process takes beside what was measured: a training of one step for real, as many at once as there
+        will be."""
+        arm = next(self.plan.arms())
+        shutil.rmtree(self.folder / "probe", ignore_errors=True)
+        options = (*self.schedule(arm, 1), "trainer.val_check_interval=1", "test_split=null")
+        started = time.monotonic()
+        self._run([Job(options, None, self.folder / "probe" / str(place)) for place in range(len(self.leases))])
+        rest = time.monotonic() - started - measured[arm.label].seconds(1, scored=False)
+        shutil.rmtree(self.folder / "probe")
+        return {label: replace(one, start=one.start + max(0.0, rest)) for label, one in measured.items()}
 
     def rows(self) -> None:
         """What trains nothing; scores only."""
