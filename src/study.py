@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> None:
     places = leases(None if cfg.devices is None else [str(device) for device in cfg.devices], cfg.jobs)
     work = Work(plan, ledger, Path(str(cfg.runs)) / plan.name, places)
     command = f"python -m src.study plan={cfg.plan}"
-    if cfg.do == "conclude":
+    if cfg.do == "conclude" or work.done:  # nothing is left to measure or to train
         conclude(ledger, command)
         print(f"written: {ledger.folder}")
         mirror(ledger, work.folder)

@@ -177,6 +177,9 @@ def test_a_study_that_is_killed_goes_on_from_what_is_kept(tmp_path):
     about = json.loads((kept / "runs" / "tuned-prefix-s2-10" / "study.json").read_text())
     assert about["plan"] == read_plan(plan).sha256 and len(about["validation"]) >= 1
 
+    again = run("src.study", *words).stdout  # nothing is left: not even a step is measured
+    assert "ms a step" not in again and f"written: {kept}" in again
+
     readme = (kept / "README.md").read_text()
     assert "2 of 2 seeds are complete" in readme and "None." in readme
     runs = {arm: find_runs(str(kept / "runs" / f"tuned-{arm}-s*-10")) for arm in ("prefix", "blind")}

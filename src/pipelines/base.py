@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
@@ -10,7 +11,7 @@ from src.loading.module import CaptionData
 from src.vision.base import Vision
 
 
-class Pipeline:
+class Pipeline(ABC):
     """Built as ``Pipeline(vision, data, **options)``; ``vision``: None where it does not see.
 
     ``notes``: what one has to know of its scores, by what they are about.
@@ -22,6 +23,6 @@ class Pipeline:
     def __init__(self, vision: Vision | None, data: CaptionData):
         self.vision, self.data = vision, data
 
+    @abstractmethod
     def rounds(self, split: str) -> Iterable[tuple[Speaker, CaptionData]]:
         """Who answers, and the data with the references that answers are held against; scores are means over rounds."""
-        raise NotImplementedError

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +65,12 @@ class Work:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     # -------------------------------------------------------------------------------------------------- stages
+    @property
+    def done(self) -> bool:
+        """Whether the ledger has everything."""
+        rows = self.ledger.rows().keys() == self.plan.rows.keys()
+        return rows and not self.missing_trials() and all(map(self.ledger.complete, self.plan.seeds))
+
     def prepare(self) -> None:
         """The trainings that the others need."""
         self._run([Job(tuple(options), None, self.before / name) for name, options in self.plan.before.items()])
@@ -181,7 +188,7 @@ class Work:
         for aside in job.folder.parent.glob(f"{job.folder.name}~*"):
             self._drop(aside)
 
-    @property
+    @cached_property
     def ground(self) -> str:
         """The kind of machine, and the weights of the trainings before the finals."""
         weights = {}

@@ -19,7 +19,7 @@ class Means:
 
     def add(self, name: str, mean: Tensor, count: Tensor | int) -> None:
         """``mean`` over ``count`` tokens or rows, 0 for what another process counts."""
-        mean = mean.detach().float()
+        mean = mean.detach().to(torch.promote_types(mean.dtype, torch.float32))
         own = torch.stack([mean * count, torch.as_tensor(count, dtype=mean.dtype, device=mean.device)])
         self._sums[name] = self._sums[name] + own if name in self._sums else own
 
