@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from src.captioner import PARTS, Captioner
 from src.config.classes import plain
 from src.config.make import data_sets, make
-from src.contracts import Language, Prepared, Source, Tokenizer
+from src.contracts import Prepared, Source, Tokenizer
 from src.data.base import Streamed
 from src.errors import UserError
 from src.fusion.base import Fusion, Writer
@@ -106,7 +106,7 @@ def build_vision(cfg: DictConfig) -> Vision:
         return make(cfg.vision)
 
 
-def build_captioner(cfg: DictConfig, vision: Vision | None, language: Language, tokenizer: Tokenizer) -> Captioner:
+def build_captioner(cfg: DictConfig, vision: Vision | None, language: LanguageModel, tokenizer: Tokenizer) -> Captioner:
     """Widths are agreed here: projector and fusion learn them from the specs of both sides."""
     spec = vision.spec if vision else None
     projector = None

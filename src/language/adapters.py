@@ -8,7 +8,7 @@ inside of the library's modules, which ``language.gpt2`` and ``language.llama`` 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 from transformers.pytorch_utils import Conv1D
 
@@ -29,7 +29,12 @@ def adapt(language: LanguageModel, rank: int, alpha: float, targets: Targets) ->
     attention, mlp = language.attention, language.mlp
     names = {"attention": attention, "mlp": mlp, "all": attention + mlp}[targets]
     transposed = any(isinstance(module, Conv1D) for module in language.modules())
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(names), fan_in_fan_out=transposed)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=cast(int, alpha),  # of which it makes alpha / rank, a float in any case
+        target_modules=list(names),
+        fan_in_fan_out=transposed,
+    )
     training = language.training
     inject_adapter_in_model(config, language.model)
     language.train(training)  # new modules come in training mode
