@@ -15,10 +15,11 @@ from omegaconf import DictConfig
 from src.captioner import PARTS, Captioner
 from src.config.classes import plain
 from src.config.make import data_sets, make
-from src.contracts import Language, Prepared, Source, Tokenizer
+from src.contracts import Prepared, Source, Tokenizer
 from src.data.base import Streamed
 from src.errors import UserError
 from src.fusion.base import Fusion, Writer
+from src.language.adapters import adapt
 from src.language.base import LanguageModel
 from src.loading.mixture import Mixture
 from src.loading.module import CaptionData, DocumentData
@@ -105,7 +106,7 @@ def build_vision(cfg: DictConfig) -> Vision:
         return make(cfg.vision)
 
 
-def build_captioner(cfg: DictConfig, vision: Vision | None, language: Language, tokenizer: Tokenizer) -> Captioner:
+def build_captioner(cfg: DictConfig, vision: Vision | None, language: LanguageModel, tokenizer: Tokenizer) -> Captioner:
     """Widths are agreed here: projector and fusion learn them from the specs of both sides."""
     spec = vision.spec if vision else None
     projector = None
@@ -124,9 +125,13 @@ def build_captioner(cfg: DictConfig, vision: Vision | None, language: Language, 
     optim = {**plain(cfg.optim), "precision": precision(cfg.trainer.precision)}
     tagged = any(options.get("image_tag", "max_images" in options) for options in data_sets(cfg).values())
     objectives = build_objectives(cfg, fusion)
-    return Captioner(
+    captioner = Captioner(
         vision, fusion, language, tokenizer, regime, optim, make(cfg.decode), objectives, projector, tagged
     )
+    if regime.get("lora"):  # into what has just been frozen
+        with own_randomness(cfg.seed, "adapters"):
+            adapt(language, **regime["lora"])
+    return captioner
 
 
 def build_objectives(cfg: DictConfig, fusion: Fusion) -> dict[str, Objective]:
@@ -255,7 +260,7 @@ def own_randomness(seed: int, part: str):
 
 
 def parameter_counts(captioner: Captioner) -> dict[str, int]:
-    """Trainable and total parameters, and those of each part."""
+    """Trainable and total parameters, and those of each part, in which adapters are not counted."""
     counts = {"trainable": 0, "total": 0}
     for part in PARTS:
         module = getattr(captioner, part)
@@ -264,4 +269,7 @@ def parameter_counts(captioner: Captioner) -> dict[str, int]:
         counts[part] = sum(p.numel() for p in module.parameters())
         counts["total"] += counts[part]
         counts["trainable"] += sum(p.numel() for p in module.parameters() if p.requires_grad)
+    if adapters := captioner.adapters:
+        counts["adapters"] = sum(p.numel() for p in adapters.values())
+        counts["language"] -= counts["adapters"]
     return counts

@@ -44,7 +44,7 @@ class Captioner(lightning.LightningModule):
     ``objectives``: by name; their own parameters lie in ``heads``. ``projector``: between vision and fusion, if any.
     ``regime`` says which parts train and at which learning rate; ``optim`` holds the AdamW and schedule settings.
     ``tagged``: captions begin with the image tag. Frozen parts have ``requires_grad`` False, stay in eval mode, and are
-    left out of checkpoints (their hash is kept).
+    left out of checkpoints (their hash is kept), but for ``adapters`` that somebody has put into them.
     """
 
     def __init__(
@@ -87,6 +87,16 @@ class Captioner(lightning.LightningModule):
         """Those that train, or those that are frozen, by name."""
         there = {part: getattr(self, part) for part in PARTS}
         return {part: module for part, module in there.items() if module is not None and self.trains(part) == trained}
+
+    @property
+    def adapters(self) -> dict[str, nn.Parameter]:
+        """What learns inside of frozen parts, by its name in the captioner."""
+        return {
+            f"{part}.{name}": parameter
+            for part, module in self.parts(trained=False).items()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
 
     def train(self, mode: bool = True) -> Captioner:
         super().train(mode)
@@ -314,6 +324,8 @@ class Captioner(lightning.LightningModule):
         """Disjoint groups covering every trainable parameter. Raises AssertionError where one is in none, or in two."""
         parts = self.parts(trained=True)
         rates = {part: self.regime[f"lr_{part if part in BASE else 'fusion'}"] for part in parts}
+        if adapters := self.adapters:
+            parts["adapters"], rates["adapters"] = nn.ParameterList(adapters.values()), self.regime["lr_language"]
         groups = parameter_groups(parts, rates, self.optim)
         require_all(self, groups)
         return groups
@@ -335,9 +347,9 @@ class Captioner(lightning.LightningModule):
     # ------------------------------------------------------------------------------------------------- checkpoints
     def state_dict(self, *args, **kwargs) -> dict:
         """Only what trains, and nothing that the frozen parts can give again."""
-        frozen = tuple(f"{part}." for part in self.parts(trained=False))
+        frozen, adapters = tuple(f"{part}." for part in self.parts(trained=False)), self.adapters
         state = super().state_dict(*args, **kwargs)
-        return {name: tensor for name, tensor in state.items() if not name.startswith(frozen)}
+        return {name: tensor for name, tensor in state.items() if name in adapters or not name.startswith(frozen)}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
         """Load trained tensors; what is missing must be exactly what is frozen. Raises UserError otherwise."""
@@ -345,11 +357,13 @@ class Captioner(lightning.LightningModule):
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     def frozen_hashes(self) -> dict[str, str]:
-        """sha256 of every frozen part."""
-        return {
-            part: tensor_hash({name: whole(x) for name, x in module.state_dict().items()})
-            for part, module in self.parts(trained=False).items()
+        """sha256 of every frozen part, without its adapters."""
+        adapters, parts = self.adapters, self.parts(trained=False)
+        kept = {
+            part: {name: whole(x) for name, x in module.state_dict().items() if f"{part}.{name}" not in adapters}
+            for part, module in parts.items()
         }
+        return {part: tensor_hash(tensors) for part, tensors in kept.items()}
 
     @cached_property
     def tokenizer_hash(self) -> str:

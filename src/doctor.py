@@ -23,13 +23,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.config.classes import HOME
 from src.config.command_line import verb
+from src.errors import UserError
 from src.metrics.extra import METRICS, available
 from src.metrics.meteor import Unavailable
 from src.metrics.spice import java_version
+from src.records.converted import DURATION, Packaged, check_convertible
+from src.records.files import SUMS
 
 # Without these src.train does not start; the others are for single parts of the project.
 NEEDED = ("torch", "lightning", "transformers", "hydra-core", "omegaconf", "torchmetrics", "tokenizers", "numpy")
-OPTIONAL = ("open_clip_torch", "pycocoevalcap", "matplotlib", "wandb")
+OPTIONAL = ("open_clip_torch", "pycocoevalcap", "matplotlib", "wandb", "peft")
 LISTS = ("dataset*.json", "captions.csv", "captions.jsonl", "documents.jsonl")  # what a data folder is known by
 ROOM = 2.0  # GB that runs should have: checkpoints, features, logs
 WIDTH = 100  # of the report
@@ -67,6 +70,7 @@ def sections(runs: Path) -> dict:
         "Software": software,
         "Devices": devices,
         "Metrics": metrics,
+        "Language models": language_models,
         "Data": data,
         "Results": lambda: results(runs),
     }
@@ -152,6 +156,23 @@ def metrics() -> Iterator[Finding]:
         yield Finding("java", GOOD, java_version())
     except Unavailable as error:
         yield Finding("java", FAIR, "none" if shutil.which("java") is None else str(error))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# language models
+# --------------------------------------------------------------------------------------------------------------------
+def language_models() -> Iterator[Finding]:
+    """That of conf/language which comes inside a package: whether it is here, and converted already."""
+    name = OmegaConf.load(HOME / "conf" / "language" / "smollm2.yaml").names.package
+    place = Packaged.called(name).place
+    if (place / SUMS).is_file():
+        yield Finding("smollm2", GOOD, f"converted, in {place}")
+        return
+    try:
+        check_convertible(name)
+        yield Finding("smollm2", GOOD, f"installed, to be converted by its first run: {DURATION}")
+    except UserError as error:
+        yield Finding("smollm2", FAIR, str(error))
 
 
 # --------------------------------------------------------------------------------------------------------------------

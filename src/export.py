@@ -56,7 +56,8 @@ def check_empty(to: Path) -> None:
 def export(run: Path, to: Path, include: bool) -> dict[str, Frozen]:
     """Write the captioner of ``run`` into the new folder ``to``: all of it, or nothing. Returns the frozen parts.
 
-    ``include``: with the tensors of frozen parts. Raises UserError when ``to`` cannot be written or does not read back.
+    ``include``: with the tensors of frozen parts; those of an adapted language model, its adapters added to them, come
+    in any case. Raises UserError when ``to`` cannot be written or does not read back.
     """
     with whole(to) as folder:  # first, so that a place that cannot be written to is found out at once
         return fill(folder, run, to.resolve().name, include)
@@ -65,15 +66,22 @@ def export(run: Path, to: Path, include: bool) -> dict[str, Frozen]:
 def fill(folder: Path, run: Path, name: str, include: bool) -> dict[str, Frozen]:
     """Write everything into ``folder`` and read it back; ``name`` is what it is going to be called."""
     from src.build import parameter_counts
+    from src.language.adapters import merge
     from src.pretrained import restore_captioner
     from src.records import exported
     from src.reporting.card import About, model_card
 
     captioner, cfg, known = restore_captioner(run), run_config(run), results(run)
+    counts, adapted = parameter_counts(captioner), bool(captioner.adapters)
+    if adapted:
+        merge(captioner.language)
     hashes = captioner.frozen_hashes()
     frozen = {part: exported.Frozen(sha256, *source(part, cfg), include) for part, sha256 in hashes.items()}
+    if adapted:  # what it came from cannot give it again
+        merged = f"{frozen['language'].source} with the adapters of {run.resolve().name}"
+        frozen["language"] = exported.Frozen(hashes["language"], merged, run=False, included=True)
     tensors = captioner.state_dict()
-    for part in frozen if include else ():
+    for part in (part for part, about in frozen.items() if about.included):
         tensors |= getattr(captioner, part).state_dict(prefix=f"{part}.")
     own = {tensor.partition(".")[0] for tensor in tensors}
     captioner.tokenizer.save(folder / "tokenizer")
@@ -81,7 +89,7 @@ def fill(folder: Path, run: Path, name: str, include: bool) -> dict[str, Frozen]
     for file, content in known.items():
         write_json(folder / file, content)
     exported.write(folder, tensors, frozen)
-    about = About(name, cfg, known, frozen, parameter_counts(captioner))
+    about = About(name, cfg, known, frozen, counts)
     write_text(folder / exported.CARD, model_card(about))
     if not agree(captioner, restore_captioner(folder)):
         raise UserError(f"{run} cannot be exported: read back, it captions in another way.")
@@ -142,6 +150,7 @@ def portable(cfg: DictConfig, captioner: Captioner, own: set[str], folder: Path)
     """
     plain = {key: value for key, value in OmegaConf.to_container(cfg).items() if key not in ("logger", "resume")}
     plain["regime"]["train_vision"] = captioner.regime["train_vision"]  # "auto" would look at where weights come from
+    plain["regime"].pop("lora", None)  # merged
     for part in own - {"fusion"}:
         if "weights" in plain[part]:
             plain[part]["weights"] = None

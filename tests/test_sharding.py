@@ -14,6 +14,7 @@ from torch import distributed, nn
 
 from src.captioner import Captioner
 from src.contracts import Batch, UserError
+from src.language.adapters import adapt
 from src.layers import chunked_loss
 from src.training.sharding import shard, whole
 
@@ -22,6 +23,7 @@ PROCESSES = 2
 VARIANTS = [
     *((name, True, False, 2**24) for name in FUSIONS),
     ("cross_attention", False, False, 2**24),  # language model frozen
+    ("cross_attention", "adapted", True, 2**24),  # and with adapters
     ("cross_attention", True, True, 2**24),  # blocks computed again
     ("vcgpt", True, False, 131 * 4),  # loss in pieces
 ]
@@ -34,12 +36,15 @@ class Step(Captioner):
         return self.total(batch, self.losses(batch))
 
 
-def make_captioner(name: str, tuned: bool, recompute: bool) -> Captioner:
+def make_captioner(name: str, tuned: bool | str, recompute: bool) -> Captioner:
     language = make_language(layers=2)
     language.recompute = recompute
-    regime = {"train_language": tuned, "train_vision": False}
+    regime = {"train_language": tuned is True, "train_vision": False}
     how = {"reduction": "token_mean"}
-    return Step(None, make_fusion(name, language), language, Characters(), regime, how, None, OBJECTIVES)
+    captioner = Step(None, make_fusion(name, language), language, Characters(), regime, how, None, OBJECTIVES)
+    if tuned == "adapted":
+        adapt(language, rank=2, alpha=2.0, targets="all")
+    return captioner
 
 
 def make_batch(process: int) -> Batch:

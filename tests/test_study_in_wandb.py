@@ -24,6 +24,7 @@ from src.studies.ledger import Ledger
 from src.studies.mirror import labels, mirror
 from src.studies.plan import read_plan
 from src.studies.work import Work
+from src.tasks.wandb_run import named
 
 SEEDS, LENGTHS, FLOPS = (1, 2, 3), (4, 8), {"blind": 100, "srau": 150}
 PLAN = {
@@ -234,7 +235,7 @@ def test_a_training_says_what_it_is(tmp_path, monkeypatch):
     check_words("train", options)
     cfg = compose("train", options, [])
     assert cfg.name == "tuned-srau-s2-8" and cfg.logger.job_type == "train" and cfg.logger.project == "mechanisms"
-    assert tracking.named(cfg.logger.labels) == {
+    assert named(cfg.logger.labels) == {
         "study": "looks",
         "plan": work.plan.sha256[:12],
         "arm": "tuned/srau",

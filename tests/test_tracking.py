@@ -28,6 +28,8 @@ from src import tracking
 from src.config.make import make
 from src.errors import UserError
 from src.records.wandb_file import _framed, _messages, settle
+from src.tasks import wandb_run
+from src.tasks.wandb_run import log_later, run_id, sweep_name
 
 KEY = "0123456789abcdef" * 3  # looks like an API key
 EVERY_STEP = "trainer.log_every_n_steps=1"
@@ -170,6 +172,42 @@ def test_an_offline_run_that_has_moved_is_synced_whole(tracked, alone, tmp_path)
     next((moved / "wandb" / "data").rglob("tmp*")).unlink()
     with pytest.raises(UserError, match="is missing; move the run folder with all that is in its wandb/"):
         settle(file, moved)
+
+
+def test_what_is_found_out_later_goes_into_the_run_s_own(tracked, alone, tmp_path):
+    folder = shutil.copytree(tracked[0], tmp_path / "run", symlinks=True)
+    (first,) = wandb_files(folder)
+    answer = run("src.seeing", f"run={folder}", "captions=4", "samples=2")
+    assert answer.stdout.splitlines()[-1] == f"W&B: python -m src.sync run={folder} uploads it"
+    (later,) = set(wandb_files(folder)) - {first}
+    before, now = Logged(first), Logged(later)
+    for same in ("run_id", "project", "display_name", "job_type", "tags"):
+        assert getattr(now.run, same) == getattr(before.run, same), same
+    assert now.run.resume and now.config["fusion"] == before.config["fusion"] and now.exits == [0]
+    shown = {path.name.split("_")[0] for path in (later.parent / "files").rglob("seeing/*.png")}
+    assert shown == {path.stem for path in (folder / "seeing").glob("*.png")} >= {"kinds", "captions"}
+    contents = {entry.path: Path(entry.local_path) for one in now.artifacts for entry in one.manifest.contents}
+    assert all(folder in path.parents for path in contents.values())
+    table = json.loads(contents["seeing/words.table.json"].read_text())
+    rows = [json.loads(line) for line in (folder / "seeing" / "words.jsonl").read_text().splitlines()]
+    assert [dict(zip(table["columns"], row, strict=True)) for row in table["data"]] == rows
+    told = json.loads((folder / "seeing" / "seeing.json").read_text())
+    for name, count in (("kinds", len(told["by_kind"])), ("sites", len(told["sites"]))):
+        assert len(json.loads(contents[f"seeing/{name}.table.json"].read_text())["data"]) == count > 0
+
+
+def test_what_is_found_out_later_costs_nothing_where_it_cannot_be_told(tracked, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(tracked[0], tmp_path / "run", symlinks=True)
+
+    def broken(*_, **__):
+        raise OSError("no room")
+
+    monkeypatch.setattr(wandb_run, "Session", broken)
+    log_later(folder, "room", {"rows": [{"a": 1}], "none": []}, [])
+    assert "W&B has not got everything (OSError: no room); it is all in" in capsys.readouterr().out
+    shutil.rmtree(folder / "wandb")  # never logged there
+    log_later(folder, "room", {"rows": [{"a": 1}]}, [])
+    assert capsys.readouterr().out == ""
 
 
 def test_records_of_any_length_are_framed_as_they_are_read(tmp_path):
@@ -367,12 +405,12 @@ CONFIG = OmegaConf.create(
 
 
 def test_a_run_is_its_configuration_in_its_folder(tmp_path):
-    first = tracking.run_id(CONFIG, tmp_path / "sweep" / "job")
-    assert first == tracking.run_id(OmegaConf.merge(CONFIG, {"resume": "job~1", "samples": 9}), tmp_path / "sweep/job")
+    first = run_id(CONFIG, tmp_path / "sweep" / "job")
+    assert first == run_id(OmegaConf.merge(CONFIG, {"resume": "job~1", "samples": 9}), tmp_path / "sweep/job")
     others = [
-        tracking.run_id(OmegaConf.merge(CONFIG, {"seed": 1}), tmp_path / "sweep" / "job"),
-        tracking.run_id(CONFIG, tmp_path / "sweep" / "2026-11-21_12-00-00"),
-        tracking.run_id(CONFIG, tmp_path / "another sweep" / "job"),
+        run_id(OmegaConf.merge(CONFIG, {"seed": 1}), tmp_path / "sweep" / "job"),
+        run_id(CONFIG, tmp_path / "sweep" / "2026-11-21_12-00-00"),
+        run_id(CONFIG, tmp_path / "another sweep" / "job"),
     ]
     assert len({first, *others}) == 4
 
@@ -380,9 +418,9 @@ def test_a_run_is_its_configuration_in_its_folder(tmp_path):
 def test_the_name_of_a_sweep(monkeypatch):
     monkeypatch.delenv("WANDB_RUN_GROUP", raising=False)
     monkeypatch.setattr(HydraConfig, "initialized", lambda: False)
-    assert tracking.sweep_name() is None
+    assert sweep_name() is None
     monkeypatch.setenv("WANDB_RUN_GROUP", "mine")
-    assert tracking.sweep_name() == "mine"
+    assert sweep_name() == "mine"
 
 
 def test_the_upload_command_names_earlier_attempts_first_and_quotes(tmp_path):

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from src.comparison.runs import Arm, Run
 from src.config.make import is_below
 
-REGIME = ("regime.train_language", "regime.train_vision")
+REGIME = ("regime.train_language", "regime.train_vision", "regime.lora")
 
 
 def blind_runs(arms: Sequence[Arm]) -> dict[int, Run]:
@@ -37,7 +37,8 @@ def is_blind(run: Run) -> bool:
 def trains_nothing(run: Run) -> bool:
     """Whether a run is the same for every seed: blind, with a frozen language model that was not drawn at random."""
     settings = run.settings
-    return is_blind(run) and settings.get(REGIME[0]) is False and settings.get("language.init") != "random"
+    frozen = settings.get(REGIME[0]) is False and not any(is_below(key, REGIME[2:]) for key in settings)
+    return is_blind(run) and frozen and settings.get("language.init") != "random"
 
 
 def _serving(arm: Arm, run: Run) -> Run | None:

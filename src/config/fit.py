@@ -93,6 +93,11 @@ def use_previous_language(cfg: DictConfig) -> DictConfig:
     folder = Path(weights).expanduser()
     earlier = run_config(folder)
     check_saved(OmegaConf.masked_copy(earlier, ["language"]), folder)
+    if earlier.regime.get("lora"):
+        raise UserError(
+            f"{folder} has adapters beside the language model that it took; add them to it (python -m src.export "
+            f"run={folder} to=<folder>), and give that folder as language.weights."
+        )
     language = OmegaConf.merge(earlier.language, {"weights": str(folder)})
     if "dropout" in cfg.language.model and "dropout" in language.model:
         language.model.dropout = cfg.language.model.dropout
@@ -158,11 +163,22 @@ def _check_regime(cfg: DictConfig) -> None:
             raise UserError(
                 f"regime.lr_{part}=0 while regime.train_{part}=true would train nothing; give a rate, or use {other}."
             )
+    if lora := regime.get("lora"):
+        _check_lora(regime, lora)
     if not (regime.train_language or cfg.language.weights or cfg.language.get("init") == "pretrained"):
         raise UserError(
-            "regime=frozen_lm would freeze a language model with random weights; "
+            f"regime={'lora' if lora else 'frozen_lm'} would freeze a language model with random weights; "
             "give language.weights=<run folder>, or use regime=finetune_lm."
         )
+
+
+def _check_lora(regime: DictConfig, lora: DictConfig) -> None:
+    if regime.train_language:
+        raise UserError("regime.lora adapts a language model that regime.train_language=true trains; say regime=lora.")
+    if missing := [name for name in ("rank", "alpha", "targets") if name not in lora]:
+        raise UserError(f"regime.lora.{missing[0]} is missing; say regime=lora, which has it.")
+    if regime.lr_language == 0:
+        raise UserError("regime.lr_language=0 would train no adapters; give a rate, or use regime=frozen_lm.")
 
 
 def _check_unread(cfg: DictConfig) -> None:

@@ -20,6 +20,7 @@ from src.config.fit import PICTURELESS, check_fit
 from src.config.fit import use_previous_language as use_previous_language
 from src.errors import UserError
 from src.records.converted import check_convertible
+from src.records.wandb_runs import require_package
 
 if TYPE_CHECKING:
     from src.contracts import Source
@@ -39,6 +40,8 @@ def check(cfg: DictConfig) -> dict[str, Source]:
     check_fit(cfg)
     check_device(cfg.trainer)
     check_convertible(cfg.language.model.get("name") or "")
+    if cfg.regime.get("lora"):
+        require_package("peft", "regime=lora")
     sees = trait(cfg.fusion._target_, "sees") is not False
     sources = {name: make(node.source) for name, node in data_sets(cfg).items()}
     for source in sources.values():

@@ -141,6 +141,9 @@ TRAIN = {
     "language.recompute": bool,
     "regime.train_language": bool,
     "regime.train_vision": bool | Literal["auto"],
+    "regime.lora.rank": Size,
+    "regime.lora.alpha": Annotated[float, Gt(0)],
+    "regime.lora.targets": Literal["attention", "mlp", "all"],  # those of src.language.adapters
     **{f"regime.lr_{part}": Rate for part in ("fusion", "language", "vision", "pretrained")},
     "optim.betas": tuple[BelowOne, BelowOne],
     "optim.weight_decay": Rate,

@@ -22,7 +22,7 @@ from src.captioner import Captioner
 from src.contracts import Memory, Target, Tokenizer, View, present
 from src.data.order import circle
 from src.diagnostics.reading import END, words_of
-from src.diagnostics.sites import Site, depths, watched
+from src.diagnostics.sites import Passed, Site, Watched, depths, watched
 from src.loading.module import CaptionData
 from src.loading.rows import Rows
 
@@ -81,10 +81,7 @@ def see(captioner: Captioner, data: CaptionData, split: str, shuffled: int, kind
         view = captioner.transfer_batch_to_device(view, captioner.device, 0)
         spans = spans_of(view, len(ids))
         with captioner.autocast():  # around all passes: weights are cast once
-            seen_X, sites = seen(captioner, memory, view, shuffled)
-            alterations = [{site} for site in sites] + [set(sites[i + 1 :]) for i in range(len(sites))]
-            altered_AX = [seen(captioner, memory, view, shuffled, one)[0] if one else seen_X for one in alterations]
-            blind_X = seen(captioner, memory, view, shuffled, sites)[0]
+            sites, (seen_X, blind_X, *altered_AX) = seen(captioner, memory, view, shuffled)
         complete &= bool(blind_X.abs().max() < BLIND)
         for id, span in zip(ids, spans, strict=True):
             words[id] = _words(id, captioner.tokenizer, view, span, seen_X, kind)
@@ -127,22 +124,37 @@ def view_of(data: CaptionData, captions: Sequence[str]) -> View:
 
 
 def nats(
-    captioner: Captioner, memory: Memory, view: View, changed: Collection[Site] = (), swap: bool = False
-) -> tuple[Tensor, list[Site]]:
-    """-log p of each target, (X,), in double precision and on the CPU, and the sites that were passed."""
-    with watched(captioner.fusion, captioner.language, changed, swap) as language, captioner.autocast():
+    captioner: Captioner,
+    memory: Memory,
+    view: View,
+    changed: Collection[Site] = (),
+    swap: bool = False,
+    first: Passed | None = None,
+) -> tuple[Tensor, Watched]:
+    """-log p of each target, (X,), in double precision and on the CPU, and who watched; options as of ``watched``."""
+    with watched(captioner.fusion, captioner.language, changed, swap, first) as language, captioner.autocast():
         nats_X = captioner.nats(memory, view, language.language)
-    return nats_X.cpu().double(), language.sites
+    return nats_X.cpu().double(), language
 
 
-def seen(
-    captioner: Captioner, memory: Memory, view: View, others: int, changed: Collection[Site] = ()
-) -> tuple[Tensor, list[Site]]:
-    """What each target sees, (X,); pictures as ``neighbours`` lays them."""
+def seen(captioner: Captioner, memory: Memory, view: View, others: int) -> tuple[list[Site], Tensor]:
+    """The L sites, and what each target sees, (2 + 2 L, X): as it is; with all sites cut; each alone; all behind each.
+
+    Pictures as ``neighbours`` lays them.
+    """
     place_I = torch.arange(others, len(next(iter(memory.values()))), device=captioner.device)
-    right_X, sites = nats(captioner, memory.select(place_I), view, changed)
-    wrong_jX = [nats(captioner, memory.select(place_I - j), view, changed)[0] for j in range(1, others + 1)]
-    return torch.stack(wrong_jX).mean(0) - right_X, sites
+    found = [altered_nats(captioner, memory.select(place_I - j), view) for j in range(others + 1)]
+    (sites, right_AX), wrong_jAX = found[0], [nats_AX for _, nats_AX in found[1:]]
+    return sites, torch.stack(wrong_jAX).mean(0) - right_AX
+
+
+def altered_nats(captioner: Captioner, memory: Memory, view: View) -> tuple[list[Site], Tensor]:
+    """The sites, and -log p of each target, (2 + 2 L, X), with one picture a row; alterations as in ``seen``."""
+    plain_X, watch = nats(captioner, memory, view)
+    sites, passed = watch.sites, watch.passed
+    alterations = [sites, *([site] for site in sites), *(sites[i + 1 :] for i in range(len(sites)))]
+    altered_AX = (nats(captioner, memory, view, cut, first=passed)[0] if cut else plain_X for cut in alterations)
+    return sites, torch.stack([plain_X, *altered_AX])
 
 
 def spans_of(view: View, rows: int) -> list[list[int]]:

@@ -11,13 +11,16 @@ A site is one such door at one place. It is cut (the token's own embedding; word
 read), or swapped: of 2 n rows, those of n pictures and then those of n others with the same texts, the first n read
 there what the others' pictures have to say, with their own queries. With all sites cut a model is blind, and with all
 of them swapped it says of one picture what it says of the other: where that is not so, it reads by a door of its own.
+
+Up to the first site that is changed a pass is the one in which none is, and what stands before the text sees none of
+its words, so that no cut reaches it. A pass that is given what the first one left (``Passed``) computes the rest alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import torch
@@ -45,13 +48,38 @@ def depths(sites: Sequence[Site], blocks: int) -> list[float]:
     return [site.place / last for site in sites]
 
 
+@dataclass
+class Passed:
+    """What a pass without changes left: of each step through the language model what came in at the columns before the
+    text, (B, ahead, D), and what went out, (B, S, D); and these columns' keys and values in every attention."""
+
+    steps: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    ahead: int = 0
+    keys_values: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def append(self, name: str, k_BKXd: Tensor, v_BKXd: Tensor) -> tuple[Tensor, Tensor]:
+        """In a cache's place: the first pass leaves those of its first columns, others put theirs behind them."""
+        if name in self.keys_values:
+            k_BKPd, v_BKPd = self.keys_values[name]
+            return torch.cat([k_BKPd, k_BKXd], 2), torch.cat([v_BKPd, v_BKXd], 2)
+        self.keys_values[name] = k_BKXd[:, :, : self.ahead].clone(), v_BKXd[:, :, : self.ahead].clone()
+        return k_BKXd, v_BKXd
+
+
 @contextmanager
-def watched(fusion: nn.Module, lm: Language, changed: Collection[Site] = (), swap: bool = False) -> Iterator[Watched]:
+def watched(
+    fusion: nn.Module,
+    lm: Language,
+    changed: Collection[Site] = (),
+    swap: bool = False,
+    first: Passed | None = None,
+) -> Iterator[Watched]:
     """A language model to ``decode`` with, once: it finds the ``sites``, and cuts or swaps those that are ``changed``.
 
-    Only single passes without a cache are watched.
+    Only single passes without a cache are watched. ``first``: what such a pass over the same text and pictures left,
+    its ``passed``, where some of its sites are cut now.
     """
-    watch = Watched(lm, frozenset(changed), swap)
+    watch = Watched(lm, frozenset(changed), swap, first)
     crossings = [module for module in fusion.modules() if isinstance(module, CrossAttention)]
     hooks = [module.q.register_forward_hook(watch.ask) for module in crossings]
     hooks += [module.out.register_forward_hook(watch.cross) for module in crossings]
@@ -65,14 +93,17 @@ def watched(fusion: nn.Module, lm: Language, changed: Collection[Site] = (), swa
 class Watched:
     """Shows what ``contracts.Language`` promises, and sees by it what a mechanism does."""
 
-    def __init__(self, lm: Language, changed: frozenset[Site], swap: bool):
-        self.lm, self.changed, self.swap = lm, changed, swap
+    def __init__(self, lm: Language, changed: frozenset[Site], swap: bool, first: Passed | None):
+        self.lm, self.changed, self.swap, self.first = lm, changed, swap, first
+        self.passed = Passed()
         self.sites: list[Site] = []
         self._blocks = self._crossings = 0  # passed; of crossings those since the last block
         self._own_BTD: Tensor | None = None  # embeddings of the text's tokens
         self._text: Text | None = None
         self._visual_BS: Tensor | None = None  # columns that are no words; None: there are none
+        self._bias: Tensor | None = None  # the walk's mask; and that in which no word looks at a visual column
         self._cut_bias: Tensor | None = None
+        self._steps, self._differs = 0, False  # through the language model; whether anything has been changed so far
         self._changing = False  # the crossing under way
 
     def __getattr__(self, name: str):
@@ -112,12 +143,18 @@ class Watched:
                 inputs_BSD = torch.cat([inputs_BSD[:, :ahead], own_BTD], 1)
         if ahead or other_BS.any():
             self._visual_BS = visual_BS
-            self._cut_bias = None if self.swap or not self.changed else self._without(visual_BS, inputs_BSD, walk)
+            if self.changed and not self.swap:
+                self._bias, self._cut_bias = self._masks(visual_BS, inputs_BSD, walk)
+        open_BT = present(self._text, "text of the walk").open_BT
+        if open_BT is None or not open_BT[:, ahead:].any():  # else what stands before the text sees words
+            self.passed.ahead = ahead
         return self.lm.place(inputs_BSD, walk)
 
     def read(self, text: Text, cache: Cache | None = None) -> tuple[Tensor, Walk]:
         self._blocks += self.lm.spec.layers
-        return self.lm.read(text, cache)
+        own_BTD = self.lm.embed(text.ids_BT)
+        h_BTD = self._step(own_BTD, lambda _, ahead: self.lm.read(text, cache)[0])
+        return h_BTD, self.lm.walk(text, own_BTD.dtype, cache)
 
     def blocks(self) -> list[Block]:
         return [WatchedBlock(block, self) for block in self.lm.blocks()]
@@ -126,13 +163,15 @@ class Watched:
     def attend(self, block: Block, h_BSD: Tensor, walk: Walk) -> Tensor:
         """``block.attend``, where words may look at visual columns."""
         self._blocks, self._crossings = self._blocks + 1, 0
-        if self._visual_BS is None or not self._meet("block", self._blocks):
-            return block.attend(h_BSD, walk)
-        if not self.swap:
-            return block.attend(h_BSD, replace(walk, bias=self._cut_bias, causal=False))
-        visual_BS1 = self._visual_BS[:, :, None]
+        changing = self._visual_BS is not None and self._meet("block", self._blocks)
+        if not (changing and self.swap):
+            return self._step(h_BSD, lambda h_BXD, ahead: block.attend(h_BXD, self._seen(walk, ahead, changing)))
+        visual_BS1 = present(self._visual_BS, "visual columns")[:, :, None]
         read_BSD = block.attend(torch.where(visual_BS1, _others(h_BSD), h_BSD), walk)
         return torch.where(visual_BS1, block.attend(h_BSD, walk), read_BSD)
+
+    def feed(self, block: Block, h_BSD: Tensor) -> Tensor:
+        return self._step(h_BSD, lambda h_BXD, ahead: block.feed(h_BXD))
 
     def ask(self, module: nn.Module, inputs: tuple, q_BTE: Tensor) -> Tensor | None:
         """Hook on a crossing's queries."""
@@ -149,16 +188,47 @@ class Watched:
     def _meet(self, kind: str, place: int) -> bool:
         """Note a site; whether it is changed."""
         self.sites.append(Site(len(self.sites), kind, place))
+        self._differs |= self.sites[-1] in self.changed
         return self.sites[-1] in self.changed
 
-    def _without(self, visual_BS: Tensor, inputs_BSD: Tensor, walk: Walk) -> Tensor:
-        """The walk's mask, in which besides no word looks at a visual column, (B, 1, S, S)."""
+    # ---------------------------------------------------------------------------------------- what is known already
+    def _step(self, h_BSD: Tensor, make: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """The next step through the language model: ``make`` of all columns, or of those behind the first so many."""
+        ahead, number = self.passed.ahead, self._steps
+        self._steps += 1
+        if self.first is None:
+            out_BSD = make(h_BSD, 0)
+            if not self.changed:
+                self.passed.steps.append((h_BSD[:, :ahead], out_BSD))
+            return out_BSD
+        in_BPD, out_BSD = self.first.steps[number]
+        if not self._differs:
+            return out_BSD
+        if ahead and torch.equal(in_BPD, h_BSD[:, :ahead]):
+            return torch.cat([out_BSD[:, :ahead], make(h_BSD[:, ahead:], ahead)], 1)
+        return make(h_BSD, 0)
+
+    def _seen(self, walk: Walk, ahead: int, cut: bool) -> Walk:
+        """The walk of the columns behind the first ``ahead``, in which words look at visual columns unless ``cut``."""
+        if ahead:
+            bias = present(self._cut_bias if cut else self._bias, "mask of a changed walk")[:, :, ahead:]
+            rotary = None if walk.rotary is None else (walk.rotary[0][:, ahead:], walk.rotary[1][:, ahead:])
+            cache = cast(Cache, self.first)
+            return replace(walk, positions_RT=walk.positions_RT[:, ahead:], bias=bias, causal=False, cache=cache,
+                           rotary=rotary)  # fmt: skip
+        if cut:
+            return replace(walk, bias=self._cut_bias, causal=False)
+        leaves = self.passed.ahead and not self.changed
+        return replace(walk, cache=cast(Cache, self.passed)) if leaves else walk
+
+    def _masks(self, visual_BS: Tensor, inputs_BSD: Tensor, walk: Walk) -> tuple[Tensor, Tensor]:
+        """The walk's mask, and that in which besides no word looks at a visual column, (B, 1, S, S) each."""
         bias = walk.bias
         if bias is None:  # as it was needless; not so for a ragged text
             text = replace(present(self._text, "text of the walk"), ragged=True)
             bias = present(self.lm.walk(text, inputs_BSD.dtype).bias, "mask of a ragged text")
         unseen_BSS = ~visual_BS[:, :, None] & visual_BS[:, None, :]
-        return bias.masked_fill(unseen_BSS[:, None], 0.5 * torch.finfo(bias.dtype).min)
+        return bias, bias.masked_fill(unseen_BSS[:, None], 0.5 * torch.finfo(bias.dtype).min)
 
 
 class WatchedBlock:
@@ -174,7 +244,7 @@ class WatchedBlock:
         return self.watch.attend(self.block, h_BTD, walk)
 
     def feed(self, h_BTD: Tensor) -> Tensor:
-        return self.block.feed(h_BTD)
+        return self.watch.feed(self.block, h_BTD)
 
 
 def _others(x: Tensor, dim: int = 0) -> Tensor:

@@ -40,6 +40,8 @@ class LanguageModel(nn.Module, ABC):
     Raises UserError if the tokenizer names tokens that the model does not have.
     """
 
+    attention: tuple[str, ...]  # names of the projections within a block
+    mlp: tuple[str, ...]
     pretrained: bool = False  # the weights are a checkpoint's, so that freezing them makes sense
     states: States | None = None  # of texts that it has read, where it is frozen: see language/states.py
     recompute: bool = False  # blocks keep their inputs only, and compute the rest again in the backward pass

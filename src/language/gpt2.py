@@ -26,6 +26,7 @@ class GPT2(LanguageModel):
     """Seams over ``GPT2LMHeadModel``."""
 
     model: GPT2LMHeadModel
+    attention, mlp = ("attn.c_attn", "attn.c_proj"), ("mlp.c_fc", "mlp.c_proj")
 
     def __init__(self, model: GPT2LMHeadModel, tokenizer: Tokenizer):
         super().__init__(model, tokenizer, context=model.config.n_positions)

@@ -30,6 +30,8 @@ class Llama(LanguageModel):
     """Seams over ``LlamaForCausalLM`` and its relatives, whose modules have the same names."""
 
     model: LlamaForCausalLM
+    attention = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
+    mlp = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
     def __init__(self, model: LlamaForCausalLM, tokenizer: Tokenizer):
         super().__init__(model, tokenizer, context=_context(model.config))

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from src.errors import UserError
 
@@ -17,7 +18,14 @@ SUMS = "SHA256SUMS"
 
 
 def write_bytes(path: Path | str, content: bytes) -> None:
-    """Write beside and rename, so that ``path`` holds either the old content or all of the new.
+    """``written`` of what is in memory already."""
+    with written(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def written(path: Path | str) -> Iterator[BinaryIO]:
+    """A file beside that takes its place in the end, so that ``path`` holds either the old content or all of the new.
 
     Raises UserError when it cannot be written; the old content is then still there.
     """
@@ -27,7 +35,7 @@ def write_bytes(path: Path | str, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(beside, "wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, path)

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shlex
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from src.errors import UserError
@@ -118,6 +119,13 @@ class Session:
         finally:
             wandb.teardown()
             exchange(self.environment)
+
+
+def table(rows: Sequence[Mapping]):
+    """A wandb.Table of rows with the same columns."""
+    import wandb
+
+    return wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
 
 
 def group_of(name: str) -> str:

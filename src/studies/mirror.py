@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from src.comparison.estimates import Difference
 from src.config.classes import HOME
 from src.errors import UserError
-from src.records.wandb_runs import Session, group_of, wandb_mode
+from src.records.wandb_runs import Session, group_of, table, wandb_mode
 from src.studies.concluded import SCORES, Concluded, read
 from src.studies.plan import Arm, Plan
 
@@ -129,17 +129,11 @@ def _whole(study: Concluded) -> dict:
     import wandb
 
     tables = {"contrasts": [contrast(d) for d in study.contrasts], "arms": study.arms, "finals": study.finals}
-    shown: dict = {name: _table(rows) for name, rows in tables.items() if rows}
+    shown: dict = {name: table(rows) for name, rows in tables.items() if rows}
     for name in ("curves", "tuning"):
         if (study.folder / f"{name}.png").is_file():
             shown[f"figures/{name}"] = wandb.Image(str(study.folder / f"{name}.png"))
     return shown
-
-
-def _table(rows: Sequence[Mapping]):
-    import wandb
-
-    return wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
 
 
 def contrast(d: Difference) -> dict:

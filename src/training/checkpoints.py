@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
@@ -18,7 +18,7 @@ from src.config.added_keys import run_config
 from src.config.make import config_hash, counted
 from src.errors import UserError
 from src.layers.processes import processes
-from src.records.files import write_bytes
+from src.records.files import write_bytes, written
 from src.records.folder import checkpoint_path, result, resumable
 from src.records.weights import damage
 from src.training.optimiser import trunk_steps
@@ -33,11 +33,34 @@ class SafeCheckpointIO(TorchCheckpointIO):
     """Writes beside and renames, and keeps the last but one: whatever happens while writing, one good file is there."""
 
     def save_checkpoint(self, checkpoint: dict, path, storage_options=None) -> None:
-        buffer, path = io.BytesIO(), Path(path)
-        torch.save(checkpoint, buffer)
-        if path.name == "last.ckpt" and path.exists():
-            path.replace(path.with_name(PREVIOUS))
-        write_bytes(path, buffer.getbuffer())
+        path = Path(path)
+        previous, goes_on = path.with_name(PREVIOUS), path.name == "last.ckpt" and path.exists()
+        if goes_on:
+            previous.unlink(missing_ok=True)  # makes room: the last one stays until the new one is whole
+        with written(path) as file:  # at once: a copy in memory would be as large as weights and moments together
+            remembering = Remembering(file)
+            try:
+                torch.save(checkpoint, remembering)
+            except RuntimeError as error:
+                raise remembering.error or error from None
+            file.flush()
+            if goes_on:
+                path.replace(previous)
+
+
+class Remembering:
+    """A file for torch.save, which does not say why a write failed: ``error`` does."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.flush = file, file.flush
+        self.error: OSError | None = None
+
+    def write(self, content) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
 
 
 class BestCheckpoint(ModelCheckpoint):
