@@ -1,0 +1,163 @@
+"""How likely a language model finds texts, read in several ways, and pictures' effect on what it knows.
+
+    start         the language model that a run began from, by itself
+    weights       the trained one, by itself: the fusion bypassed
+    absent        as it is deployed, with a context that holds no picture
+    irrelevant    as it is deployed, behind a picture that has nothing to do with the text
+
+All in the precision of the weights, without autocast: what has not changed gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from src.captioner import Captioner
+from src.contracts import Language, Memory, Text, Tokenizer
+from src.fusion.base import Writer
+from src.fusion.blind import Blind
+from src.layers.cache import Cache
+from src.layers.chunked_loss import each_cross_entropy
+
+WAYS = ("weights", "absent", "irrelevant")
+COLUMNS = 128  # of a window of prose, with its start
+AT_ONCE = 1024  # columns of endings in one pass
+
+
+@dataclass(frozen=True)
+class Way:
+    """``memory``: of some pictures, or of one context without any; ``start``: what every text begins with.
+
+    ``sees``: whether the columns look at a picture.
+    """
+
+    language: Language
+    fusion: Writer
+    memory: Memory
+    start: tuple[int, ...]
+    sees: bool = False
+
+    @property
+    def pictures(self) -> int:
+        return len(next(iter(self.memory.values()))) if self.memory else 1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Ids of texts behind a common ``beginning``; ``picture``: which one they stand behind, counted round and round."""
+
+    beginning: list[int]
+    endings: list[list[int]]
+    picture: int = 0
+
+
+def alone(language: Language) -> Way:
+    """A language model by itself."""
+    return Way(language, Blind(None, language.spec).eval(), Memory(), (language.spec.bos,))
+
+
+def without_picture(captioner: Captioner) -> Way:
+    """As deployed, where there is none; what does not see is a language model by itself."""
+    if not captioner.fusion.sees:
+        return alone(captioner.language)
+    with torch.no_grad():
+        memory = captioner.no_picture(1)
+    return Way(captioner.language, captioner.writer, memory, (captioner.tokenizer.bos,))
+
+
+def with_pictures(captioner: Captioner, memory: Memory) -> Way:
+    """As deployed, behind pictures."""
+    if not captioner.fusion.sees:
+        return alone(captioner.language)
+    tag = captioner.tokenizer.image_tag if captioner.tagged else []
+    return Way(captioner.language, captioner.writer, memory, (captioner.tokenizer.bos, *tag), sees=True)
+
+
+def asked(tokenizer: Tokenizer, sentences: Sequence[str], picture: int = 0) -> Asked:
+    """Whole sentences, as ids behind what all begin with; of each at least one token is asked for."""
+    ids = tokenizer.encode(sentences)
+    shared = sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, zip(*ids, strict=False)))
+    shared = min(shared, *(len(own) - 1 for own in ids))
+    return Asked(ids[0][:shared], [own[shared:] for own in ids], picture)
+
+
+def windows(tokenizer: Tokenizer, texts: Sequence[str], tokens: int, columns: int) -> list[list[tuple[int, list[int]]]]:
+    """So many tokens of the texts in turn, as windows of ``columns`` at most; with the place of their text.
+
+    Fewer where the texts have fewer.
+    """
+    cut = [[ids[i : i + columns] for i in range(0, len(ids), columns)] for ids in tokenizer.encode(list(texts))]
+    found, left = [], tokens
+    for turn in itertools.zip_longest(*cut):
+        for place, window in enumerate(turn):
+            if window is not None and left > 0:
+                found.append((place, window[:left]))
+                left -= len(window)
+    return found
+
+
+@torch.no_grad()
+def likelihoods(way: Way, questions: Sequence[Asked], title: str) -> list[np.ndarray]:
+    """log p of every ending behind its beginning, in nats, question by question."""
+    found: dict[int, np.ndarray] = {}
+    bar = tqdm(total=len(questions), desc=title, unit="question", leave=False)
+    for places in _portions(questions):
+        portion = [questions[place] for place in places]
+        for place, own in zip(places, _together(way, portion).numpy(), strict=True):
+            found[place] = own
+        bar.update(len(places))
+    bar.close()
+    return [found[place] for place in range(len(questions))]
+
+
+def _portions(questions: Sequence[Asked]) -> list[list[int]]:
+    """Places of questions whose beginnings are equally long and which have equally many endings; short ones first."""
+    sizes = [(len(q.beginning), len(q.endings), max(map(len, q.endings))) for q in questions]
+    order = sorted(range(len(questions)), key=lambda place: sizes[place])
+    found = []
+    for (_, endings), alike in itertools.groupby(order, key=lambda place: sizes[place][:2]):
+        portion: list[int] = []
+        for place in alike:
+            if portion and (len(portion) + 1) * endings * sizes[place][2] > AT_ONCE:
+                found.append(portion)
+                portion = []
+            portion.append(place)
+        found.append(portion)
+    return found
+
+
+def _together(way: Way, questions: Sequence[Asked]) -> Tensor:
+    """log p, (I, G): the beginnings are read once, and then all G endings behind each."""
+    device = next(iter(way.language.parameters())).device
+    memory = way.memory.select(torch.tensor([q.picture % way.pictures for q in questions], device=device))
+    ids_IT = torch.tensor([[*way.start, *q.beginning] for q in questions], device=device)
+    I, T = ids_IT.shape
+    G, E = len(questions[0].endings), max(len(ending) for q in questions for ending in q.endings)
+    cache = Cache(I, way.fusion.extra_positions + T + E - 1)
+    decode = partial(way.fusion.decode, way.language, memory)
+    hidden_BED = decode(_text(ids_IT, torch.ones_like(ids_IT, dtype=torch.bool), way.sees), cache)[:, -1:]
+    hidden_BED = hidden_BED.repeat_interleave(G, 0)
+    rows = [ending for q in questions for ending in q.endings]
+    ids_BE = torch.tensor([row + [way.language.spec.pad] * (E - len(row)) for row in rows], device=device)
+    valid_BE = torch.arange(E, device=device) < torch.tensor([len(row) for row in rows], device=device)[:, None]
+    if E > 1:
+        cache.repeat(G)
+        read_BED = decode(_text(ids_BE[:, :-1], valid_BE[:, 1:], way.sees), cache)  # nothing is asked of the last
+        hidden_BED = torch.cat([hidden_BED, read_BED], 1)
+    readout = partial(way.fusion.readout, way.language)
+    nats_X = each_cross_entropy(readout, hidden_BED[valid_BE], ids_BE[valid_BE], way.language.spec.vocabulary)
+    nats_BE = torch.zeros(valid_BE.shape, dtype=torch.float64)
+    nats_BE[valid_BE.cpu()] = nats_X.cpu().double()
+    return -nats_BE.sum(1).view(I, G)
+
+
+def _text(ids_BT: Tensor, valid_BT: Tensor, sees: bool) -> Text:
+    return Text(ids_BT, valid_BT, torch.full_like(ids_BT, int(sees)))
