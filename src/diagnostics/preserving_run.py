@@ -80,7 +80,7 @@ def asking(
         ways["irrelevant"] = with_pictures(captioner, memory(captioner, data, split, places))
     if first is None:
         return Asking(captioner, ways, "", known)
-    start = weights if first is captioner.language else alone(first.float().eval().to(captioner.device))
+    start = weights if first is captioner.language else alone(first.eval().to(captioner.device))
     return Asking(captioner, {"start": start, **ways}, tensor_hash(first.state_dict()), known)
 
 

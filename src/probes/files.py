@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parent
 SHA256 = {
     "cloze": "69fead4820086c8f5e90bf8e60df45190155448e7ec5c01499a7db899e04d56d",
     "grammar": "fc690ed20dc69a98d09f5ea8691ee03fd67ce546f6a1b540090d0d3a50b7792c",
-    "knowledge": "87ec741c6b3bf39553f85a9d54f6ae231653fa4a247ac305bb5dc535172c4fac",
+    "knowledge": "14771aa99013ec537cfa33fafd636ed32843a3682b864c56c55790a022273a7d",
     "prose": "bcd7a299b964398b7f19ee6d0b70ad9e4ee5f50179e107cf7bff6928f3707fbb",
 }
 

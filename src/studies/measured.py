@@ -1,4 +1,4 @@
-"""What the measures of a study found, numbers of each run by name ("preserve/weights"): means with intervals over seeds.
+"""What the measures of a study found, numbers of runs by name ("preserve/weights"): means with intervals over seeds.
 
 A command that is named among a plan's measures has its numbers tabulated where it leaves ``scores`` in
 <run>/<command>/<command>.json. Its contrasts are those of the plan, paired by seed; none of them was planned for these
