@@ -17,12 +17,14 @@ from commands import run
 from conftest import FUSIONS, Characters, make_fusion, make_language, make_visual, text_of
 from PIL import Image
 from test_captioner import make_captioner
+from test_compare import edit
+from test_gains import trained
 from test_reading import Few, parts_of
 from test_seeing import SMALL
 
 from src.contracts import Batch, Example, Visual
 from src.diagnostics.preserving import alone, asked, likelihoods, windows, with_pictures, without_picture
-from src.diagnostics.preserving_arms import frontier, over_seeds, table
+from src.diagnostics.preserving_arms import arms, frontier, over_seeds, table
 from src.diagnostics.preserving_figures import panels
 from src.diagnostics.preserving_run import asking, knowledge_part, prose_part, questions_part, shown_in
 from src.diagnostics.preserving_summary import (
@@ -463,6 +465,31 @@ def test_arms_are_drawn_over_what_they_see():
     assert frontier(rows[:1]) is None
     lines = table(rows).splitlines()
     assert len(lines) == 5 and lines[2].startswith("| sees more | 3 | - | 0.4100 [+0.3852, +0.4348] |")
+
+
+def test_runs_that_differ_in_the_seed_are_one_arm_which_gains_on_the_blind_one(tmp_path):
+    found = {}
+    for seed in range(2):
+        for name, loss in (("blind", 3.0), ("srau", 2.5 + 0.1 * seed)):
+            own = trained(tmp_path, name, seed, 0.0 if name == "blind" else 0.3)
+            edit(
+                own / "metrics.json",
+                lambda content, loss=loss: content["scores"].update({"loss": loss, "gap/loss": 0.3}),
+            )
+            numbers = dict.fromkeys(("weights", "absent", "irrelevant", "cloze", "grammar"), 0.1 * (seed + 1))
+            found[own] = {
+                "scores": {f"preserve/{what}": x for what, x in numbers.items()} | {"preserve/knowledge": None}
+            }
+    (tmp_path / "alone").mkdir()
+    found[tmp_path / "alone"] = {"scores": dict.fromkeys(known)}
+    rows = {row["label"]: row for row in arms(found)}
+    assert set(rows) == {"blind", "srau", "alone"} and rows["srau"]["seeds"] == [0, 1]
+    columns = rows["srau"]["columns"]
+    assert columns["gain/loss"]["per_seed"] == pytest.approx([0.5, 0.4]) and columns["gap/loss"]["mean"] == 0.3
+    assert columns["preserve/weights"]["mean"] == pytest.approx(0.15) and columns["preserve/knowledge"] is None
+    assert rows["blind"]["columns"]["gain/loss"]["mean"] == 0
+    assert rows["alone"]["verdict"].startswith("began with random weights")
+    assert len(table(list(rows.values())).splitlines()) == 5
 
 
 # --------------------------------------------------------------------------------------------------------------------
