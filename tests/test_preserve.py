@@ -472,14 +472,10 @@ def test_runs_that_differ_in_the_seed_are_one_arm_which_gains_on_the_blind_one(t
     for seed in range(2):
         for name, loss in (("blind", 3.0), ("srau", 2.5 + 0.1 * seed)):
             own = trained(tmp_path, name, seed, 0.0 if name == "blind" else 0.3)
-            edit(
-                own / "metrics.json",
-                lambda content, loss=loss: content["scores"].update({"loss": loss, "gap/loss": 0.3}),
-            )
-            numbers = dict.fromkeys(("weights", "absent", "irrelevant", "cloze", "grammar"), 0.1 * (seed + 1))
-            found[own] = {
-                "scores": {f"preserve/{what}": x for what, x in numbers.items()} | {"preserve/knowledge": None}
-            }
+            seen = {"loss": loss, "gap/loss": 0.3}
+            edit(own / "metrics.json", lambda content, seen=seen: content["scores"].update(seen))
+            known = [f"preserve/{what}" for what in ("weights", "absent", "irrelevant", "cloze", "grammar")]
+            found[own] = {"scores": {**dict.fromkeys(known, 0.1 * (seed + 1)), "preserve/knowledge": None}}
     (tmp_path / "alone").mkdir()
     found[tmp_path / "alone"] = {"scores": dict.fromkeys(known)}
     rows = {row["label"]: row for row in arms(found)}
