@@ -63,19 +63,13 @@ def look(run: Path, cfg: DictConfig, known: dict) -> dict:
     from src.diagnostics.preserving_figures import draw
     from src.diagnostics.preserving_run import asking, knowledge_part, prose_part, questions_part
     from src.diagnostics.preserving_summary import scores, verdict
-    from src.fusion.base import Writer
     from src.pretrained import first_language, restore_on
     from src.probes.files import SHA256
 
     options = next(iter(data_sets(run_config(run)).values()))
     parts = restore_on(run, options, cfg.split)
-    if parts.source.interleaved:
-        raise UserError(f"{run} learnt from documents, not captions of one picture; src.preserve cannot read these.")
+    require_writer(run, parts)
     captioner = parts.captioner.float().eval()
-    if not isinstance(captioner.fusion, Writer):
-        raise UserError(
-            f"{run} does not write, so that nothing can be asked of it; src.preserve is for mechanisms that do."
-        )
     first, about = first_language(run, captioner)
     places = circle(len(parts.data.examples(cfg.split)), PICTURES_SEED)[: cfg.pictures]
     asked = asking(captioner, first, parts.data, cfg.split, places, known)
@@ -93,6 +87,16 @@ def look(run: Path, cfg: DictConfig, known: dict) -> dict:
     return told
 
 
+def require_writer(run: Path, parts) -> None:
+    """Raises UserError for a run of which nothing can be asked."""
+    from src.fusion.base import Writer
+
+    if parts.source.interleaved:
+        raise UserError(f"{run} learnt from documents, not captions of one picture; src.preserve cannot read these.")
+    if not isinstance(parts.captioner.fusion, Writer):
+        raise UserError(f"{run} does not write, so that nothing can be asked of it; src.preserve needs one that does.")
+
+
 def story(told: Mapping) -> str:
     """A few lines of what was found."""
     prose, known = told["prose"], told["knowledge"]
@@ -101,17 +105,14 @@ def story(told: Mapping) -> str:
     lines += prose["left_out"]
     for way, nats in prose["nats"].items():
         lost = (prose["forgetting"] or {}).get(way)
-        lines.append(
-            f"{way:<11}{nats:8.4f} nats a token" + (f"   {_interval(lost, 'nats', '+.4f')} forgotten" if lost else "")
-        )
+        forgotten = f"   {_interval(lost, 'nats', '+.4f')} forgotten" if lost else ""
+        lines.append(f"{way:<11}{nats:8.4f} nats a token{forgotten}")
     for name in ("cloze", "grammar"):
         for way, right in told[name]["right"].items():
-            change = (told[name]["change"] or {}).get(way)
-            moved = (
-                f"   {_interval(change, 'questions', '+.0f')}: gained {change['gained']}, lost {change['lost']}"
-                if change
-                else ""
-            )
+            moved, change = "", (told[name]["change"] or {}).get(way)
+            if change:
+                counts = f"gained {change['gained']}, lost {change['lost']}"
+                moved = f"   {_interval(change, 'questions', '+.0f')}: {counts}"
             lines.append(f"{name:<8}{way:<11}{right:5d} of {told[name]['n']} right{moved}")
     if "left_out" in known:
         lines.append(f"knowledge is left out: {known['left_out']}")

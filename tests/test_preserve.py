@@ -38,6 +38,7 @@ from src.diagnostics.preserving_summary import (
     verdict_over_seeds,
 )
 from src.errors import UserError
+from src.preserve import require_writer
 from src.probes import files, prose, questions
 from src.probes.files import SHA256, read_probe
 from src.probes.questions import facts, groups, minimal_pairs
@@ -177,6 +178,7 @@ def by_hand(captioner, memory, sentence: str, shared: int, tag=()) -> float:
     """log p of all tokens behind the first ``shared`` ones, all columns in one pass."""
     ids = [0, *tag, *Characters().encode([sentence])[0]]
     text = text_of(torch.tensor([ids]))
+    text.phi_BT[0, 0] = not tag
     with torch.no_grad():
         hidden_1TE = captioner.fusion.decode(captioner.language, memory, text)
         logp_TV = captioner.fusion.readout(captioner.language, hidden_1TE)[0].log_softmax(-1)
@@ -524,6 +526,16 @@ def test_what_began_at_random_is_told_as_that(runs):
     found = json.loads((runs / "blind" / "preserve" / "preserve.json").read_text())
     nats = found["prose"]["nats"]
     assert nats["absent"] == nats["irrelevant"] == nats["weights"] > 0 and found["start"]["sha256"] is None
+
+
+@pytest.mark.parametrize(
+    ("interleaved", "fusion", "sentence"),
+    [(True, None, "learnt from documents"), (False, object(), "does not write, so that nothing can be asked of it")],
+)
+def test_documents_and_who_does_not_write_are_refused(interleaved, fusion, sentence):
+    source, captioner = SimpleNamespace(interleaved=interleaved), SimpleNamespace(fusion=fusion)
+    with pytest.raises(UserError, match=f"runs/a {sentence}"):
+        require_writer(Path("runs/a"), SimpleNamespace(source=source, captioner=captioner))
 
 
 @pytest.mark.parametrize(

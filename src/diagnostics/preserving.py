@@ -143,7 +143,10 @@ def _together(way: Way, questions: Sequence[Asked]) -> Tensor:
     G, E = len(questions[0].endings), max(len(ending) for q in questions for ending in q.endings)
     cache = Cache(I, way.fusion.extra_positions + T + E - 1)
     decode = partial(way.fusion.decode, way.language, memory)
-    hidden_BED = decode(_text(ids_IT, torch.ones_like(ids_IT, dtype=torch.bool), way.sees), cache)[:, -1:]
+    first = _text(ids_IT, torch.ones_like(ids_IT, dtype=torch.bool), way.sees)
+    if len(way.start) > 1:  # as in captions: what stands before the tag looks at no picture
+        first.phi_BT[:, 0] = 0
+    hidden_BED = decode(first, cache)[:, -1:]
     hidden_BED = hidden_BED.repeat_interleave(G, 0)
     rows = [ending for q in questions for ending in q.endings]
     ids_BE = torch.tensor([row + [way.language.spec.pad] * (E - len(row)) for row in rows], device=device)
