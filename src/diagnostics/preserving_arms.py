@@ -17,6 +17,7 @@ from src.comparison.numbers import MISSING, brackets, number, signed
 from src.comparison.runs import Run, find_runs, group
 from src.comparison.scores import GAIN, GAP, LOSS
 from src.comparison.seeds import t_interval
+from src.diagnostics.preserving_figures import bent
 from src.diagnostics.preserving_summary import verdict_over_seeds
 
 FORGOTTEN = ("preserve/weights", "preserve/absent", "preserve/irrelevant")
@@ -94,6 +95,7 @@ def frontier(rows: Sequence[Mapping]) -> Figure | None:
     figure, axes = plt.subplots(1, 2, figsize=(10.4, 4.2), layout="constrained", sharex=True)
     titles = ("behind a picture of something else", "of the weights alone")
     for axis, column, title in zip(axes, (FORGOTTEN[2], FORGOTTEN[0]), titles, strict=True):
+        bent(axis)
         for place, row in enumerate(shown):
             _point(axis, row, seen, column, COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)])
         best = _undominated([(row["columns"][seen]["mean"], row["columns"][column]["mean"]) for row in shown])

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from src.diagnostics.figures import save
 
+LINEAR = 0.1  # nats a token up to which the axis of forgetting is linear; logarithmic beyond
 COLOURS = {"start": "0.65", "weights": "#0072B2", "absent": "#009E73", "irrelevant": "#D55E00"}
 
 
@@ -32,12 +33,16 @@ def panels(told: Mapping) -> Figure:
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
+    named = {label: line for axis in axes[:2] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named, loc="outside lower center", ncols=len(named), fontsize=9, frameon=False)
     return figure
 
 
 def _prose(axis: Axes, prose: Mapping) -> None:
     """Forgetting by domain and in all, or the nats themselves of a start that knew nothing."""
     rows = {**prose["by_domain"], "all": prose}
+    if prose["forgetting"] is not None:
+        bent(axis)
     ways = [way for way in prose["nats"] if way != "start"]
     for number, way in enumerate(ways):
         x = np.arange(len(rows)) + 0.22 * (number - 1)
@@ -51,7 +56,12 @@ def _prose(axis: Axes, prose: Mapping) -> None:
         axis.axhline(0, color="black", lw=0.8)
     axis.set_xticks(range(len(rows)), list(rows))
     axis.set_title(f"{'forgotten' if prose['forgetting'] else 'found'}: nats a token of prose", fontsize=10)
-    axis.legend(fontsize=8, frameon=False)
+
+
+def bent(axis: Axes) -> None:
+    """An axis of forgetting, on which the least and the most can be read; before anything is drawn."""
+    axis.set_yscale("symlog", linthresh=LINEAR)
+    axis.yaxis.set_major_formatter("{x:g}")
 
 
 def _answers(axis: Axes, name: str, told: Mapping) -> None:
@@ -65,7 +75,6 @@ def _answers(axis: Axes, name: str, told: Mapping) -> None:
     axis.set_yticks(range(len(rows)), list(rows), fontsize=8)
     axis.set(xlim=(-0.03, 1.03), ylim=(len(rows) - 0.5, -0.5))
     axis.set_title(f"{name}: share that is right", fontsize=10)
-    axis.legend(fontsize=8, frameon=False)
 
 
 def _knowledge(axis: Axes, known: Mapping) -> None:
