@@ -503,6 +503,7 @@ def runs(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_command_writes_numbers_items_and_figures(runs):
     answer = run("src.preserve", f"run=[{runs}/tuned,{runs}/frozen]", "tokens=300", "pictures=2")
     assert f"{runs}/tuned against the language model of {runs}/blind" in answer.stdout

@@ -138,28 +138,26 @@ def _together(way: Way, questions: Sequence[Asked]) -> Tensor:
     """log p, (I, G): the beginnings are read once, and then all G endings behind each."""
     device = next(iter(way.language.parameters())).device
     memory = way.memory.select(torch.tensor([q.picture % way.pictures for q in questions], device=device))
-    ids_IT = torch.tensor([[*way.start, *q.beginning] for q in questions], device=device)
-    I, T = ids_IT.shape
-    G, E = len(questions[0].endings), max(len(ending) for q in questions for ending in q.endings)
-    cache = Cache(I, way.fusion.extra_positions + T + E - 1)
     decode = partial(way.fusion.decode, way.language, memory)
-    first = _text(ids_IT, torch.ones_like(ids_IT, dtype=torch.bool), way.sees)
+    begun_IT = torch.tensor([[*way.start, *q.beginning] for q in questions], device=device)
+    endings = [ending for q in questions for ending in q.endings]
+    I, G, T = len(questions), len(questions[0].endings), max(map(len, endings))
+    cache = Cache(I, way.fusion.extra_positions + begun_IT.shape[1] + T - 1)
+    first = _text(begun_IT, torch.ones_like(begun_IT, dtype=torch.bool), way.sees)
     if len(way.start) > 1:  # as in captions: what stands before the tag looks at no picture
         first.phi_BT[:, 0] = 0
-    hidden_BED = decode(first, cache)[:, -1:]
-    hidden_BED = hidden_BED.repeat_interleave(G, 0)
-    rows = [ending for q in questions for ending in q.endings]
-    ids_BE = torch.tensor([row + [way.language.spec.pad] * (E - len(row)) for row in rows], device=device)
-    valid_BE = torch.arange(E, device=device) < torch.tensor([len(row) for row in rows], device=device)[:, None]
-    if E > 1:
+    hidden_BTE = decode(first, cache)[:, -1:].repeat_interleave(G, 0)  # T = 1 so far
+    ids_BT = torch.tensor([row + [way.language.spec.pad] * (T - len(row)) for row in endings], device=device)
+    valid_BT = torch.arange(T, device=device) < torch.tensor([len(row) for row in endings], device=device)[:, None]
+    if T > 1:
         cache.repeat(G)
-        read_BED = decode(_text(ids_BE[:, :-1], valid_BE[:, 1:], way.sees), cache)  # nothing is asked of the last
-        hidden_BED = torch.cat([hidden_BED, read_BED], 1)
+        read_BTE = decode(_text(ids_BT[:, :-1], valid_BT[:, 1:], way.sees), cache)  # nothing is asked of the last
+        hidden_BTE = torch.cat([hidden_BTE, read_BTE], 1)
     readout = partial(way.fusion.readout, way.language)
-    nats_X = each_cross_entropy(readout, hidden_BED[valid_BE], ids_BE[valid_BE], way.language.spec.vocabulary)
-    nats_BE = torch.zeros(valid_BE.shape, dtype=torch.float64)
-    nats_BE[valid_BE.cpu()] = nats_X.cpu().double()
-    return -nats_BE.sum(1).view(I, G)
+    nats_X = each_cross_entropy(readout, hidden_BTE[valid_BT], ids_BT[valid_BT], way.language.spec.vocabulary)
+    nats_BT = torch.zeros(valid_BT.shape, dtype=torch.float64)
+    nats_BT[valid_BT.cpu()] = nats_X.cpu().double()
+    return -nats_BT.sum(1).view(I, G)
 
 
 def _text(ids_BT: Tensor, valid_BT: Tensor, sees: bool) -> Text:
