@@ -10,6 +10,7 @@ All in the precision of the weights, without autocast: what has not changed give
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,10 +109,11 @@ def windows(tokenizer: Tokenizer, texts: Sequence[str], tokens: int, columns: in
 def likelihoods(way: Way, questions: Sequence[Asked], title: str) -> list[np.ndarray]:
     """log p of every ending behind its beginning, in nats, question by question."""
     found: dict[int, np.ndarray] = {}
+    opened = _opened(way, max(len(q.beginning) + max(map(len, q.endings)) for q in questions))
     bar = tqdm(total=len(questions), desc=title, unit="question", leave=False)
     for places in _portions(questions):
         portion = [questions[place] for place in places]
-        for place, own in zip(places, _together(way, portion).numpy(), strict=True):
+        for place, own in zip(places, _together(way, *copy.deepcopy(opened), portion).numpy(), strict=True):
             found[place] = own
         bar.update(len(places))
     bar.close()
@@ -134,19 +136,33 @@ def _portions(questions: Sequence[Asked]) -> list[list[int]]:
     return found
 
 
-def _together(way: Way, questions: Sequence[Asked]) -> Tensor:
-    """log p, (I, G): the beginnings are read once, and then all G endings behind each."""
+def _opened(way: Way, room: int) -> tuple[Cache, Tensor]:
+    """What all texts begin with, read behind each picture, with ``room`` for so many more columns; and the last state.
+
+    Once for all, as visual tokens in front of words may be many.
+    """
     device = next(iter(way.language.parameters())).device
-    memory = way.memory.select(torch.tensor([q.picture % way.pictures for q in questions], device=device))
-    decode = partial(way.fusion.decode, way.language, memory)
-    begun_IT = torch.tensor([[*way.start, *q.beginning] for q in questions], device=device)
+    ids_IT = torch.tensor([way.start], device=device).repeat(way.pictures, 1)
+    text = _text(ids_IT, torch.ones_like(ids_IT, dtype=torch.bool), way.sees)
+    if len(way.start) > 1:  # as in captions: what stands before the tag looks at no picture
+        text.phi_BT[:, 0] = 0
+    cache = Cache(way.pictures, way.fusion.extra_positions + ids_IT.shape[1] + room)
+    return cache, way.fusion.decode(way.language, way.memory, text, cache)[:, -1:]
+
+
+def _together(way: Way, cache: Cache, opened_I1E: Tensor, questions: Sequence[Asked]) -> Tensor:
+    """log p, (I, G): the beginnings are read once, and then all G endings behind each."""
+    device = opened_I1E.device
+    picture_I = torch.tensor([q.picture % way.pictures for q in questions], device=device)
+    decode = partial(way.fusion.decode, way.language, way.memory.select(picture_I))
+    cache.select(picture_I)
+    hidden_BTE = opened_I1E.index_select(0, picture_I)
+    begun_IT = torch.tensor([q.beginning for q in questions], device=device, dtype=torch.long)
+    if begun_IT.shape[1]:
+        hidden_BTE = decode(_text(begun_IT, torch.ones_like(begun_IT, dtype=torch.bool), way.sees), cache)[:, -1:]
     endings = [ending for q in questions for ending in q.endings]
     I, G, T = len(questions), len(questions[0].endings), max(map(len, endings))
-    cache = Cache(I, way.fusion.extra_positions + begun_IT.shape[1] + T - 1)
-    first = _text(begun_IT, torch.ones_like(begun_IT, dtype=torch.bool), way.sees)
-    if len(way.start) > 1:  # as in captions: what stands before the tag looks at no picture
-        first.phi_BT[:, 0] = 0
-    hidden_BTE = decode(first, cache)[:, -1:].repeat_interleave(G, 0)  # T = 1 so far
+    hidden_BTE = hidden_BTE.repeat_interleave(G, 0)
     ids_BT = torch.tensor([row + [way.language.spec.pad] * (T - len(row)) for row in endings], device=device)
     valid_BT = torch.arange(T, device=device) < torch.tensor([len(row) for row in endings], device=device)[:, None]
     if T > 1:
