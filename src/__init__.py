@@ -18,7 +18,7 @@ sys.path.append(str(Path(__file__).parent / "launch"))
 FLOORS = (
     ("errors", "layers", "scenes"),
     ("contracts", "hub", "kinds", "records"),
-    ("decoding", "fusion", "language", "projectors", "text", "vision"),
+    ("decoding", "fusion", "language", "probes", "projectors", "text", "vision"),
     ("config", "data", "metrics", "objectives"),
     ("comparison", "launch", "loading"),
     ("pipelines", "reporting", "training"),
@@ -37,6 +37,7 @@ FLOORS = (
         "explain",
         "export",
         "pipeline",
+        "preserve",
         "report",
         "score",
         "seeing",

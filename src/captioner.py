@@ -114,6 +114,12 @@ class Captioner(lightning.LightningModule):
         """What the fusion keeps of the batch's pictures."""
         return self.fusion.encode(self.language, self.visual(batch), aux)
 
+    def no_picture(self, contexts: int) -> Memory:
+        """The same of contexts that hold no picture: what the mechanism does by itself."""
+        like = next(self.fusion.parameters(), next(self.language.parameters()))
+        spec = present(self.vision if self.projector is None else self.projector, "part that looks").spec
+        return self.fusion.encode(self.language, Visual.no_picture(contexts, spec, like))
+
     @property
     def writer(self) -> Writer:
         """The fusion, for all that has to do with words. Raises UserError for one that writes none."""

@@ -264,6 +264,15 @@ class Visual:
         """``contexts`` without any picture, for who does not see."""
         return cls(torch.empty(contexts, 0, 0, 0), torch.empty(contexts, 0, 0))
 
+    @classmethod
+    def no_picture(cls, contexts: int, spec: VisionSpec, like: Tensor) -> Visual:
+        """The same for who sees: as wide as pictures would be, M = 0; device and type of ``like``."""
+        return cls(
+            like.new_empty(contexts, 0, spec.tokens, spec.width),
+            like.new_empty(contexts, 0, spec.pooled_width),
+            like.new_empty(contexts, 0, spec.levels, spec.tokens, spec.width) if spec.levels else None,
+        )
+
     @property
     def tokens_INC(self) -> Tensor:
         """Tokens of all pictures of a context in one list (N here counts M * N)."""

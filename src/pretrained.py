@@ -19,6 +19,7 @@ from src.config.make import check_saved, make
 from src.contracts import Batch
 from src.data.images import load_picture
 from src.errors import UserError
+from src.language.base import LanguageModel
 from src.records.folder import Saved
 from src.text.tokenizers import load_tokenizer
 
@@ -65,6 +66,21 @@ def restore_on(folder: Path, options: DictConfig, split: str, decode: DictConfig
     if captioner.fusion.sees and not source.has_images:
         raise UserError(f"{folder} reads pictures, and data={source.name} has none.")
     return Parts(captioner, build_data(options, run_config(folder).seed, source, captioner))
+
+
+def first_language(folder: Path, captioner: Captioner) -> tuple[LanguageModel | None, str]:
+    """The language model that the training of ``captioner``, restored from ``folder``, began from, and what it was.
+
+    None where it began with random weights; a frozen one is the captioner's own. Raises UserError where the run that it
+    was taken from is gone.
+    """
+    cfg = run_config(folder)
+    first = build_language(cfg, captioner.tokenizer) if captioner.trains("language") else captioner.language
+    if cfg.language.weights:
+        return first, f"the language model of {cfg.language.weights}"
+    if first.pretrained:
+        return first, f"the checkpoint {cfg.language.model.name}"
+    return None, "a random start"
 
 
 def take_over(captioner: Captioner, checkpoint: Mapping) -> None:

@@ -57,7 +57,8 @@ def look(run: Path, cfg: DictConfig) -> dict:
     parts = restore_on(run, options, cfg.split)
     data = chosen(run, parts, cfg)
     sight, found = measured(parts.captioner, data, cfg.split, cfg.shuffled)
-    told = {"run": str(run), "split": cfg.split, "shuffled": cfg.shuffled, **found}
+    scores = {"seeing/nats": found["nats_per_token"]["seen"], "seeing/half_entered_at": found["half_entered_at"]}
+    told = {"run": str(run), "split": cfg.split, "shuffled": cfg.shuffled, **found, "scores": scores}
     folder = run / "seeing"
     write_jsonl(folder / "words.jsonl", (vars(word) for word in sight.words))
     write_json(folder / "seeing.json", told)

@@ -17,11 +17,15 @@ import pytest
 import yaml
 from commands import run
 from conftest import ROOT
+from test_compare import edit
+from test_gains import trained
+from test_study_in_wandb import LENGTHS, SEEDS, ledger_of
 
 from src.comparison.runs import Arm, find_runs
-from src.comparison.seeds import paired
+from src.comparison.seeds import paired, t_interval
 from src.errors import UserError
-from src.studies.conclude import best_of, has_converged
+from src.launch.pool import Job
+from src.studies.conclude import best_of, conclude, has_converged
 from src.studies.draws import settings
 from src.studies.ledger import Ledger
 from src.studies.plan import read_plan
@@ -208,6 +212,48 @@ def test_a_seed_that_was_begun_elsewhere_is_made_again(tmp_path, monkeypatch):
     work._clear_ground(2)
     assert ledger.has(arm, 1, 30) and not ledger.has(arm, 2, 30)
     assert ledger.deviations == [f"Seed 2 was begun on another machine; before: none and made again on {work.ground}."]
+
+
+def test_measures_are_kept_of_every_final_and_tabulated_over_seeds(tmp_path, monkeypatch):
+    measures = [{"command": "preserve", "options": ["tokens=900"]}, {"command": "seeing", "options": []}]
+    ledger = ledger_of(tmp_path, measures=measures)
+    work = Work(ledger.plan, ledger, tmp_path / "runs", [{}])
+
+    def command(command, words, log):
+        folder = Path(words[0].removeprefix("run="))
+        assert words[1:] == (["tokens=900"] if command == "preserve" else [])
+        blind, seed = folder.name.startswith("blind"), int(folder.name[-1])
+        if command == "seeing" and blind:
+            return f"{folder} does not look."
+        found = (
+            {"preserve/weights": 0.1 * seed, "preserve/cloze": None} if command == "preserve" else {"seeing/nats": 1.0}
+        )
+        (folder / command).mkdir()
+        (folder / command / f"{command}.json").write_text(json.dumps({"scores": found, "more": 1}))
+
+    monkeypatch.setattr(Work, "_command", staticmethod(command))
+    for arm, seed, steps in itertools.product(ledger.plan.arms(), SEEDS, LENGTHS):
+        own = trained(tmp_path / str(steps), arm.name, seed, 0.0 if arm.name == "blind" else 0.1)
+        cost = {"batches_sha256": f"{seed}", "training_flops": 1, "train_seconds": 1}
+        edit(own / "metrics.json", lambda content, cost=cost: content.update(cost=cost))
+        work._kept(Job(("fusion=x",), None, own), arm, seed, steps)
+    (_, srau) = ledger.plan.arms()
+    assert ledger.measures(srau, 2, 4) == {"preserve/weights": 0.2, "preserve/cloze": None, "seeing/nats": 1.0}
+    conclude(ledger, "python -m src.study plan=plan.yaml")
+    readme = (ledger.folder / "README.md").read_text()
+    section = readme[readme.index("## Measures, 8 steps") :]
+    low, high = t_interval(np.array([0.1, 0.2, 0.3]))
+    assert "| arm | preserve/weights | preserve/cloze | seeing/nats |" in section
+    assert f"| tuned/srau | 0.2000 [{low:.4f}, {high:.4f}] | - | 1.0000 [1.0000, 1.0000] |" in section
+    assert "| preserve/weights | tuned/srau minus tuned/blind | +0.0000 | 3 | - | - | open |" in section
+    assert "src.seeing: tuned/blind does not look." in section and str(tmp_path) not in section
+
+
+def test_a_measure_that_refuses_says_why_and_one_that_breaks_ends_the_study(tmp_path):
+    said = Work._command("preserve", [f"run={tmp_path}/nowhere"], tmp_path / "log")
+    assert said.startswith(f"{tmp_path}/nowhere is not a run folder")
+    with pytest.raises(RuntimeError, match=r"src\.preserved failed"):
+        Work._command("preserved", [], tmp_path / "log")
 
 
 @pytest.mark.parametrize(

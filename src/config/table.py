@@ -192,6 +192,14 @@ COMMANDS = {
         "samples": Count,
         "output": Name | None,
     },
+    "preserve": {
+        "run": Texts,
+        "split": Name,
+        "tokens": Annotated[int, Ge(300)],
+        "pictures": Size,
+        "of_category": Annotated[int, Ge(2)],
+        "output": Name | None,
+    },
     "pipeline": {
         "seed": Seed,
         "name": Name,

@@ -58,6 +58,8 @@ class Fusion(Checked, nn.Module, ABC, group="fusion"):
     def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:
         """Everything about the pictures that text will read; leading axis I. Without ``sees`` there are none in it.
 
+        A context may hold no picture at all (M = 0). What is read from nothing is what attention over nothing hands on
+        (0, and the bias behind it), and nothing stands before the words; the rest of a mechanism acts as ever.
         ``aux`` collects named intermediates (gates, attention weights, prefixes) and costs nothing when None.
         """
 

@@ -69,6 +69,8 @@ class ClipCap(Writer):
             yield "fusion=clipcap reads one picture per text, and these data have several; use fusion=flamingo."
 
     def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:
+        if visual.pooled_IMC.shape[1] == 0:  # no picture, no prefix
+            return Memory(prefix=visual.pooled_IMC.new_empty(len(visual.pooled_IMC), 0, lm.spec.width))
         return Memory(prefix=self.drop(self.mapper(visual.pooled_IC)))  # (I, P, D)
 
     def decode(
@@ -76,8 +78,8 @@ class ClipCap(Writer):
     ) -> Tensor:
         x_BTD, ahead = lm.embed(text.ids_BT), 0
         x_BSD = x_BTD
-        if cache is None or cache.length == 0:
-            prefix_IPD = memory["prefix"]
+        prefix_IPD = memory["prefix"]
+        if (cache is None or cache.length == 0) and prefix_IPD.shape[1]:
             note(aux, "prefix", prefix_IPD)
             prefix_BPD = prefix_IPD.repeat_interleave(len(x_BTD) // len(prefix_IPD), dim=0).to(x_BTD.dtype)
             x_BTD = torch.where(text.starts()[:, :, None], prefix_BPD[:, -1:], x_BTD)

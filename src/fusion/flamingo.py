@@ -171,12 +171,12 @@ class Flamingo(Writer):
         return dict(zip(gates, values, strict=True))
 
     def _sight(self, memory: Memory, phi_BT: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Which tokens read anything, (B, T, 1), and the additive mask (I, 1, G*T, M*R), or None with one picture."""
+        """Which tokens read anything, (B, T, 1), and the additive mask (I, 1, G*T, M*R), or None with one at most."""
         image_valid_IM, dtype = memory["image_valid"], memory["k0"].dtype
         I, M = image_valid_IM.shape
         allowed_BTM = allowed_pictures(phi_BT, image_valid_IM.repeat_interleave(len(phi_BT) // I, 0), self.last_image)
         reads_BT1 = allowed_BTM.any(-1, keepdim=True)
-        if M == 1:
+        if M <= 1:
             return reads_BT1, None  # all latents or none: the row factor alone says it
         bias_BTM = additive_mask(allowed_BTM, dtype)  # finite: so is a row without any allowed latent
         return reads_BT1, bias_BTM.repeat_interleave(self.latents, -1).view(I, 1, -1, M * self.latents)

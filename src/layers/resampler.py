@@ -39,6 +39,8 @@ class Resampler(nn.Module):
         With ``aux``, "pooler" is noted: the last layer's weights of latents over tokens, (X, R, N), averaged over heads
         and divided by their sum, since latents also look at latents.
         """
+        if len(X_XNC) == 0:
+            return X_XNC.new_empty(0, *self.latents_RC.shape)
         X_XNC = self._timed(X_XNC, frames)
         bias = None
         if valid_XN is not None:

@@ -1,6 +1,6 @@
 """What a study says, from its ledger alone: contrasts in the wording rule's words, tables, curves, a paragraph.
 
-README.md       question, paragraph, contrasts, deviations, how to repeat it
+README.md       question, paragraph, contrasts, what measures found, deviations, how to repeat it
 table-<steps>.md, comparison-<steps>.json      all arms at one length, as src.compare writes them
 curves.png      the primary score over computation and over time, a point a length and a band over seeds
 tuning.png      expected lowest validation loss of the best of k trials (Dodge et al. 2019, arXiv 1909.03004)
@@ -23,6 +23,7 @@ from src.comparison.seeds import LEGEND, t_interval
 from src.comparison.tables import markdown, plain
 from src.records.files import write_bytes, write_json, write_text
 from src.studies.ledger import Ledger
+from src.studies.measured import section
 from src.studies.plan import Arm
 
 SHOWN = ("gain/loss", "gap/loss", "loss", "CIDEr-D", "truth", "coverage", "truth_f1")  # in the table of arms
@@ -99,6 +100,10 @@ def _readme(ledger: Ledger, comparisons: Mapping[int, Comparison], command: str,
         headline = comparisons[contrast_length(ledger)]
         parts += [f"## Planned contrasts, {contrast_length(ledger)} steps", paragraph(headline), LEGEND]
         parts += [f"## Arms, {steps} steps\n\n{_arms(ledger, one, steps)}" for steps, one in comparisons.items()]
+        for steps in comparisons:
+            planned = plan.contrasts if steps == contrast_length(ledger) else []
+            if found := section(ledger, steps, seeds, planned):
+                parts.append(f"## Measures, {steps} steps\n\n{found}")
         parts.append("![the primary score over computation and time](curves.png)")
     if (ledger.folder / "tuning.png").is_file():
         parts += ["## Tuning", _chosen(ledger), "![best of k trials](tuning.png)"]

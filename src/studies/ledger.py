@@ -4,7 +4,8 @@ registered.yaml     the plan as it was when the study began; its sha256 stands i
 trials.jsonl        one line a trial of tuning: arm, options, validation loss, machine
 rows/<name>/        the same of systems that train nothing: the nearest training picture, people
 runs/<name>/        of every final what src.compare reads (configuration, scores, per-picture numbers; no weights), and
-                    study.json: arm, seed, steps, machine, seconds, validation curve
+                    study.json: arm, seed, steps, machine, seconds, validation curve; measures.json: numbers of the
+                    plan's measures by name, where these leave any
 deviations.jsonl    what went otherwise than planned
 README.md, *.md, *.png     what src.studies.conclude makes of them
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -106,6 +107,8 @@ class Ledger:
         shutil.copy(run / "config.yaml", making / "config.yaml")
         environment = json.loads((run / "environment.json").read_text(encoding="utf-8"))
         write_json(making / "environment.json", {key: environment[key] for key in KEPT if key in environment})
+        if measures := _measures(run, [measure.command for measure in self.plan.measures]):
+            write_json(making / "measures.json", measures)
         write_json(making / "study.json", {**study, "validation": found.curve("val/loss")})
         for own in (making, *_evaluations(making)):
             seal(own, *(path.name for path in own.iterdir() if path.is_file() and path.name != "SHA256SUMS"))
@@ -120,6 +123,11 @@ class Ledger:
 
     def about(self, arm: Arm, seed: int, steps: int) -> dict:
         return json.loads((self.place(arm, seed, steps) / "study.json").read_text(encoding="utf-8"))
+
+    def measures(self, arm: Arm, seed: int, steps: int) -> dict[str, float | None]:
+        """What the plan's measures found of a final, by name; None where there was nothing to measure."""
+        path = self.place(arm, seed, steps) / "measures.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def finals(self, arm: Arm, steps: int) -> dict[int, Run]:
         """The finals of an arm at a length by seed, in the plan's order."""
@@ -139,6 +147,15 @@ class Ledger:
         """On what kinds of machine, with which trainings before it, the finals of a seed were made."""
         places = (self.folder / "runs").glob(f"*-s{seed}-*/study.json")
         return {json.loads(path.read_text(encoding="utf-8"))["ground"] for path in places}
+
+
+def _measures(run: Path, commands: Sequence[str]) -> dict[str, float | None]:
+    """The ``scores`` that commands left in a run, <run>/<command>/<command>.json."""
+    found = {}
+    for path in (run / command / f"{command}.json" for command in commands):
+        if path.is_file():
+            found |= json.loads(path.read_text(encoding="utf-8")).get("scores", {})
+    return found
 
 
 def _evaluations(run: Path) -> list[Path]:

@@ -35,6 +35,7 @@ from src.training.checkpoints import TRUNK
 from src.training.soundness import DIVERGED
 
 LEASE = 90.0  # minutes, after which a job saves, ends, and goes on in a new process
+REFUSED = 2  # exit code of a command that says what is wrong in a sentence
 QUIET = ("samples=1", "val_captions=0")
 
 
@@ -176,11 +177,13 @@ class Work:
 
     def _kept(self, job: Job, arm: Arm, seed: int, steps: int) -> None:
         """Measure, record, and drop what no longer run goes on from."""
+        about: dict = {"ground": self.ground, "options": list(job.overrides)}
         for measure in self.plan.measures:
             log = job.folder / f"{measure.command}.log"
-            self._command(measure.command, [f"run={job.folder}", *measure.options], log)
+            if refused := self._command(measure.command, [f"run={job.folder}", *measure.options], log):
+                about.setdefault("not_measured", {})[measure.command] = refused.replace(str(job.folder), arm.label)
         with self.lock:
-            self.ledger.add_final(job.folder, arm, seed, steps, {"ground": self.ground, "options": list(job.overrides)})
+            self.ledger.add_final(job.folder, arm, seed, steps, about)
         trunk = job.folder / "checkpoints" / TRUNK
         for checkpoint in (job.folder / "checkpoints").glob("*.ckpt"):
             if checkpoint != trunk or steps == arm.lengths[-1]:
@@ -242,10 +245,14 @@ class Work:
             )
 
     @staticmethod
-    def _command(command: str, words: Sequence[str], log: Path) -> None:
+    def _command(command: str, words: Sequence[str], log: Path) -> str | None:
+        """Run it; the sentence with which it refuses a run that it has nothing to say of. Raises RuntimeError when it
+        fails otherwise."""
         answer = subprocess.run(
             [sys.executable, "-m", f"src.{command}", *words], capture_output=True, text=True, encoding="utf-8"
         )
         log.write_text(answer.stdout + answer.stderr, encoding="utf-8")
+        if answer.returncode == REFUSED:
+            return answer.stderr.strip().rpartition("\n")[2].removeprefix("error: ")
         if answer.returncode:
             raise RuntimeError(f"src.{command} failed, see {log}")
