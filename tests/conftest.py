@@ -11,8 +11,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from src.config.classes import lineage
 from src.contracts import Batch, Text, VisionSpec, Visual
-from src.language.load import tiny
+from src.language.load import tiny, tiny_bert
 from src.loading.rows import APART, with_views
 from src.objectives.next_token import NextToken
 
@@ -23,7 +24,10 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
-FUSIONS = sorted(path.stem for path in (ROOT / "conf" / "fusion").glob("*.yaml"))
+EVERY = sorted(path.stem for path in (ROOT / "conf" / "fusion").glob("*.yaml"))
+TARGETS = {name: OmegaConf.load(ROOT / "conf" / "fusion" / f"{name}.yaml")._target_ for name in EVERY}
+FUSIONS = [name for name in EVERY if "Writer" in lineage(TARGETS[name])]  # those that write
+READERS = [name for name in EVERY if "Reader" in lineage(TARGETS[name])]
 VISION = VisionSpec(width=24, tokens=6, pooled_width=20, image_size=32, levels=3)
 
 
@@ -31,9 +35,9 @@ OBJECTIVES = {"next_token": NextToken()}
 
 
 class Characters:
-    """One token per ASCII character; 0, 1, 2 are bos, eos, pad."""
+    """One token per ASCII character; 0, 1, 2, 3 are bos, eos, pad, mask."""
 
-    bos, eos, pad = 0, 1, 2
+    bos, eos, pad, mask = 0, 1, 2, 3
     image_tag = (3 + ord("#"),)
 
     def __len__(self) -> int:
@@ -43,7 +47,7 @@ class Characters:
         return [[3 + ord(c) % 128 for c in text] for text in texts]
 
     def decode(self, ids):
-        return "".join(chr(i - 3) for i in ids if i > 2)
+        return "".join(chr(i - 3) for i in ids if i > 3)
 
     def save(self, folder):
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -63,6 +67,13 @@ def make_language(width: int = 32, layers: int = 3, dropout: float = 0.0, contex
     """A tiny GPT-2 in float64 whose every parameter is nudged, so that no zero or one hides a mistake."""
     torch.manual_seed(0)  # the same weights at every call
     language = tiny(Characters(), width=width, layers=layers, heads=4, context=context, dropout=dropout)
+    return nudge(language.double()).eval()
+
+
+def make_bert(width: int = 32, layers: int = 3, context: int = 64):
+    """The same of a BERT."""
+    torch.manual_seed(0)
+    language = tiny_bert(Characters(), width=width, layers=layers, heads=4, context=context, dropout=0.0)
     return nudge(language.double()).eval()
 
 

@@ -35,11 +35,12 @@ from src.layers.walk import Walk
 
 
 class LanguageModel(nn.Module, ABC):
-    """A decoder of the transformers library, registered as ``model`` and nowhere else.
+    """A model of the transformers library, registered as ``model`` and nowhere else.
 
     Raises UserError if the tokenizer names tokens that the model does not have.
     """
 
+    causal: bool = True  # see LanguageSpec
     attention: tuple[str, ...]  # names of the projections within a block
     mlp: tuple[str, ...]
     pretrained: bool = False  # the weights are a checkpoint's, so that freezing them makes sense
@@ -61,6 +62,8 @@ class LanguageModel(nn.Module, ABC):
             bos=tokenizer.bos,
             eos=tokenizer.eos,
             pad=tokenizer.pad,
+            causal=self.causal,
+            mask=getattr(tokenizer, "mask", None),  # whoever only writes needs none
         )
 
     @abstractmethod
@@ -120,8 +123,8 @@ class LanguageModel(nn.Module, ABC):
         plain = not ragged and text.open_BT is None and text.segment_BT is None
         bias = None
         if ragged or (T > 1 if start > 0 else not plain):
-            bias = seen_bias(valid_BS, T, _attention_dtype(dtype, valid_BS.device.type), text.open_BT, text.segment_BT)
-        positions_RT = _positions(valid_BS, T, ragged, text.segment_BT)
+            bias = seen_bias(valid_BS, T, attention_dtype(dtype, valid_BS.device.type), text.open_BT, text.segment_BT)
+        positions_RT = positions(valid_BS, T, ragged, text.segment_BT)
         return Walk(positions_RT, bias, start == 0 and plain, cache, self.rotary(positions_RT, dtype))
 
     def begin(self, inputs_BTD: Tensor, text: Text, cache: Cache | None = None) -> tuple[Tensor, Walk]:
@@ -206,7 +209,7 @@ def _together(segment_BT: Tensor) -> Tensor:
     return (segment_BT[:, :, None] == keys_B1T) | (keys_B1T == 0)
 
 
-def _positions(valid_BS: Tensor, T: int, ragged: bool, segment_BT: Tensor | None) -> Tensor:
+def positions(valid_BS: Tensor, T: int, ragged: bool, segment_BT: Tensor | None) -> Tensor:
     """Positions of the last T of S columns: their index, or how many real tokens of their segment stand before."""
     S = valid_BS.shape[1]
     if segment_BT is not None:
@@ -217,7 +220,7 @@ def _positions(valid_BS: Tensor, T: int, ragged: bool, segment_BT: Tensor | None
     return (valid_BS.cumsum(1) - 1).clamp_min(0)[:, S - T :]  # (B, T)
 
 
-def _attention_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
+def attention_dtype(dtype: torch.dtype, device: str) -> torch.dtype:
     """The type that attention over inputs of ``dtype`` will run in: autocast's, where it is on."""
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 

@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import Literal, cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    PretrainedConfig,
+)
 from transformers import PreTrainedModel as LibraryModel
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import logging
@@ -17,15 +27,16 @@ from src import hub
 from src.contracts import Tokenizer, UserError
 from src.kinds import BelowOne, Size, checked
 from src.language.base import LanguageModel
+from src.language.bert import Bert
 from src.language.gpt2 import GPT2
 from src.language.llama import Llama
 from src.records.converted import converted
 
-FAMILIES = {"gpt2": GPT2, "llama": Llama, "mistral": Llama, "qwen2": Llama, "qwen3": Llama}
+FAMILIES = {"bert": Bert, "gpt2": GPT2, "llama": Llama, "mistral": Llama, "qwen2": Llama, "qwen3": Llama}
 
 ADAPTER = "adapter_config.json"  # what peft writes beside a LoRA's tensors
 ADVICE = "check the name, or download it where there is a network and give its folder as language.name"
-IN_A_BLOCK = re.compile(r"(^|\.)(h|layers)\.\d+\.")  # names of a block's tensors, in either family
+IN_A_BLOCK = re.compile(r"(^|\.)(h|layers?)\.\d+\.")  # names of a block's tensors, in either family
 
 # The same function as "gelu_new" (equal up to rounding) in one kernel instead of eight: a quarter of the MLP's time,
 # and none of the intermediate results kept for the backward pass.
@@ -63,6 +74,33 @@ def tiny(
 
 
 @checked("language.model")
+def tiny_bert(
+    tokenizer: Tokenizer,
+    width: Size = 256,
+    layers: Size = 4,
+    heads: Size = 4,
+    context: Size = 128,
+    dropout: BelowOne = 0.1,
+) -> Bert:
+    """A small BERT with random weights, which reads both ways and has the tokenizer's vocabulary."""
+    if width % heads:
+        raise UserError(f"language.model.heads={heads} must divide language.model.width={width}.")
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=context,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+        initializer_range=0.02 * (768 / width) ** 0.5,  # as in ``tiny``
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        pad_token_id=tokenizer.pad,
+    )
+    return Bert(BertForMaskedLM(config), tokenizer)
+
+
+@checked("language.model")
 def pretrained(tokenizer: Tokenizer, name: str, init: Literal["pretrained", "random"] = "pretrained") -> LanguageModel:
     """A checkpoint of a supported family in float32; ``name``: a folder, a name on the hub or one in a package
     (``records.converted``).
@@ -83,10 +121,15 @@ def pretrained(tokenizer: Tokenizer, name: str, init: Literal["pretrained", "ran
     if getattr(config, "activation_function", None) == "gelu_new":
         config.activation_function = FUSED_GELU
     drawn = init == "random"
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32) if drawn else _weights(name, config)
+    model = _class_of(config).from_config(config, dtype=torch.float32) if drawn else _weights(name, config)
     lm = FAMILIES[config.model_type](model, tokenizer)
     lm.pretrained = not drawn
     return lm
+
+
+def _class_of(config: PretrainedConfig):
+    """The library's class with the head that predicts words."""
+    return AutoModelForCausalLM if FAMILIES[config.model_type].causal else AutoModelForMaskedLM
 
 
 def _config(name: str) -> PretrainedConfig:
@@ -147,7 +190,7 @@ def _weights(name: str, config: PretrainedConfig) -> LibraryModel:
 
 def _read_weights(name: str, config: PretrainedConfig, local: bool) -> tuple[LibraryModel, dict]:
     """The model, and the names of weights that were missing, left over or of another size."""
-    return AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportReturnType]: two, for output_loading_info
+    return _class_of(config).from_pretrained(  # pyright: ignore[reportReturnType]: two, for output_loading_info
         name,
         config=config,
         local_files_only=local,
@@ -184,7 +227,7 @@ def _check_computable(config: PretrainedConfig, name: str) -> None:
     try:
         _check_rotation(config)
         with torch.device("meta"):
-            AutoModelForCausalLM.from_config(config)
+            _class_of(config).from_config(config)
     except Exception as error:  # one kind for every option of a configuration
         raise UserError(f"The config.json of {name} describes no model: {hub.reason(error)}") from error
 

@@ -110,6 +110,9 @@ def self_attention(
     k_BKSd, v_BKSd = k_BKTd.to(v_BKTd.dtype), v_BKTd
     if walk.cache is not None:
         k_BKSd, v_BKSd = walk.cache.append(slot, k_BKSd, v_BKSd)
+    if walk.notes is not None:  # of who reads both ways, whose heads all have keys of their own
+        scores_BHTS = q_BHTd @ k_BKSd.transpose(-1, -2) * scale
+        note(walk.notes, "attention", (scores_BHTS if walk.bias is None else scores_BHTS + walk.bias).softmax(-1))
     read_BHTd = attention(q_BHTd, k_BKSd, v_BKSd, walk.bias, walk.causal, scale, dropout)
     return read_BHTd.transpose(1, 2).flatten(2)  # (B, H, T, d) -> (B, T, H*d)
 

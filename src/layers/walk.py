@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from src.layers.cache import Cache
+from src.layers.notes import Aux
 
 
 @dataclass(frozen=True)
@@ -18,3 +19,4 @@ class Walk:
     causal: bool
     cache: Cache | None
     rotary: tuple[Tensor, Tensor] | None = None  # cosines and sines (R, T, d)
+    notes: Aux | None = None  # where self-attention notes its weights (B, H, T, S), under "attention"

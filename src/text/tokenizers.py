@@ -25,6 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 IMAGE_TAG = "<image>"  # stands where a picture stands in a document
 SPECIALS = {"pad": "<pad>", "bos": "<bos>", "eos": "<eos>", "image": IMAGE_TAG}  # of a vocabulary trained here
+MASK = "<mask>"  # one more, where words are to be hidden
 ORDINARY = string.ascii_letters + string.digits + " .,'"  # whose tokens are surely none of these
 GPT2_LENGTH = 50_257  # 256 bytes + 50,000 merges + <|endoftext|> (Radford et al. 2019, section 2.2)
 
@@ -36,28 +37,30 @@ class FastTokenizer:
     UserError when the backend knows no words, or a special id lies outside it or means an ordinary letter.
     """
 
-    def __init__(self, backend: Backend, bos: int, eos: int, pad: int):
+    def __init__(self, backend: Backend, bos: int, eos: int, pad: int, mask: int | None = None):
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True  # the library's name for "treat special tokens in text as plain text"
-        self.backend, self.bos, self.eos, self.pad = backend, bos, eos, pad
+        self.backend, self.bos, self.eos, self.pad, self.mask = backend, bos, eos, pad, mask
         try:
             known = self.encode(["a photo of a dog"])[0]
         except Exception as error:  # the backend raises bare Exception, for a missing unknown token say
             raise UserError(f"The tokenizer cannot encode 'a photo of a dog' ({hub.reason(error)}).") from error
         if not known:
             raise UserError("The tokenizer is empty: it encodes 'a photo of a dog' as nothing; check its files.")
-        if not all(isinstance(id, int) and 0 <= id < len(self) for id in (bos, eos, pad)):
-            raise UserError(f"The special ids {bos}, {eos}, {pad} lie outside the tokenizer's {len(self)} tokens.")
+        specials = {"bos": bos, "eos": eos, "pad": pad, **({} if mask is None else {"mask": mask})}
+        if not all(isinstance(id, int) and 0 <= id < len(self) for id in specials.values()):
+            listed = ", ".join(map(str, specials.values()))
+            raise UserError(f"The special ids {listed} lie outside the tokenizer's {len(self)} tokens.")
         ordinary = {id for ids in self.encode([*ORDINARY, " ".join(ORDINARY), ORDINARY]) for id in ids}
-        for name, id in (("bos", bos), ("eos", eos), ("pad", pad)):
+        for name, id in specials.items():
             if id in ordinary:
                 token = backend.id_to_token(id)
                 raise UserError(f"The {name} id {id} is {token!r}, which is ordinary text; give a special token's id.")
 
     def __reduce__(self):
         # The backend forgets ``encode_special_tokens`` when it is pickled (spawned workers); building anew sets it.
-        return FastTokenizer, (self.backend, self.bos, self.eos, self.pad)
+        return FastTokenizer, (self.backend, self.bos, self.eos, self.pad, self.mask)
 
     def __len__(self) -> int:
         return self.backend.get_vocab_size()
@@ -76,7 +79,8 @@ class FastTokenizer:
             ids = ids[1:]
         if self.eos in ids:
             ids = ids[: ids.index(self.eos)]
-        return self.backend.decode([id for id in ids if id not in (self.bos, self.pad)], skip_special_tokens=True)
+        unsaid = (self.bos, self.pad, self.mask)
+        return self.backend.decode([id for id in ids if id not in unsaid], skip_special_tokens=True)
 
     @property
     def image_tag(self) -> list[int]:
@@ -88,7 +92,8 @@ class FastTokenizer:
     def save(self, folder) -> None:
         """Write tokenizer.json (readable by the Hugging Face libraries) and special_ids.json."""
         write_text(Path(folder) / "tokenizer.json", self.backend.to_str(pretty=True))
-        write_json(Path(folder) / "special_ids.json", {"bos": self.bos, "eos": self.eos, "pad": self.pad})
+        ids = {"bos": self.bos, "eos": self.eos, "pad": self.pad}
+        write_json(Path(folder) / "special_ids.json", ids if self.mask is None else {**ids, "mask": self.mask})
 
 
 class ByteLevelBPE(FastTokenizer):
@@ -96,10 +101,11 @@ class ByteLevelBPE(FastTokenizer):
 
     @classmethod
     @checked("language.tokenizer")
-    def train(cls, texts: Iterable[str], vocabulary: Annotated[int, Ge(260)]) -> ByteLevelBPE:
+    def train(cls, texts: Iterable[str], vocabulary: Annotated[int, Ge(260)], mask: bool = False) -> ByteLevelBPE:
         """Learn at most ``vocabulary`` tokens from ``texts``, in the form that models read them; deterministic.
 
-        256 of them are the bytes, 4 special tokens. Raises UserError where there is nothing to learn from.
+        256 of them are the bytes, 4 special tokens, and with ``mask`` one that hides words. Raises UserError where
+        there is nothing to learn from.
         """
         texts = [text for text in map(normalise_caption, texts) if text]
         if not texts:
@@ -107,12 +113,13 @@ class ByteLevelBPE(FastTokenizer):
         backend = _byte_level(models.BPE())
         trainer = trainers.BpeTrainer(
             vocab_size=vocabulary,
-            special_tokens=list(SPECIALS.values()),
+            special_tokens=[*SPECIALS.values(), *([MASK] if mask else [])],
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
         backend.train_from_iterator(texts, trainer, length=len(texts))
-        return cls(backend, **{name: backend.token_to_id(SPECIALS[name]) for name in ("bos", "eos", "pad")})
+        ids = {name: backend.token_to_id(SPECIALS[name]) for name in ("bos", "eos", "pad")}
+        return cls(backend, **ids, mask=backend.token_to_id(MASK) if mask else None)
 
     @classmethod
     def load(cls, folder) -> ByteLevelBPE:
@@ -153,8 +160,15 @@ class HubTokenizer(FastTokenizer):
         if backend is None:
             raise UserError(f"The tokenizer of {name} has no fast version (tokenizer.json), which is needed here.")
         # None where a token is not named, or by the library alone: the model knows the tokens of its file
-        bos, eos, pad = (
-            backend.token_to_id(token or "") for token in (start or named.bos_token, named.eos_token, named.pad_token)
+        first, last = (getattr(named, f"{of}_token") for of in ("cls", "sep"))  # what encoders call start and end
+        bos, eos, pad, mask = (
+            backend.token_to_id(token or "")
+            for token in (
+                start or named.bos_token or first,
+                named.eos_token or last,
+                named.pad_token,
+                named.mask_token,
+            )
         )
         if start is not None and bos is None:
             raise UserError(f"The tokenizer of {name} has no token {start!r}, at which texts are to start.")
@@ -162,7 +176,7 @@ class HubTokenizer(FastTokenizer):
             raise UserError(
                 f"The tokenizer of {name} names no end token (eos_token) that it has, so that no caption could end."
             )
-        super().__init__(backend, eos if bos is None else bos, eos, eos if pad is None else pad)
+        super().__init__(backend, eos if bos is None else bos, eos, eos if pad is None else pad, mask)
         if length is not None:
             _check_length(self, length, name)
 
@@ -180,11 +194,11 @@ def _byte_level(model: models.Model) -> Backend:
     return backend
 
 
-def _read(folder: Path) -> tuple[Backend, int, int, int]:
+def _read(folder: Path) -> tuple[Backend, int, int, int, int | None]:
     try:
         backend = Backend.from_str((folder / "tokenizer.json").read_text(encoding="utf-8"))
         ids = json.loads((folder / "special_ids.json").read_text(encoding="utf-8"))
-        return backend, ids["bos"], ids["eos"], ids["pad"]
+        return backend, ids["bos"], ids["eos"], ids["pad"], ids.get("mask")
     except OSError as error:
         raise UserError(f"{folder} holds no tokenizer: {Path(error.filename).name} is missing.") from error
     except Exception as error:  # the backend raises bare Exception for content that it cannot read
