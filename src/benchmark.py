@@ -18,7 +18,7 @@ from src.benchmarking.jobs import FLOOR, Alone, Failure, Job, plan
 from src.benchmarking.summary import summarise
 from src.benchmarking.tables import text
 from src.config.checks import choices
-from src.config.classes import texts
+from src.config.classes import HOME, lineage, texts
 from src.config.command_line import verb
 from src.errors import UserError
 from src.records.environment import environment
@@ -84,7 +84,7 @@ def checked(cfg: DictConfig) -> dict:
     settings = OmegaConf.to_container(cfg, resolve=True)
     batches = settings["decode"]["batches"]
     known = {
-        "fusions": choices("fusion"),
+        "fusions": [name for name in choices("fusion") if writes(name)],
         "regimes": choices("regime"),
         "peers": PEERS,
         "sizes": tuple(settings["size"]),
@@ -105,6 +105,11 @@ def checked(cfg: DictConfig) -> dict:
     if settings["lengths"] is not None and not Path(settings["lengths"]).is_file():
         raise UserError(f"lengths={settings['lengths']} is no file.")
     return settings
+
+
+def writes(fusion: str) -> bool:
+    """Whether a mechanism writes, which is what is measured here."""
+    return "Writer" in lineage(OmegaConf.load(HOME / "conf" / "fusion" / f"{fusion}.yaml")._target_)
 
 
 def _check_heads(key: str, size: dict) -> None:

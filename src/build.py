@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,16 +16,17 @@ from omegaconf import DictConfig
 from src.captioner import PARTS, Captioner
 from src.config.classes import plain
 from src.config.make import data_sets, make
-from src.contracts import Prepared, Source, Tokenizer
+from src.contracts import Example, Language, Prepared, Source, Tokenizer
+from src.data.answers import commonest_answers
 from src.data.base import Streamed
 from src.errors import UserError
-from src.fusion.base import Fusion, Writer
+from src.fusion.base import Fusion, Reader, Writer
 from src.language.adapters import adapt
 from src.language.base import LanguageModel
 from src.loading.mixture import Mixture
 from src.loading.module import CaptionData, DocumentData
 from src.loading.rows import Rows
-from src.objectives.base import Objective
+from src.objectives.base import Objective, Surroundings
 from src.objectives.default import default_objectives
 from src.records.folder import Saved
 from src.text.tokenizers import load_tokenizer
@@ -58,7 +60,8 @@ def build(cfg: DictConfig, sources: dict[str, Source]) -> Parts:
     tokenizer = build_tokenizer(cfg, sources)
     language = build_language(cfg, tokenizer)
     vision = build_vision(cfg) if any(source.has_images for source in sources.values()) else None
-    captioner = build_captioner(cfg, vision, language, tokenizer)
+    main = next(iter(sources.values()))
+    captioner = build_captioner(cfg, vision, language, tokenizer, main.task, partial(commonest_answers, main))
     data = {name: build_data(options, cfg.seed, sources[name], captioner) for name, options in data_sets(cfg).items()}
     for name, options in data_sets(cfg).items():
         use_features(data[name], options, captioner, sources[name].splits())
@@ -76,7 +79,7 @@ def build_tokenizer(cfg: DictConfig, sources: dict[str, Source]) -> Tokenizer:
         return made
     share = TOKENIZER_EXAMPLES // len(sources)
     examples = (e for source in sources.values() for e in itertools.islice(iter(source.examples("train")), share))
-    return made([caption for example in examples for caption in example.captions])
+    return made([text for example in examples for text in example.texts])
 
 
 def build_language(cfg: DictConfig, tokenizer: Tokenizer) -> LanguageModel:
@@ -106,8 +109,18 @@ def build_vision(cfg: DictConfig) -> Vision:
         return make(cfg.vision)
 
 
-def build_captioner(cfg: DictConfig, vision: Vision | None, language: LanguageModel, tokenizer: Tokenizer) -> Captioner:
-    """Widths are agreed here: projector and fusion learn them from the specs of both sides."""
+def build_captioner(
+    cfg: DictConfig,
+    vision: Vision | None,
+    language: LanguageModel,
+    tokenizer: Tokenizer,
+    task: str,
+    answers: Callable[[int], Sequence[str]],
+) -> Captioner:
+    """Widths are agreed here: projector and fusion learn them from the specs of both sides.
+
+    ``task``: what its data are for; ``answers``: the commonest of them, or those that it has learnt to choose from.
+    """
     spec = vision.spec if vision else None
     projector = None
     if spec is not None and cfg.get("projector"):
@@ -116,6 +129,7 @@ def build_captioner(cfg: DictConfig, vision: Vision | None, language: LanguageMo
         spec = projector.spec
     with own_randomness(cfg.seed, "fusion"):
         fusion = make(cfg.fusion)(spec, language.spec)
+        _check_direction(fusion, language)
         fusion.init_from(language)
     regime = plain(cfg.regime)
     if regime["train_vision"] == "auto":
@@ -124,7 +138,8 @@ def build_captioner(cfg: DictConfig, vision: Vision | None, language: LanguageMo
         vision, projector, regime["train_vision"] = None, None, False  # what is not read is neither trained nor counted
     optim = {**plain(cfg.optim), "precision": precision(cfg.trainer.precision)}
     tagged = any(options.get("image_tag", "max_images" in options) for options in data_sets(cfg).values())
-    objectives = build_objectives(cfg, fusion)
+    regions = fusion.regions.fc.out_features if isinstance(fusion, Reader) else 0
+    objectives = build_objectives(cfg, fusion, task, Surroundings(spec, language.spec, answers, regions))
     captioner = Captioner(
         vision, fusion, language, tokenizer, regime, optim, make(cfg.decode), objectives, projector, tagged
     )
@@ -134,20 +149,29 @@ def build_captioner(cfg: DictConfig, vision: Vision | None, language: LanguageMo
     return captioner
 
 
-def build_objectives(cfg: DictConfig, fusion: Fusion) -> dict[str, Objective]:
-    """Those of the configuration; where it names none, what the mechanism can do decides.
+def _check_direction(fusion: Fusion, language: Language) -> None:
+    """Raises UserError where a mechanism writes and the language model reads both ways, or the other way round."""
+    writes, name = isinstance(fusion, Writer), type(fusion).__name__
+    if writes and not language.spec.causal:
+        raise UserError(f"{name} writes word after word, and this language model reads both ways; leave language= out.")
+    if isinstance(fusion, Reader) and language.spec.causal:
+        raise UserError(f"{name} reads both ways, and this language model sees what comes before only; language=bert.")
 
-    Raises UserError for one that needs another ability.
+
+def build_objectives(cfg: DictConfig, fusion: Fusion, task: str, to: Surroundings) -> dict[str, Objective]:
+    """Those of the configuration; where it names none, what the mechanism can do and the data are for decides.
+
+    Raises UserError for one that needs another ability, or something that model and data do not have.
     """
     named = cfg.get("objectives") or {}
-    objectives = {name: make(node) for name, node in named.items()} or default_objectives(fusion)
+    objectives = {name: make(node) for name, node in named.items()} or default_objectives(fusion, task)
     for name, objective in objectives.items():
         if not isinstance(fusion, objective.needs):
             raise UserError(
                 f"objective={name} needs a mechanism that is a {objective.needs.__name__}, and fusion="
                 f"{type(fusion).__name__} is none; choose another objective=."
             )
-    return objectives
+    return {name: objective.fitted(to) for name, objective in objectives.items()}
 
 
 def build_data(options: DictConfig, seed: int, source: Source, captioner: Captioner) -> CaptionData:
@@ -221,14 +245,12 @@ def cached_features(
     data: CaptionData, folder: str, vision: Vision, splits: Sequence[str], levels: int, tokens: bool
 ) -> dict:
     """Features of the pictures by split, computed where ``folder`` does not have them; see ``FeatureCache``."""
-    from src.loading.features import FeatureCache
+    from src.loading.features import FeatureCache, of_pictures
 
-    return {
-        split: FeatureCache.open_or_build(
-            Path(folder), vision, data.source, data.examples(split), levels, tokens=tokens
-        )
-        for split in splits
-    }
+    def of_split(pictures: Sequence[Example]) -> FeatureCache:
+        return FeatureCache.open_or_build(Path(folder), vision, data.source, pictures, levels, tokens=tokens)
+
+    return {split: of_pictures(data.examples(split), of_split) for split in splits}
 
 
 def place(captioner: Captioner, cfg: DictConfig) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from src.contracts import Batch, Language, Memory, Target, Text, Tokenizer, UserError, View, Visual, present
 from src.decoding.base import Decoder, Seen
-from src.fusion.base import Fusion, Writer
+from src.fusion.base import Fusion, Read, Reader, Writer
 from src.layers.cache import Cache
 from src.layers.chunked_loss import each_cross_entropy, summed_cross_entropy
 from src.layers.laid_out import laid_out
@@ -67,7 +67,7 @@ class Captioner(lightning.LightningModule):
         self.heads = nn.ModuleDict({name: head for name, head in heads.items() if head is not None})
         self.tokenizer, self.regime, self.optim, self.decoder = tokenizer, regime, optim, decoder
         self.tagged = tagged
-        self._compiled: Callable[[Visual, Mapping[str, Text]], dict[str, Walked]] | None = None
+        self._compiled: Callable[[Visual, Mapping[str, View]], dict[str, Walked]] | None = None
         self._last_ids: list[str] = []  # of the batch at work, for messages
         self._validated = Means()
         self._fill_up = 1.0  # what the loss of the batch at work is multiplied by, see on_train_batch_start
@@ -152,14 +152,14 @@ class Captioner(lightning.LightningModule):
         if not batch.views:
             raise ValueError("The batch has no views; they are made where it is loaded (loading.rows.with_views).")
         walk = self._compiled if self.training and self._compiled else self.walk
-        walked = walk(self.visual(batch), {name: view.text for name, view in batch.views.items()})
+        walked = walk(self.visual(batch), {name: view.seen for name, view in batch.views.items()})
         return {name: self.objectives[name].loss(self, walked[name], view) for name, view in batch.views.items()}
 
-    def walk(self, visual: Visual, texts: Mapping[str, Text]) -> dict[str, Walked]:
-        """The whole way of training through fusion and language model, for the text of every objective."""
+    def walk(self, visual: Visual, views: Mapping[str, View]) -> dict[str, Walked]:
+        """The whole way of training through fusion and language model, for what every objective shows."""
         memory = self.fusion.encode(self.language, visual)
         return {
-            name: self.objectives[name].walk(self.fusion, self.language, memory, text) for name, text in texts.items()
+            name: self.objectives[name].walk(self.fusion, self.language, memory, view) for name, view in views.items()
         }
 
     def total(self, batch: Batch, losses: Mapping[str, Loss]) -> Tensor:
@@ -299,9 +299,37 @@ class Captioner(lightning.LightningModule):
         return decode(self.step, memory, prompt, self.tokenizer.eos, self.fusion.extra_positions)
 
     def step(self, memory: Memory, text: Text, cache: Cache) -> Seen:
-        """One walk over the columns of ``text``."""
-        hidden_BTE = self.writer.decode(self.language, memory, text, cache)
+        """One walk over the columns of ``text``; who reads both ways reads all columns so far, and a hidden word."""
+        if isinstance(self.fusion, Reader) and self.speaks:
+            text = self._so_far(text, cache).and_hidden(present(self.tokenizer.mask, "mask token"))
+            hidden_BTE = self.fusion.read(self.language, memory, text).hidden_BTD
+        else:
+            hidden_BTE = self.writer.decode(self.language, memory, text, cache)
         return Seen(self.fusion.readout(self.language, hidden_BTE[:, -1]), hidden_BTE)
+
+    @staticmethod
+    def _so_far(text: Text, cache: Cache) -> Text:
+        """All columns that a decoder has handed out, which the cache keeps for who reads them anew at every step."""
+        try:
+            ids_BT, valid_BT, phi_BT = cache.kept("columns")
+            text = text.behind_text(Text(ids_BT, valid_BT, phi_BT, cache.ragged))
+        except KeyError:  # the first ones
+            cache.ragged = text.ragged
+        cache.keep("columns", text.ids_BT, text.valid_BT, text.phi_BT)
+        return text
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it can be asked for words: it writes, or it has learnt what hidden words are."""
+        return isinstance(self.fusion, Writer) or any(one.fills for one in self.objectives.values())
+
+    def reading(self, batch: Batch) -> Read:
+        """What a mechanism that reads makes of the pictures and texts of a batch. Raises UserError for another."""
+        if not isinstance(self.fusion, Reader):
+            raise UserError(f"fusion={type(self.fusion).__name__} does not read picture and text at once.")
+        batch = self.transfer_batch_to_device(batch, self.device, 0)
+        with self.autocast():
+            return self.fusion.read(self.language, self.memory(batch), present(batch.text, "text in the batch"))
 
     def caption(
         self, batches: Iterable[Batch], decoder: Decoder | None = None, prompted: bool = False

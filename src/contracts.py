@@ -22,7 +22,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from random import Random
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -37,14 +38,35 @@ from src.layers.walk import Walk
 # --------------------------------------------------------------------------------------------------------------------
 # data
 # --------------------------------------------------------------------------------------------------------------------
+class Line(NamedTuple):
+    """A text about a picture: ``said`` is what a model learns to say behind what is ``given``, if anything is."""
+
+    said: str
+    given: str = ""
+
+
 @dataclass(frozen=True)
 class Example:
-    """One picture with its reference captions. ``image`` is a file path, or None where the source draws or has none."""
+    """One picture with its reference captions. ``image`` is a file path, or None where the source draws or has none.
+
+    With a ``question`` the captions are its answers, of all who were asked.
+    """
 
     id: str
     captions: tuple[str, ...]
     image: str | None = None
     extra: dict = field(default_factory=dict)  # what is known beside the captions, e.g. the true scene
+    question: str = ""
+
+    @property
+    def lines(self) -> list[Line]:
+        """What may be said of it."""
+        return [Line(caption, self.question) for caption in self.captions]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All words that a model meets with it."""
+        return (*self.captions, self.question) if self.question else self.captions
 
     @property
     def pictures(self) -> tuple[Example, ...]:
@@ -70,8 +92,13 @@ class Document:
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """The texts, where a vocabulary is learnt or a data set is identified."""
+        """The texts, where a data set is identified."""
         return tuple(chunk.text for chunk in self.chunks)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts, where a vocabulary is learnt."""
+        return self.captions
 
     @property
     def pictures(self) -> tuple[Example, ...]:
@@ -93,6 +120,15 @@ class Source(Protocol):
 
     def pixels(self, example: Example, size: int) -> Tensor:
         """uint8 RGB tensor (3, size, size)."""
+        ...
+
+
+@runtime_checkable
+class Contradicting(Protocol):
+    """A source that knows what is false of its pictures."""
+
+    def foil(self, example: Example, caption: str, chance: Random) -> str | None:
+        """The caption with a word that makes it false; None where there is none."""
         ...
 
 
@@ -156,6 +192,22 @@ class Text:
             None if self.segment_BT is None else F.pad(self.segment_BT, ahead, value=0),
         )
 
+    def and_hidden(self, mask: int) -> Text:
+        """The same rows with one more column, a hidden word, all of them open."""
+        valid_BS = F.pad(self.valid_BT, (0, 1), value=True)
+        phi_BS = torch.cat([self.phi_BT, self.phi_BT[:, -1:]], 1)
+        open_BS = torch.ones_like(valid_BS)
+        return Text(F.pad(self.ids_BT, (0, 1), value=mask), valid_BS, phi_BS, self.ragged, open_BT=open_BS)
+
+    def behind_text(self, earlier: Text) -> Text:
+        """These columns behind those of ``earlier``."""
+        return Text(
+            torch.cat([earlier.ids_BT, self.ids_BT], 1),
+            torch.cat([earlier.valid_BT, self.valid_BT], 1),
+            torch.cat([earlier.phi_BT, self.phi_BT], 1),
+            self.ragged or earlier.ragged,
+        )
+
     def starts(self) -> Tensor:
         """The start tokens, (B, T): each text's first real column, wherever padding on the left puts it."""
         if self.segment_BT is None:
@@ -202,19 +254,28 @@ class Target:
 class View:
     """What one objective makes of a batch: what is read, and what is to be predicted.
 
-    ``label``: of whole rows, (B,): whether text and picture match, the class of an answer.
+    ``label``: of whole rows, (B,) whether text and picture match, or (B, A) shares of classes. ``hidden``: visual
+    tokens that are not to be seen.
     """
 
     text: Text
     target: Target | None = None
     label_B: Tensor | None = None
+    hidden_IN: Tensor | None = None
+
+    @property
+    def seen(self) -> View:
+        """What the model gets to see of it: nothing that is to be predicted."""
+        return View(self.text, hidden_IN=self.hidden_IN)
 
 
 @dataclass
 class Batch:
     """What a data loader yields: I contexts, their B = I * G captions, and pixels or cached features.
 
-    ``text``: the captions, or prompts to go on with; None where there are pictures only. ``image_valid``: False where a
+    ``text``: the captions, or prompts to go on with; None where there are pictures only. ``captions``: all that is said
+    of each context, or answered to its question. ``foils``: for each row of text one that is false of the picture, of
+    nothing where there is none; None where nobody asks for them. ``image_valid``: False where a
     context has fewer pictures than M; None when all are there. ``views``: what each objective, by name, makes of it.
     ``dataset`` and ``weight``: name and loss weight among several data sets. ``counts``: False where another process
     has the same examples and counts them.
@@ -226,6 +287,8 @@ class Batch:
     visual: Visual | None = None
     image_valid_IM: Tensor | None = None
     views: dict[str, View] = field(default_factory=dict)
+    captions: list[tuple[str, ...]] = field(default_factory=list)
+    foils: Text | None = None
     dataset: str = ""
     weight: float = 1.0
     counts: bool = True
@@ -323,11 +386,15 @@ class Memory(dict[str, Tensor]):
 # language
 # --------------------------------------------------------------------------------------------------------------------
 class Tokenizer(Protocol):
-    """Text <-> ids, without adding special tokens by itself. ``pad`` may equal ``eos``: padding is masked."""
+    """Text <-> ids, without adding special tokens by itself. ``pad`` may equal ``eos``: padding is masked.
+
+    ``mask`` stands for words that are hidden; None where there is no such token.
+    """
 
     bos: int
     eos: int
     pad: int
+    mask: int | None
 
     @property
     def image_tag(self) -> list[int]:
@@ -345,7 +412,11 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class LanguageSpec:
-    """What a fusion may know of the language model."""
+    """What a fusion may know of the language model.
+
+    ``causal``: each token sees those before it, so that it can write; otherwise all of them. ``mask``: the token of
+    hidden words.
+    """
 
     width: int
     layers: int
@@ -356,10 +427,15 @@ class LanguageSpec:
     eos: int
     pad: int
     frozen: bool = False  # its weights do not learn
+    causal: bool = True
+    mask: int | None = None
 
 
 class Block(Protocol):
-    """One decoder block, opened at its seams: ``attend`` then ``feed`` is the whole block."""
+    """One block, opened at its seams: ``attend`` then ``feed`` is the whole block.
+
+    Of encoders, which norm behind their sums: norm(h + SelfAttention(h)), norm2(h + MLP(h)).
+    """
 
     def norm(self, h_BTD: Tensor) -> Tensor:
         """The block's own pre-attention norm (SRAU's code form applies it to its queries and its image levels)."""
@@ -375,7 +451,7 @@ class Block(Protocol):
 
 
 class Language(Protocol):
-    """A decoder language model with visible seams. It knows no mechanism."""
+    """A language model with visible seams. It knows no mechanism."""
 
     spec: LanguageSpec
 

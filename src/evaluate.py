@@ -41,7 +41,7 @@ def main(cfg: DictConfig) -> float:
     parts = restore_on(run, options, cfg.split, cfg.get("decode"))
     if chosen.get("data"):
         parts.data.image_tag = parts.captioner.tagged  # captions begin as those that it has learnt
-    task = choose(cfg.task, parts.source, metrics, cfg.tokens, cfg.shots)
+    task = choose(cfg.task, parts.source, parts.captioner.fusion, metrics, cfg.tokens, cfg.shots)
     task.check(parts, cfg.split)
     shots = None if cfg.shots is None else f"{cfg.shots}-shot"
     counted = None if cfg.tokens == "words" else cfg.tokens

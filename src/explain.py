@@ -29,34 +29,39 @@ def main(cfg: DictConfig) -> None:
     captioner = restore_captioner(run)
     if captioner.vision is None:
         raise UserError(f"{run} was trained without pictures (fusion=blind); there is nothing to look at.")
-    named = pictures(cfg, captioner)
+    named, said = pictures(cfg, captioner)
 
     from tqdm import tqdm
 
     from src.diagnostics.drawing import draw
     from src.diagnostics.reading import read
 
-    readings = {name: read(captioner, pixels) for name, pixels in tqdm(named.items(), desc="reading", unit="picture")}
+    bar = tqdm(named.items(), desc="reading", unit="picture")
+    readings = {name: read(captioner, pixels, said.get(name)) for name, pixels in bar}
     folder = Path(cfg.output) if cfg.output else run / "explain"
     written = draw(captioner, run, named, readings, folder)
     print("\n".join(f"written: {path}" for path in written))
 
 
-def pictures(cfg: DictConfig, captioner) -> dict:
-    """Pixels (3, size, size) by name: of ``images``, or of the first test pictures of the run's data."""
+def pictures(cfg: DictConfig, captioner) -> tuple[dict, dict[str, str]]:
+    """Pixels (3, size, size) by name: of ``images``, or of the first test pictures of the run's data.
+
+    Of these also what is asked or said of them.
+    """
     from src.data.images import find_pictures, load_picture
 
     if cfg.images is not None:
         files = find_pictures(cfg.images)[: cfg.samples]
-        return {file.stem: load_picture(file, captioner.vision.preprocessing) for file in files}
+        return {file.stem: load_picture(file, captioner.vision.preprocessing) for file in files}, {}
     from src.config.make import data_sets, make
 
     source = make(next(iter(data_sets(run_config(Path(cfg.run))).values())).source)
     if hasattr(source, "prepare"):
         source.prepare(captioner.vision.preprocessing)
-    shown = (picture for example in source.examples("test") for picture in example.pictures)
-    size = captioner.vision.spec.image_size
-    return {picture.id: source.pixels(picture, size) for picture in itertools.islice(shown, cfg.samples)}
+    every = (picture for example in source.examples("test") for picture in example.pictures)
+    shown, size = list(itertools.islice(every, cfg.samples)), captioner.vision.spec.image_size
+    said = {picture.id: picture.question or next(iter(picture.captions), None) for picture in shown}
+    return {picture.id: source.pixels(picture, size) for picture in shown}, said
 
 
 if __name__ == "__main__":

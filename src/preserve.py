@@ -24,6 +24,7 @@ from src.config.make import data_sets
 from src.errors import UserError
 from src.records.files import write_json, write_jsonl, write_text
 from src.records.folder import Saved
+from src.tasks.wandb_run import log_later
 
 PICTURES_SEED = 0  # of the irrelevant pictures: the same for all runs on the same data
 
@@ -83,7 +84,9 @@ def look(run: Path, cfg: DictConfig, known: dict) -> dict:
     write_jsonl(folder / "items.jsonl", items)
     write_json(folder / "preserve.json", told)
     print(story(told))
-    print(f"written: {folder}/preserve.json, items.jsonl, {draw(told, folder).name}")
+    figure = draw(told, folder)
+    print(f"written: {folder}/preserve.json, items.jsonl, {figure.name}")
+    log_later(run, "preserve", {"scores": [told["scores"]]}, [figure])
     return told
 
 

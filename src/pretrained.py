@@ -20,6 +20,7 @@ from src.contracts import Batch
 from src.data.images import load_picture
 from src.errors import UserError
 from src.language.base import LanguageModel
+from src.objectives.answer import known_answers
 from src.records.folder import Saved
 from src.text.tokenizers import load_tokenizer
 
@@ -48,7 +49,9 @@ def restore_captioner(folder: Path, decode: DictConfig | None = None) -> Caption
     parts = {"vision": build_vision(cfg) if saw else None, "language": build_language(cfg, tokenizer)}
     for part, tensors in saved.included.items():
         _fill(parts[part], tensors, f"{folder}: the frozen {part}")  # before the fusion looks at it
-    captioner = build_captioner(cfg, **parts, tokenizer=tokenizer)
+    known = known_answers(saved.part("heads"))
+    task = "vqa" if known else "caption"
+    captioner = build_captioner(cfg, **parts, tokenizer=tokenizer, task=task, answers=lambda most: known[:most])
     take_over(captioner, checkpoint)
     place(captioner, cfg)
     return captioner
@@ -75,7 +78,8 @@ def first_language(folder: Path, captioner: Captioner) -> tuple[LanguageModel | 
     was taken from is gone.
     """
     cfg = run_config(folder)
-    first = build_language(cfg, captioner.tokenizer) if captioner.trains("language") else captioner.language
+    changed = captioner.trains("language") or any(name.startswith("language.") for name in captioner.adapters)
+    first = build_language(cfg, captioner.tokenizer) if changed else captioner.language
     if cfg.language.weights:
         return first, f"the language model of {cfg.language.weights}"
     if first.pretrained:

@@ -104,11 +104,13 @@ def measured(captioner, data, split: str, shuffled: int) -> tuple:
     from src.scenes.words import word_kind
     from src.text.word_classes import word_class
 
-    drawn = all("scene" in example.extra for example in data.examples(split))
+    examples = data.examples(split)
+    drawn = all("scene" in example.extra for example in examples)
     sight = see(captioner, data, split, shuffled, word_kind if drawn else word_class)
     kinds = "the words of scenes" if drawn else "lists of closed classes (src.text.word_classes), all else is content"
     told = {"kinds_by": kinds, **summary(sight)}
-    if drawn and told["sites"] and not told["blind"]:
+    captions = not any(example.question for example in examples)
+    if drawn and captions and told["sites"] and not told["blind"]:
         told["patching"] = patching(captioner, data, split, sight)
     return sight, told
 

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import pytest
 from commands import run
-from conftest import FUSIONS, ROOT
+from conftest import EVERY, ROOT
 from omegaconf import OmegaConf
 
 from src.config import checks, command_line, table
@@ -199,12 +199,14 @@ WRONG = {
     "train trainer.accelerator=cpu trainer.devices=[0,1]": "say how many processes",
     "train optim=guarded trainer.precision=16-mixed": "optim.loss_spike does not work with trainer.precision=16-mixed",
     "train resume=/nowhere": "/nowhere is not a run folder",
-    "train task=captions": "task must be caption, stories or retrieval or null",
+    "train task=captions": "task must be caption, stories, retrieval, vqa or match or null",
     "train task=stories": "task=stories needs documents with several pictures",
     "train data=scenes_interleaved fusion=flamingo task=caption": "task=caption needs captioned pictures",
     "train data=captions_text fusion=blind data.source.files=[x] task=caption": "task=caption needs captioned pictures",
-    "train task=retrieval": "task=retrieval needs a mechanism that is a Retriever",
-    "evaluate run=x task=few": "task must be caption, stories or retrieval or null",
+    "train task=vqa": "task=vqa needs pictures with questions",
+    "train data=scenes_questions task=caption": "task=caption needs captioned pictures",
+    "train task=match": "task=match needs a mechanism that is a Reader",
+    "evaluate run=x task=few": "task must be caption, stories, retrieval, vqa or match or null",
     "train hydra.run.dir=/dev/null/x": "/dev/null is no folder; choose another place with hydra.run.dir=<folder>.",
     "train -m hydra.sweep.dir=/dev/null/x seed=0,1": "/dev/null/x cannot be made: /dev/null is no folder",
     "train fusion._target_=src.fusion.srau.SRUA": "src/fusion/srau.py has SRAU, and no SRUA.",
@@ -266,7 +268,7 @@ RIGHT = [
     *(f"train debug=smoke data={data} {BESIDE.get(data, '')}" for data in checks.choices("data")),
     *(f"train debug=overfit data={data} {BESIDE.get(data, '')}" for data in checks.choices("data")),
     "train debug=smoke experiment=flickr8k language.weights=/nowhere fusion=clipcap",
-    *(f"train fusion={fusion}" for fusion in FUSIONS),
+    *(f"train fusion={fusion}" for fusion in EVERY),
     "train debug=smoke",
     "train debug=overfit",
     "train optim=guarded optim.loss_spike=3 trainer.devices=auto",

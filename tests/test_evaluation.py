@@ -11,12 +11,15 @@ from src.config import table
 from src.config.added_keys import ABSENT
 from src.contracts import Example
 from src.data.scenes import Scenes
+from src.data.scenes_questions import ScenesQuestions
 from src.data.stories import ScenesInterleaved
 from src.errors import UserError
-from src.fusion.base import Fusion, Retriever, Writer
+from src.fusion.base import Fusion, Reader, Retriever, Writer
 from src.loading.module import CaptionData
 from src.tasks.captioning import Captioning, exchange
 from src.tasks.choose import TASKS, choose, tasks_of
+from src.tasks.matching import Matching
+from src.tasks.questions import Answering
 from src.tasks.retrieval import Retrieval
 from src.tasks.stories import Stories
 
@@ -69,7 +72,8 @@ def test_captions_without_spaces_are_told_and_counted_by_characters():
 # --------------------------------------------------------------------------------------------------------------------
 def captioner(fusion: type[Fusion], **about):
     can = {name: None for name in fusion.__abstractmethods__}
-    return SimpleNamespace(fusion=type("Able", (fusion,), {**can, "__init__": lambda self: None, **about})())
+    able = type("Able", (fusion,), {**can, "__init__": lambda self: None, **about})()
+    return SimpleNamespace(fusion=able, speaks=issubclass(fusion, Writer), heads={})
 
 
 def parts(fusion: type[Fusion] = Writer, source=None, **about):
@@ -80,10 +84,14 @@ def parts(fusion: type[Fusion] = Writer, source=None, **about):
 def test_the_data_decide_where_no_task_is_named():
     stories = ScenesInterleaved(seed=0, pictures=2, train=2, val=2, test=2)
     pairs = Scenes(seed=0, train=4, val=2, test=4, compositional=2)
-    assert type(choose(None, pairs)) is Captioning and type(choose(None, stories)) is Stories
-    assert type(choose("retrieval", pairs)) is Retrieval
+    questions = ScenesQuestions(seed=0, train=4, val=2, test=4, compositional=2)
+    writer, reader = captioner(Writer).fusion, captioner(Reader).fusion
+    assert type(choose(None, pairs, writer)) is Captioning and type(choose(None, stories, writer)) is Stories
+    assert type(choose("retrieval", pairs, writer)) is Retrieval
+    assert type(choose(None, pairs, reader)) is Matching and type(choose("caption", pairs, reader)) is Captioning
+    assert type(choose(None, questions, writer)) is type(choose(None, questions, reader)) is Answering
     members = {"pairs": SimpleNamespace(source=pairs), "stories": SimpleNamespace(source=stories)}
-    asked = tasks_of(SimpleNamespace(data_sets=lambda: members), "retrieval")
+    asked = tasks_of(SimpleNamespace(data_sets=lambda: members, captioner=captioner(Writer)), "retrieval")
     assert {name: type(task) for name, task in asked.items()} == {"pairs": Retrieval, "stories": Stories}
 
 
@@ -93,14 +101,18 @@ def test_a_task_refuses_data_and_mechanisms_before_any_work():
         Stories().check(parts(), "test")
     with pytest.raises(UserError, match="task=caption needs captioned pictures"):
         Captioning().check(parts(source=stories), "test")
-    with pytest.raises(UserError, match="task=retrieval needs a mechanism that is a Retriever"):
+    with pytest.raises(UserError, match="task=retrieval needs a mechanism that compares or has learnt to match"):
         Retrieval().check(parts(), "test")
     with pytest.raises(UserError, match="contrastive_weight is 0"):
         Retrieval().check(parts(Retriever, compares=False), "test")
     with pytest.raises(UserError, match="fusion=flamingo"):
         Captioning(shots=2).check(parts(multi_image=False), "test")
+    with pytest.raises(UserError, match="needs a mechanism that writes or learns hidden words"):
+        Captioning().check(parts(Reader), "test")
+    with pytest.raises(UserError, match=r"task=match asks .* needs objective=match"):
+        Matching().check(parts(Reader), "test")
     with pytest.raises(UserError, match="shots=2 needs captioned pictures"):
-        choose(None, stories, shots=2)
+        choose(None, stories, captioner(Writer).fusion, shots=2)
     Captioning(shots=2).check(parts(multi_image=True), "test")
     Retrieval().check(parts(Retriever), "test")
 

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from conftest import OBJECTIVES, VISION, make_language, make_text, viewed
+from conftest import OBJECTIVES, VISION, make_bert, make_language, make_text, viewed
 from test_captioner import make_batch, make_captioner
 
 from src.build import build_objectives
 from src.contracts import Batch, Memory, UserError, View
-from src.fusion.base import Fusion, Read, Reader
+from src.fusion.base import Fusion, Read, Reader, Retriever
 from src.loading.batches import chance
 from src.loading.rows import APART, with_views
-from src.objectives.base import Loss, Objective
+from src.objectives.base import Loss, Objective, Surroundings
 from src.objectives.next_token import NextToken
 from src.objectives.prefix_lm import PrefixLM
 
@@ -25,6 +25,9 @@ class Mean(Reader):
 
     def encode(self, lm, visual, aux=None):
         return Memory()
+
+    def hide(self, memory, hidden_IN):
+        return memory
 
     def read(self, lm, memory, text, aux=None):
         h_BTD = lm.embed(text.ids_BT)
@@ -46,6 +49,9 @@ class Matches(Objective):
         logits_BC = of.heads["matches"](hidden_BTD.mean(1).float())
         mean = torch.nn.functional.cross_entropy(logits_BC, view.label_B)
         return Loss(mean, torch.tensor(len(view.label_B)))
+
+
+AROUND = Surroundings(VISION, make_language().spec, lambda most: ["yes", "no"][:most])
 
 
 def draws(seed: int):
@@ -139,19 +145,35 @@ def test_the_ability_decides_what_is_learnt():
     from omegaconf import OmegaConf
 
     writer, reader = make_captioner("srau").fusion, Mean(VISION, make_language().spec)
-    assert build_objectives(OmegaConf.create({}), writer) == {"next_token": NextToken()}
+    assert build_objectives(OmegaConf.create({}), writer, "caption", AROUND) == {"next_token": NextToken()}
     chosen = OmegaConf.create({"objectives": {"prefix_lm": {"_target_": "src.objectives.prefix_lm.PrefixLM"}}})
-    assert build_objectives(chosen, writer) == {"prefix_lm": PrefixLM()}
+    assert build_objectives(chosen, writer, "caption", AROUND) == {"prefix_lm": PrefixLM()}
     with pytest.raises(UserError, match="objective=prefix_lm needs a mechanism that is a Writer, and fusion=Mean"):
-        build_objectives(chosen, reader)
-    with pytest.raises(UserError, match="does not write, so say what it learns by"):
-        build_objectives(OmegaConf.create({}), reader)
+        build_objectives(chosen, reader, "caption", AROUND)
+    around = replace(AROUND, language=make_bert().spec)
+    assert build_objectives(OmegaConf.create({}), reader, "caption", around).keys() == {"masked", "match"}
+    assert build_objectives(OmegaConf.create({}), reader, "vqa", around).keys() == {"answer"}
+    maskless = replace(around, language=replace(around.language, mask=None))
+    with pytest.raises(UserError, match="no token for that"):
+        build_objectives(OmegaConf.create({}), reader, "caption", maskless)
+    with pytest.raises(UserError, match="no answers to choose from"):
+        build_objectives(OmegaConf.create({}), reader, "vqa", replace(around, commonest=lambda most: []))
 
 
-def test_an_objective_of_a_mechanism_that_does_not_write_has_to_say_its_walk():
+def test_an_objective_of_a_mechanism_that_neither_writes_nor_reads_has_to_say_its_walk():
+    class Compares(Retriever):
+        def encode(self, lm, visual, aux=None):
+            return Memory()
+
+        def embed_pictures(self, memory):
+            return torch.zeros(1, 1)
+
+        def embed_texts(self, lm, text):
+            return torch.zeros(1, 1)
+
     language = make_language()
-    with pytest.raises(TypeError, match="Matches has to say how it walks through Mean"):
-        Matches().walk(Mean(VISION, language.spec), language, Memory(), make_text(2, 3))
+    with pytest.raises(TypeError, match="Matches has to say how it walks through Compares"):
+        Matches().walk(Compares(VISION, language.spec), language, Memory(), View(make_text(2, 3)))
 
 
 def test_a_mechanism_that_can_do_nothing_is_refused():

@@ -224,7 +224,9 @@ class Own(Contestant):
         cfg.seed, cfg.dropout, cfg.trainer.precision = settings["seed"], settings["dropout"], precision
         with own_randomness(settings["seed"], "language"):
             language = make_language(size, settings["dropout"], workload.tokenizer)
-        self.module: Captioner = build_captioner(cfg, workload.tower, language, workload.tokenizer)
+        self.module: Captioner = build_captioner(
+            cfg, workload.tower, language, workload.tokenizer, "caption", lambda most: ()
+        )
         workload.features.tokens = self.module.needs_tokens
         workload.lay(Rows(job.pack, self.module.writer.reads_ends))
         if not self.module.parameter_groups():

@@ -17,11 +17,11 @@ PARTS = {
     F1: ("true_statements", "statements", "facts_found", "facts"),
 }
 FIELDS = frozenset(field for fields in PARTS.values() for field in fields)
-FIRST = (GAIN, GAP, LOSS, "CIDEr-D", "truth", "coverage", F1)
+FIRST = ("accuracy", GAIN, GAP, LOSS, "CIDEr-D", "truth", "coverage", F1)
 # A human caption scores no higher in BLEU-4 than captioners do that are far behind it in CIDEr-D; neither leads.
 ASKED_FOR = (*BLEU, "ROUGE-L")
 
-LESS_IS_BETTER = (LOSS, "perplexity")
+LESS_IS_BETTER = (LOSS, "perplexity", "match/loss")
 DESCRIPTIVE = ("length", "vocabulary")  # more is neither better nor worse
 
 Table = dict[str, dict]  # a run's rows by image id

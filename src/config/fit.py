@@ -52,6 +52,14 @@ def check_fit(cfg: DictConfig) -> None:
         run_config(str(cfg.resume))
 
 
+# What each task needs: an ability, and data.
+ASKED = {
+    "caption": ("Fusion", "captioned pictures"),
+    "retrieval": ("Fusion", "captioned pictures"),
+    "stories": ("Writer", "documents with several pictures"),
+    "vqa": ("Fusion", "pictures with questions"),
+    "match": ("Reader", "captioned pictures"),
+}
 PICTURELESS = "This fusion reads pictures and the data has none; use fusion=blind or data with pictures."
 
 
@@ -206,10 +214,9 @@ def _check_task(cfg: DictConfig) -> None:
     task, source = cfg.get("task"), next(iter(_members(cfg).values())).source._target_
     if task is None:
         return
-    if trait(source, "has_images") is False or trait(source, "task") != ("stories" if task == "stories" else "caption"):
-        what = "documents with several pictures" if task == "stories" else "captioned pictures"
+    needed, what = ASKED[task]
+    if trait(source, "has_images") is False or what != ASKED[trait(source, "task")][1]:
         raise UserError(f"task={task} needs {what}, and these data have others; leave task= out.")
-    needed = "Retriever" if task == "retrieval" else "Writer"
     if needed not in lineage(cfg.fusion._target_):
         raise UserError(f"task={task} needs a mechanism that is a {needed}, and this is none; choose another fusion=.")
 

@@ -79,7 +79,7 @@ Metric = Literal["meteor", "spice", "clipscore"]  # those of src.metrics.extra
 Metrics = Metric | list[Metric]
 Ids = Literal["cocoid", "image_id", "id", "imgid", "file_name", "file_stem", "file_number"]  # those of src.metrics.ids
 Words = Literal["words", "characters"]  # those of src.metrics.tokens
-Task = Literal["caption", "stories", "retrieval"]  # those of src.tasks.choose
+Task = Literal["caption", "stories", "retrieval", "vqa", "match"]  # those of src.tasks.choose
 
 DATA = {
     "data.root": Name,
@@ -139,6 +139,7 @@ TRAIN = {
     "language.init": Literal["pretrained", "random"],
     "language.weights": Name | None,
     "language.recompute": bool,
+    "language.lr": Rate,
     "regime.train_language": bool,
     "regime.train_vision": bool | Literal["auto"],
     "regime.lora.rank": Size,

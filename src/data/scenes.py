@@ -26,6 +26,7 @@ from torch import Tensor
 from src.contracts import Example, UserError
 from src.kinds import Checked, Count, Seed, Size
 from src.scenes.captions import describe
+from src.scenes.foils import foil
 from src.scenes.picks import pick
 from src.scenes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, Scene, Thing
 
@@ -55,6 +56,11 @@ SMALLEST = 32  # pixels; below this a small star and a small circle look the sam
 # --------------------------------------------------------------------------------------------------------------------
 def sample_scene(rng: Random, pairs: Sequence[tuple[str, str]] = SEEN_PAIRS) -> Scene:
     """A random scene whose (colour, shape) pairs are among ``pairs``; no two of its things share all three traits."""
+    return scene_of(sample_traits(rng, pairs), rng)
+
+
+def sample_traits(rng: Random, pairs: Sequence[tuple[str, str]] = SEEN_PAIRS) -> list[tuple[str, str, str]]:
+    """(colour, shape, size) of the things of a random scene."""
     draw = rng.random()
     count = 1 + sum(draw >= math.fsum(COUNT_SHARES[:i]) for i in range(1, len(COUNT_SHARES)))
     traits: list[tuple[str, str, str]] = []
@@ -65,7 +71,7 @@ def sample_scene(rng: Random, pairs: Sequence[tuple[str, str]] = SEEN_PAIRS) -> 
         trait = (*pick(pairs, rng), size)
         if trait not in traits:
             traits.append(trait)
-    return scene_of(traits, rng)
+    return traits
 
 
 def scene_of(traits: Sequence[tuple[str, str, str]], rng: Random) -> Scene:
@@ -285,6 +291,10 @@ class DrawnWorld(Checked, group="data.source"):
         if split not in self._groups:
             raise UserError(f"The {self.name} have no split {split!r}, only {', '.join(self._groups)}.")
         return self._groups[split]
+
+    def foil(self, example: Example, caption: str, chance: Random) -> str | None:
+        """The caption with a word changed that makes it false; None where there is none."""
+        return foil(caption, Scene.from_dict(example.extra["scene"]), chance)
 
     def pixels(self, example: Example, size: int) -> Tensor:
         """uint8 RGB tensor (3, size, size). Raises UserError where the shapes would be too small to tell apart."""

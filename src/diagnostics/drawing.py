@@ -29,8 +29,12 @@ def draw(captioner, run: Path, named: dict, readings: dict, folder: Path) -> lis
                 figures.word_maps(picture, reading.words, reading.attention, f"attention: {caption}"),
                 f"attention-{name}",
             )
-        title = f"log-probability lost where grey: {caption}"
-        keep(figures.word_maps(picture, reading.words, reading.occlusion, title), f"occlusion-{name}")
+        if reading.back is not None:
+            title = f"attention back, of the picture to each word: {caption}"
+            keep(figures.word_maps(picture, reading.words, reading.back, title), f"attention_back-{name}")
+        if reading.occlusion is not None:
+            title = f"log-probability lost where grey: {caption}"
+            keep(figures.word_maps(picture, reading.words, reading.occlusion, title), f"occlusion-{name}")
         keep(figures.pooler_maps(picture, reading, grids), f"pooler-{name}")
     every = list(readings.values())
     for gate in ("visual_gate", "language_gate"):

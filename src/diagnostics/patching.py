@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from src.captioner import Captioner
-from src.contracts import Example, Memory, View, present
+from src.contracts import Example, Line, Memory, View, present
 from src.data.scenes import SEEN_PAIRS
 from src.diagnostics.seeing import Sight, grouped, nats, spans_of, view_of
 from src.diagnostics.seeing_summary import ratio
@@ -99,7 +99,8 @@ def _memory(captioner: Captioner, batch) -> Memory:
 def _view(captioner: Captioner, data: CaptionData, pairs: Sequence[Pair], other: bool) -> View:
     """The captions of ``pairs`` twice, with the right colour or the other one."""
     captions = [_worded(pair, pair.other if other else pair.colour) for pair in pairs]
-    return captioner.transfer_batch_to_device(view_of(data, captions * 2), captioner.device, 0)
+    view = view_of(data, [Line(caption) for caption in captions] * 2)
+    return captioner.transfer_batch_to_device(view, captioner.device, 0)
 
 
 def _worded(pair: Pair, colour: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -18,6 +18,8 @@ from torch import Tensor
 
 from src.captioner import Captioner
 from src.contracts import Batch, Memory, Target, Text
+from src.fusion.base import Reader
+from src.text.normalise import normalise_caption
 
 GREY = 128
 END = "(end)"
@@ -27,20 +29,29 @@ END = "(end)"
 class Reading:
     """W words of one caption; maps are (W, side, side). ``columns``: for each word, the text columns that made it.
 
-    ``aux``: everything noted by encode and decode, as the mechanisms document it.
+    ``back``: how much the tokens of the picture look at each word, of who reads both ways; of these there is no
+    ``occlusion``, which asks for the next word. ``aux``: everything noted by encode and decode (or read), as the
+    mechanisms document it.
     """
 
     words: list[str]
     columns: list[list[int]]
     attention: Tensor | None
-    occlusion: Tensor
+    occlusion: Tensor | None
     aux: dict[str, list[Tensor]]
+    back: Tensor | None = None
 
 
 @torch.no_grad()
-def read(captioner: Captioner, pixels_3hw: Tensor, squares: int = 8) -> Reading:
-    """Caption a picture, uint8 (3, size, size), and look at how. ``squares`` x ``squares`` of it are painted over."""
+def read(captioner: Captioner, pixels_3hw: Tensor, said: str | None = None, squares: int = 8) -> Reading:
+    """Caption a picture, uint8 (3, size, size), and look at how. ``squares`` x ``squares`` of it are painted over.
+
+    Who reads both ways reads what is ``said`` of it; None: the caption that it fills in. Raises UserError for one that
+    can do neither.
+    """
     captioner.eval()
+    if isinstance(captioner.fusion, Reader):
+        return _both_ways(captioner, pixels_3hw, said)
     batch = Batch(["picture"], captioner.start(1, captioner.device), pixels_3hw[None, None].to(captioner.device))
     with captioner.autocast():
         (ids,) = captioner.generate(batch)
@@ -59,6 +70,24 @@ def read(captioner: Captioner, pixels_3hw: Tensor, squares: int = 8) -> Reading:
     occlusion_WX = _by_word(falls_XT.T, tokens, total=True)
     reading = Reading(words, columns, maps, occlusion_WX.unflatten(-1, (squares, squares)), aux)
     return move_data_to_device(reading, torch.device("cpu"))  # where figures are drawn
+
+
+def _both_ways(captioner: Captioner, pixels_3hw: Tensor, said: str | None) -> Reading:
+    batch = Batch(["picture"], captioner.start(1, captioner.device), pixels_3hw[None, None].to(captioner.device))
+    with captioner.autocast():
+        ids = captioner.generate(batch)[0] if said is None else captioner.tokenizer.encode([normalise_caption(said)])[0]
+    text, aux = _continued(batch.text, [*ids, captioner.tokenizer.eos]), {}
+    memory = captioner.memory(batch, aux)
+    captioner.fusion.read(captioner.language, memory, replace(text, open_BT=torch.ones_like(text.valid_BT)), aux)
+    words, tokens = words_of(captioner.tokenizer, ids)
+    columns = [[1 + j for j in group] for group in tokens]  # each where it stands
+    aux["attention_back"] = [weights_BHNT.transpose(2, 3) for weights_BHNT in aux.get("attention_back", [])]
+    maps = []
+    for name in ("attention", "attention_back"):
+        weights_TN = _attention(aux, name)
+        maps.append(None if weights_TN is None else grids(_by_word(weights_TN, columns)))
+    reading = Reading([*words, END], columns, maps[0], None, aux, maps[1])
+    return move_data_to_device(reading, torch.device("cpu"))
 
 
 def words_of(tokenizer, ids: list[int]) -> tuple[list[str], list[list[int]]]:
@@ -86,9 +115,9 @@ def _continued(prompt: Text, ids: list[int]) -> Text:
     )
 
 
-def _attention(aux: dict) -> Tensor | None:
+def _attention(aux: dict, name: str = "attention") -> Tensor | None:
     """Mean over everything that was noted, (T, N)."""
-    noted = [weights_BHTN[0].float().mean(0) for weights_BHTN in aux.get("attention", [])]
+    noted = [weights_BHTN[0].float().mean(0) for weights_BHTN in aux.get(name, [])]
     return torch.stack(noted).mean(0) if noted else None
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from src.captioner import Captioner
-from src.contracts import Memory, Target, Tokenizer, View, present
+from src.contracts import Line, Memory, Target, Tokenizer, View, present
 from src.data.order import circle
 from src.diagnostics.reading import END, words_of
 from src.diagnostics.sites import Passed, Site, Watched, depths, watched
@@ -69,7 +69,7 @@ class Sight:
 def see(captioner: Captioner, data: CaptionData, split: str, shuffled: int, kind: Callable[[str], str]) -> Sight:
     """The first caption of every picture of ``split``, each beside ``shuffled`` others; ``kind``: a word's class."""
     captioner.eval()
-    captions = {id: own[0] for id, own in data.references(split).items()}
+    captions = {id: own[0] for id, own in data.lines(split).items()}
     words: dict[str, list[Word]] = {}
     tokens: dict[str, int] = {}
     changed: dict[str, list[float]] = {}  # nats that a caption sees, by alteration
@@ -102,7 +102,7 @@ def see(captioner: Captioner, data: CaptionData, split: str, shuffled: int, kind
 
 def neighbours(captioner: Captioner, data: CaptionData, split: str, others: int) -> Iterator[tuple[list[str], Memory]]:
     """Pictures in the order of the circle, and their memories behind those of the ``others`` before them."""
-    order = circle(len(data.references(split)), data.seed)
+    order = circle(len(data.examples(split)), data.seed)
     ids: list[str] = []
     kept: Memory | None = None
     for batch in data.pictures_at(split, order[-others:] + order):
@@ -117,7 +117,7 @@ def neighbours(captioner: Captioner, data: CaptionData, split: str, others: int)
         ids, kept = ids[stay.start :], memory.select(torch.tensor(stay, device=captioner.device))
 
 
-def view_of(data: CaptionData, captions: Sequence[str]) -> View:
+def view_of(data: CaptionData, captions: Sequence[Line]) -> View:
     """Captions, one a row, each token asked for."""
     text = data.texts(captions)
     return APART.lay(View(text, Target.next(text)), len(captions))

@@ -21,12 +21,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
 from src.kinds import Checked
 from src.layers.cache import Cache
 from src.layers.notes import Aux
+from src.layers.regions import RegionEmbedding
 
 Terms = dict[str, tuple[Tensor, float]]  # a mechanism's own losses by name: value and weight
 
@@ -110,9 +112,15 @@ class Read(NamedTuple):
 class Reader(Fusion):
     """Reads picture and text at once; every column of a text has seen all of it."""
 
+    regions: RegionEmbedding  # how visual tokens enter, at which width they are read
+
     @abstractmethod
     def read(self, lm: Language, memory: Memory, text: Text, aux: Aux | None = None) -> Read:
         """``text`` is open throughout; ``aux`` as in ``encode``."""
+
+    @abstractmethod
+    def hide(self, memory: Memory, hidden_IN: Tensor) -> Memory:
+        """The same pictures with some visual tokens hidden; ``memory["features"]``: what these are, (I, N, C)."""
 
 
 class Retriever(Fusion):
@@ -127,6 +135,11 @@ class Retriever(Fusion):
     @abstractmethod
     def embed_texts(self, lm: Language, text: Text) -> Tensor:
         """Unit vectors (B, E) of whole texts, start and end token included."""
+
+
+def first_columns(h_BTD: Tensor, text: Text) -> Tensor:
+    """The states of the start tokens, (B, D), wherever padding puts them."""
+    return h_BTD[torch.arange(len(h_BTD), device=h_BTD.device), text.valid_BT.int().argmax(1)]
 
 
 def gpt2_init(module: nn.Module) -> None:

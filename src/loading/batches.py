@@ -17,7 +17,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from src.contracts import Batch, Example, Source, Text, Tokenizer, Visual
+from src.contracts import Batch, Contradicting, Example, Line, Source, Text, Tokenizer, Visual, present
 from src.data.base import stable_number
 from src.data.order import AGAIN, EpochBatchSampler, Pick, draw_captions
 from src.errors import UserError
@@ -35,11 +35,31 @@ def token_row(caption: list[int], tokenizer: Tokenizer, max_tokens: int) -> list
     return row if len(row) <= max_tokens else row[:max_tokens]
 
 
-def caption_rows(captions: Sequence[str], tokenizer: Tokenizer, max_tokens: int, picture: int, image_tag: bool) -> Text:
-    """Captions as their authors wrote them, one a row; ``picture``: what tokens look at, see ``pad_rows``."""
-    found = tokenizer.encode([normalise_caption(caption) for caption in captions])
-    text = pad_rows([token_row(caption, tokenizer, max_tokens) for caption in found], tokenizer.pad, picture)
+def text_rows(lines: Sequence[Line], tokenizer: Tokenizer, max_tokens: int, picture: int, image_tag: bool) -> Text:
+    """Lines as their authors wrote them, one a row: [bos] + given + said + [eos], of which what is said is learnt.
+
+    ``picture``: what tokens look at, see ``pad_rows``.
+    """
+    given = [normalise_caption(line.given) for line in lines]
+    whole = [f"{g} {normalise_caption(line.said)}".lstrip() for g, line in zip(given, lines, strict=True)]
+    rows = [token_row(ids, tokenizer, max_tokens) for ids in tokenizer.encode(whole)]
+    text = pad_rows(rows, tokenizer.pad, picture)
+    if any(given):  # words are encoded one by one, so that what is given is the beginning of the whole
+        said_B1 = torch.tensor([[1 + len(ids)] for ids in tokenizer.encode(given)])
+        text.target_BT = text.valid_BT & (torch.arange(text.ids_BT.shape[1]) >= said_B1)
     return tagged(text, tokenizer.image_tag) if image_tag else text
+
+
+def prompt_rows(given: Sequence[str], tokenizer: Tokenizer, picture: int, image_tag: bool) -> Text:
+    """The beginnings of ``text_rows``, [bos] + given, padded on the left: what is to be said goes on behind them."""
+    rows = [[tokenizer.bos, *ids] for ids in tokenizer.encode([normalise_caption(one) for one in given])]
+    text = pad_rows(rows, tokenizer.pad, picture)
+    text = tagged(text, tokenizer.image_tag) if image_tag else text
+    T = text.ids_BT.shape[1]
+    length_B1 = text.valid_BT.sum(1, keepdim=True)
+    from_BT = (torch.arange(T) - (T - length_B1)) % T  # the padding behind a row comes before it
+    moved = (x_BT.gather(1, from_BT) for x_BT in (text.ids_BT, text.valid_BT, text.phi_BT))
+    return Text(*moved, ragged=bool((length_B1 < T).any()))
 
 
 def tagged(text: Text, tag: Sequence[int]) -> Text:
@@ -51,7 +71,7 @@ def tagged(text: Text, tag: Sequence[int]) -> Text:
         torch.cat([first.ids_BT, ids_BX, rest.ids_BT], 1),
         torch.cat([first.valid_BT, ones_BX.bool(), rest.valid_BT], 1),
         torch.cat([torch.zeros_like(first.phi_BT), ones_BX, rest.phi_BT], 1),
-        target_BT=torch.cat([torch.zeros_like(first.valid_BT), ~ones_BX.bool(), rest.valid_BT], 1),
+        target_BT=torch.cat([torch.zeros_like(first.valid_BT), ~ones_BX.bool(), rest.targets()], 1),
     )
 
 
@@ -128,28 +148,57 @@ class CaptionBatches(Batches):
 
     def _batch(self, epoch: int | None, indices: list[int]) -> PinnableBatch:
         examples = [self.examples[i] for i in indices]
-        ids, pixels, visual = [e.id for e in examples], self._pixels(examples), self._visual(indices)
+        ids, (pixels, visual) = [e.id for e in examples], self.pictures(indices)
         if self.tokenizer is None:
             return PinnableBatch(ids, None, pixels, visual)
-        captions = [c for i, e in zip(indices, examples, strict=True) for c in self._captions(epoch, i, e)]
-        text = caption_rows(captions, self.tokenizer, self.max_tokens, int(self.source.has_images), self.image_tag)
-        batch = PinnableBatch(ids, text, pixels, visual)
+        lines = [line for i, e in zip(indices, examples, strict=True) for line in self._lines(epoch, i, e)]
+        text = text_rows(lines, self.tokenizer, self.max_tokens, int(self.source.has_images), self.image_tag)
+        batch = PinnableBatch(ids, text, pixels, visual, captions=[e.captions for e in examples])
+        batch.foils = self._foils(epoch, examples, lines)
         return with_views(batch, self.objectives, chance(self.seed, epoch, batch), self.rows)
 
-    def _captions(self, epoch: int | None, index: int, example: Example) -> list[str]:
-        """G captions of one example."""
+    def _lines(self, epoch: int | None, index: int, example: Example) -> list[Line]:
+        """G captions of one example, or answers to its question."""
+        lines = example.lines
         if epoch is None:
-            return list(islice(cycle(example.captions), self.captions_per_image))
-        chosen = draw_captions(self.seed, epoch, index, len(example.captions), self.captions_per_image)
-        return [example.captions[k] for k in chosen]
+            return list(islice(cycle(lines), self.captions_per_image))
+        chosen = draw_captions(self.seed, epoch, index, len(lines), self.captions_per_image)
+        return [lines[k] for k in chosen]
 
-    def _pixels(self, examples: list[Example]) -> Tensor | None:
-        if not self.source.has_images or self.image_size is None or self.features is not None:
+    def _foils(self, epoch: int | None, examples: list[Example], lines: list[Line]) -> Text | None:
+        """A false line for each one, where some objective asks for it and the source knows any."""
+        if not (isinstance(self.source, Contradicting) and any(one.foils for one in self.objectives.values())):
             return None
-        return torch.stack([self.source.pixels(e, self.image_size) for e in examples])[:, None]
+        G = len(lines) // len(examples)
+        found = []
+        for row, line in enumerate(lines):
+            chance = random.Random(stable_number(self.seed, "foil", epoch, examples[row // G].id, row % G))
+            found.append(self.source.foil(examples[row // G], line.said, chance))
+        text = text_rows([Line(one or "") for one in found], self.tokenizer, self.max_tokens, 1, self.image_tag)
+        text.valid_BT &= torch.tensor([[one is not None] for one in found])
+        return text
 
-    def _visual(self, indices: list[int]) -> Visual | None:
-        return None if self.features is None else self.features.visual(indices)
+    def pictures(self, indices: list[int]) -> tuple[Tensor | None, Visual | None]:
+        """Pixels (I, 1, 3, h, w), or what is known of them encoded, or neither where none are read."""
+        if self.features is not None:
+            return None, self.features.visual(indices)
+        if not self.source.has_images or self.image_size is None:
+            return None, None
+        return torch.stack([self.source.pixels(self.examples[i], self.image_size) for i in indices])[:, None], None
+
+
+class QuestionBatches(Batches):
+    """The questions of ``batches`` as prompts. ``shown``: whose picture each is asked about; None: its own."""
+
+    def __init__(self, batches: CaptionBatches, shown: Sequence[int] | None):
+        self.batches, self.shown = batches, shown
+
+    def _batch(self, epoch: int | None, indices: list[int]) -> PinnableBatch:
+        own, tokenizer = self.batches, present(self.batches.tokenizer, "tokenizer")
+        examples = [own.examples[i] for i in indices]
+        text = prompt_rows([e.question for e in examples], tokenizer, int(own.source.has_images), own.image_tag)
+        seen = indices if self.shown is None else [self.shown[i] for i in indices]
+        return PinnableBatch([e.id for e in examples], text, *own.pictures(seen))
 
 
 def _outlive_signals(worker: int) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -136,3 +136,30 @@ class FeatureCache:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._open()
+
+
+class Shared:
+    """The features of examples of which several show the same picture."""
+
+    def __init__(self, cache: FeatureCache, places: Sequence[int]):
+        self.cache, self.places = cache, places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def visual(self, rows: Sequence[int]) -> Visual:
+        """The pictures of the examples at these positions."""
+        return self.cache.visual([self.places[row] for row in rows])
+
+
+def of_pictures(
+    examples: Sequence[Example], cache: Callable[[Sequence[Example]], FeatureCache]
+) -> FeatureCache | Shared:
+    """What ``cache`` makes of the examples; of those that share picture files each picture is kept once."""
+    files = [example.image for example in examples] if isinstance(examples, list) else []
+    if None in files or len(set(files)) == len(files):
+        return cache(examples)
+    distinct = dict.fromkeys(files)
+    first = {example.image: example for example in reversed(examples)}
+    place = {file: i for i, file in enumerate(distinct)}
+    return Shared(cache([first[file] for file in distinct]), [place[file] for file in files])

@@ -12,12 +12,12 @@ from dataclasses import replace
 import lightning
 import torch
 
-from src.contracts import Batch, Document, Example, Source, Text, Tokenizer, present
+from src.contracts import Batch, Document, Example, Line, Source, Text, Tokenizer, present
 from src.data.base import Streamed
 from src.data.order import EpochBatchSampler, InOrder, nested_share
 from src.errors import UserError
 from src.layers.processes import processes
-from src.loading.batches import CaptionBatches, Loader, TrainLoader, caption_rows
+from src.loading.batches import CaptionBatches, Loader, QuestionBatches, TrainLoader, text_rows
 from src.loading.documents import DocumentBatches, prompts
 from src.loading.rows import APART, Rows
 from src.objectives.base import Objective
@@ -105,6 +105,7 @@ class CaptionData(lightning.LightningDataModule):
         if isinstance(examples, list):
             examples = self._usable(examples, f"{self.source.name}/{split}")
             _require_distinct(examples, f"{self.source.name}/{split}")
+            self._require_room(examples, f"{self.source.name}/{split}")
         if split == "train" and self.train_fraction < 1 and isinstance(examples, Streamed):
             examples = examples.share(self.train_fraction, self.seed)
         elif split == "train" and self.train_fraction < 1:
@@ -116,6 +117,19 @@ class CaptionData(lightning.LightningDataModule):
     def _usable(self, examples: list[Example], where: str) -> list[Example]:
         return without_empty_captions(examples, where)
 
+    def _require_room(self, examples: list[Example], where: str) -> None:
+        """Raises UserError for questions behind which ``max_tokens`` leaves no room for a word."""
+        asked = [normalise_caption(example.question) for example in examples if isinstance(example, Example)]
+        if self.tokenizer is None or not any(asked):
+            return
+        lengths = [len(ids) + 3 for ids in self.tokenizer.encode(asked)]  # start, a token, end
+        long = sum(length > self.max_tokens for length in lengths)
+        if long:
+            raise UserError(
+                f"{long} of the {len(asked)} questions of {where} leave no room for an answer within "
+                f"data.max_tokens={self.max_tokens}; the longest needs {max(lengths)}."
+            )
+
     def references(self, split: str) -> dict[str, list[str]]:
         """The captions of each picture as their authors wrote them, by id."""
         examples = self.examples(split)
@@ -124,11 +138,15 @@ class CaptionData(lightning.LightningDataModule):
             raise UserError(f"{self.source.name}/{split} has several pictures with the same id.")
         return references
 
+    def lines(self, split: str) -> dict[str, list[Line]]:
+        """What may be said of each picture, by id."""
+        return {example.id: example.lines for example in self.examples(split)}
+
     def fingerprint(self, split: str) -> str:
-        """sha256 over ids and captions: scores are comparable only where it is equal."""
+        """sha256 over ids and texts: scores are comparable only where it is equal."""
         digest = hashlib.sha256()
         for example in self.examples(split):
-            digest.update(json.dumps([example.id, *example.captions]).encode() + b"\n")
+            digest.update(json.dumps([example.id, *example.texts]).encode() + b"\n")
         return digest.hexdigest()
 
     # ------------------------------------------------------------------------------------------------- loaders
@@ -160,10 +178,15 @@ class CaptionData(lightning.LightningDataModule):
         picks = [(None, list(places[i : i + self.batch_size])) for i in range(0, len(places), self.batch_size)]
         return Loader(self._batches(split, 1), picks, self.workers)
 
-    def texts(self, captions: Sequence[str]) -> Text:
-        """Captions as the rows that training makes of them, one a row."""
+    def texts(self, lines: Sequence[Line]) -> Text:
+        """Lines as the rows that training makes of them, one a row."""
         picture = int(self.source.has_images)
-        return caption_rows(captions, present(self.tokenizer, "tokenizer"), self.max_tokens, picture, self.image_tag)
+        return text_rows(lines, present(self.tokenizer, "tokenizer"), self.max_tokens, picture, self.image_tag)
+
+    def questions(self, split: str, shown: Sequence[int] | None = None) -> Loader:
+        """The questions of a split, each a prompt beside its picture, or beside that of example ``shown[i]``."""
+        asked = QuestionBatches(self._batches(split, 1), shown)
+        return Loader(asked, InOrder(len(self.examples(split)), self.batch_size), self.workers)
 
     def _in_order(self, split: str, captions_per_image: int) -> Loader:
         order = InOrder(len(self.examples(split)), self.batch_size, *_rank_and_world())

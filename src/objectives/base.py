@@ -1,7 +1,7 @@
 """What every objective promises: a view of the batch, made where data are loaded, and a loss of it, made in the step.
 
     view(batch, chance) -> View              what is read and what is to be predicted; nothing but data
-    walk(fusion, lm, memory, text) -> walked the way through the model, which may be compiled
+    walk(fusion, lm, memory, view) -> walked the way through the model, which may be compiled
     loss(of, walked, view) -> Loss           nats, and of how many tokens or rows they are the mean
     head(language) -> module or None         parameters of its own, which lie in ``captioner.heads``
 
@@ -11,23 +11,39 @@ mechanism has (CoCa's contrastive term on its own lower half) is no objective bu
 
 from __future__ import annotations
 
+import copy
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from src.contracts import Batch, Language, LanguageSpec, Memory, Target, Text, View
-from src.fusion.base import Fusion, Writer
+from src.contracts import Batch, Language, LanguageSpec, Memory, Target, View, VisionSpec
+from src.fusion.base import Fusion, Reader, Writer
 from src.kinds import Rate, check_kinds
 
 Chance = Callable[[int], random.Random]  # row b of a batch -> its draws, a function of (seed, epoch, id) alone
 
 
-Walked = tuple  # what an objective's ``walk`` hands to its ``loss``: of a Writer (hidden_BTD, terms)
+Known = TypeVar("Known", bound="Objective")
+Walked = tuple  # what ``walk`` hands to ``loss``: (hidden_BTD, terms) of a Writer, a Read of a Reader
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What objectives may know before there is a batch.
+
+    ``commonest``: so many of the commonest answers of training; ``regions``: the width of regions as they are read; 0:
+    that of the language model.
+    """
+
+    vision: VisionSpec | None
+    language: LanguageSpec
+    commonest: Callable[[int], Sequence[str]]
+    regions: int = 0
 
 
 class Loss(NamedTuple):
@@ -59,9 +75,22 @@ class Objective(ABC):
 
     weight: Rate = field(default=1.0, kw_only=True)
     needs: ClassVar[type[Fusion]] = Writer  # what the mechanism has to be able to do
+    fills: ClassVar[bool] = False  # teaches which words are hidden, so that words can be asked for one by one
+    foils: ClassVar[bool] = False  # reads captions made false, where the data have them
 
     def __post_init__(self):
-        check_kinds("objectives", {one.name: one.type for one in fields(self)}, vars(self))
+        check_kinds("objectives", {one.name: one.type for one in fields(self) if one.init}, vars(self))
+
+    def fitted(self, to: Surroundings) -> Objective:
+        """The same, knowing what it needs of model and data. Raises UserError where it cannot be learnt from them."""
+        return self
+
+    def knowing(self: Known, **fields) -> Known:
+        """The same with fields that no option sets."""
+        other = copy.copy(self)
+        for name, value in fields.items():
+            object.__setattr__(other, name, value)
+        return other
 
     def head(self, language: LanguageSpec) -> nn.Module | None:
         """Parameters of its own."""
@@ -75,11 +104,17 @@ class Objective(ABC):
     def view(self, batch: Batch, chance: Chance) -> View:
         """What this objective makes of a batch, one text a row, in the process that loads it."""
 
-    def walk(self, fusion: Fusion, lm: Language, memory: Memory, text: Text) -> Walked:
-        """What the loss is made of; of a Writer, the hidden states and own losses of its ``learn``."""
-        if not isinstance(fusion, Writer):
-            raise TypeError(f"{type(self).__name__} has to say how it walks through {type(fusion).__name__}.")
-        return fusion.learn(lm, memory, text)
+    def walk(self, fusion: Fusion, lm: Language, memory: Memory, view: View) -> Walked:
+        """What the loss is made of; ``view`` as ``seen`` leaves it.
+
+        Of a Writer the hidden states and own losses of its ``learn``, of a Reader what it reads.
+        """
+        if isinstance(fusion, Writer) and issubclass(self.needs, Writer):
+            return fusion.learn(lm, memory, view.text)
+        if isinstance(fusion, Reader):
+            memory = memory if view.hidden_IN is None else fusion.hide(memory, view.hidden_IN)
+            return fusion.read(lm, memory, view.text)
+        raise TypeError(f"{type(self).__name__} has to say how it walks through {type(fusion).__name__}.")
 
     @abstractmethod
     def loss(self, of: Learner, walked: Walked, view: View) -> Loss:

@@ -15,7 +15,7 @@ from src.contracts import Batch, Document, Example
 from src.data.base import stable_number
 from src.data.order import exchange
 from src.errors import UserError
-from src.fusion.base import Retriever
+from src.fusion.base import Fusion, Retriever, Writer
 from src.loading.documents import few_shot
 from src.loading.module import CaptionData
 from src.metrics.captions import CaptionScorer
@@ -47,6 +47,7 @@ class Captioning(SpokenTask):
     shots: int | None = None
 
     name = "caption"
+    needs = Fusion
 
     @property
     def prompted(self) -> bool:
@@ -54,6 +55,8 @@ class Captioning(SpokenTask):
 
     def check(self, parts: Parts, split: str) -> None:
         super().check(parts, split)
+        if not parts.captioner.speaks:
+            raise UserError("task=caption needs a mechanism that writes or learns hidden words (objective=masked).")
         if self.shots is not None and (not parts.captioner.fusion.multi_image or self.shots < 0):
             raise no_examples(self.shots)
 
@@ -96,7 +99,8 @@ class Captioning(SpokenTask):
         result = super().evaluate(parts, split)
         if self.shots is not None:
             return result
-        self._add_reading(result, read_references(parts, split, shuffled=True))
+        if isinstance(parts.captioner.fusion, Writer):
+            self._add_reading(result, read_references(parts, split, shuffled=True))
         if isinstance(parts.captioner.fusion, Retriever) and parts.captioner.fusion.compares:
             result.scores |= retrieval_scores(parts, split)
         return result

@@ -6,22 +6,32 @@ from collections.abc import Sequence
 
 from src.build import Parts
 from src.contracts import Source
+from src.fusion.base import Fusion, Writer
 from src.tasks.base import Task
 from src.tasks.captioning import Captioning, no_examples
+from src.tasks.matching import Matching
+from src.tasks.questions import Answering
 from src.tasks.retrieval import Retrieval
 from src.tasks.stories import Stories
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Captioning, Stories, Retrieval)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Captioning, Stories, Retrieval, Answering, Matching)}
 
 
 def choose(
-    word: str | None, source: Source, metrics: Sequence[str] = (), tokens: str = "words", shots: int | None = None
+    word: str | None,
+    source: Source,
+    fusion: Fusion,
+    metrics: Sequence[str] = (),
+    tokens: str = "words",
+    shots: int | None = None,
 ) -> Task:
-    """The task called ``word``; None: what is asked on these data.
+    """The task called ``word``; None: what is asked on these data of what can do what ``fusion`` can.
 
     ``metrics``, ``tokens``, ``shots``: of captions. Raises UserError for ``shots`` of another task.
     """
     name = word or source.task
+    if word is None and name == Captioning.name and not isinstance(fusion, Writer):
+        name = Matching.name
     if name == Captioning.name:
         return Captioning(metrics, tokens, shots)
     if shots is not None:
@@ -33,4 +43,5 @@ def tasks_of(parts: Parts, word: str | None, metrics: Sequence[str] = ()) -> dic
     """The task of each data set by name; ``word`` speaks of the first one, the others are asked what they are for."""
     sources = {name: one.source for name, one in parts.data_sets().items()}
     main = next(iter(sources))
-    return {name: choose(word if name == main else None, source, metrics) for name, source in sources.items()}
+    fusion = parts.captioner.fusion
+    return {name: choose(word if name == main else None, source, fusion, metrics) for name, source in sources.items()}

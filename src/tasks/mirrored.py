@@ -76,14 +76,15 @@ def _cell(value):
 def diagnostics(parts: Parts, cfg: DictConfig, run: Path) -> dict[str, list[Path]]:
     """Figures by kind, in <run>/explain: where words come from, gates, prefixes; none for whoever sees no pictures."""
     own = next((p for p in parts.data_sets().values() if p.source.has_images and p.source.task == "caption"), None)
-    if own is None or parts.captioner.vision is None or not cfg.test_split:
+    captioner = parts.captioner
+    if own is None or captioner.vision is None or not cfg.test_split:
         return {}
     from src.diagnostics.drawing import draw
     from src.diagnostics.reading import read
 
-    captioner, size = parts.captioner, parts.captioner.vision.spec.image_size
-    named = {e.id: own.source.pixels(e, size) for e in islice(own.data.examples(cfg.test_split), LOOKED_AT)}
-    readings = {name: read(captioner, pixels) for name, pixels in named.items()}
+    shown, size = list(islice(own.data.examples(cfg.test_split), LOOKED_AT)), captioner.vision.spec.image_size
+    named = {e.id: own.source.pixels(e, size) for e in shown}
+    readings = {e.id: read(captioner, named[e.id], e.captions[0]) for e in shown}
     kinds: dict[str, list[Path]] = {}
     for file in draw(captioner, run, named, readings, run / "explain"):
         kinds.setdefault(file.stem.partition("-")[0], []).append(file)

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from src.build import Parts
-from src.contracts import Memory, Target, View
+from src.contracts import Line, Memory, Target, View
 from src.data.order import circle
 from src.loading.rows import Rows
 
@@ -55,8 +55,8 @@ def read_references(parts: Parts, split: str, shuffled: bool = False) -> dict[st
     """
     captioner, data = parts.captioner, parts.data
     captioner.eval()
-    references = data.references(split)
-    order = circle(len(references), data.seed)
+    lines = data.lines(split)
+    order = circle(len(lines), data.seed)
     strangers = shuffled and captioner.fusion.sees and len(order) > 1
     found: dict[str, Read] = {}
     ids: list[str] = []
@@ -68,15 +68,15 @@ def read_references(parts: Parts, split: str, shuffled: bool = False) -> dict[st
             memory = captioner.memory(batch)
         memory = memory if last is None else memory.behind(last)
         ids = [*ids[-1:], *batch.ids]
-        sums_I3 = _sums(parts, memory, [references[id] for id in ids[1:]], strangers)
+        sums_I3 = _sums(parts, memory, [lines[id] for id in ids[1:]], strangers)
         for id, (nats, other, tokens) in zip(ids[1:], sums_I3.tolist(), strict=True):
             blind = nats if shuffled and not captioner.fusion.sees else None
             found[id] = Read(nats, other if strangers else blind, int(tokens))
         last = memory.select(torch.tensor([len(ids) - 1], device=captioner.device))
-    return {id: found[id] for id in references}
+    return {id: found[id] for id in lines}
 
 
-def _sums(parts: Parts, memory: Memory, captions: Sequence[Sequence[str]], strangers: bool) -> Tensor:
+def _sums(parts: Parts, memory: Memory, captions: Sequence[Sequence[Line]], strangers: bool) -> Tensor:
     """Nats of each picture's ``captions``, with the picture before it (0 without ``strangers``), and target tokens.
 
     (I, 3), of all contexts of ``memory`` but its first.
@@ -98,7 +98,7 @@ def _sums(parts: Parts, memory: Memory, captions: Sequence[Sequence[str]], stran
     return sums_3I.T
 
 
-def _portions(captions: Sequence[Sequence[str]]) -> Iterator[tuple[Tensor, list[str]]]:
+def _portions(captions: Sequence[Sequence[Line]]) -> Iterator[tuple[Tensor, list[Line]]]:
     """All captions in portions of ``AT_ONCE`` at most, as rows of pictures need equally many each.
 
     The pictures of a portion by their place in ``captions``, (U,), and their texts, picture after picture; one that

@@ -14,7 +14,8 @@ from src.records.files import seal, write_json, write_jsonl
 from src.records.sheet import write_sheet
 from src.tasks.base import Evaluation
 
-FIRST = ("loss", "gap/loss", "CIDEr-D", "truth", "truth_f1", "coverage")  # what is to be read before all else
+# What is to be read before all else
+FIRST = ("accuracy", "gap/accuracy", "ranked/accuracy", "loss", "gap/loss", "CIDEr-D", "truth", "truth_f1", "coverage")
 LAST = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4")  # people describing a photograph hardly do better than models by it
 SIDE = 224  # pixels of a picture that no encoder reads
 
