@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -37,6 +38,7 @@ from src.contracts import Batch, Example, Line, Text, UserError
 from src.data.scenes import Scenes
 from src.decoding.beam import BeamSearch
 from src.decoding.greedy import Greedy
+from src.diagnostics import reading
 from src.fusion.base import Read
 from src.fusion.two_stream import CoAttention
 from src.layers.regions import grid_boxes
@@ -64,9 +66,9 @@ VARIANTS = [
 ANSWERS = ["yes", "no", "red"]
 
 
-def make_reader(name: str, language, *overrides: str, nudged: bool = True):
+def make_reader(name: str, language, *overrides: str, nudged: bool = True, tokens: int = VISION.tokens):
     torch.manual_seed(1)
-    fusion = instantiate(fusion_config(name, *overrides))(VISION, language.spec).double()
+    fusion = instantiate(fusion_config(name, *overrides))(replace(VISION, tokens=tokens), language.spec).double()
     return (nudge(fusion) if nudged else fusion).eval()
 
 
@@ -384,6 +386,39 @@ def copy_lxmert(fusion, language, theirs) -> None:
         own.lang_output.load_state_dict(layer.output.state_dict())
         ours_layer(behind, own.visn_self_att, own.visn_inter, own.visn_output)
     theirs.pooler.dense.load_state_dict(fusion.pool_t.state_dict())
+
+
+def test_what_looks_at_what_is_the_library_s_attention_in_both_directions():
+    language = make_bert()
+    fusion, visual, text = make_reader("visualbert", language), make_visual(2), make_text(2, 7)
+    aux: dict = {}
+    fusion.read(language, fusion.encode(language, visual), replace(text, open_BT=text.valid_BT), aux)
+    joint = torch.cat([language.model.bert.embeddings(text.ids_BT), fusion.regions(visual.tokens_INC)], 1)
+    encoder = copy.deepcopy(language.model.bert.encoder)
+    encoder.config._attn_implementation = "eager"
+    for layer in encoder.layer:
+        layer.attention.self.config = encoder.config
+    h_BSD = joint
+    for l, layer in enumerate(encoder.layer):
+        _, weights_BHSS = layer.attention(h_BSD)
+        h_BSD = layer(h_BSD)
+        torch.testing.assert_close(aux["attention"][l], weights_BHSS[:, :, :7, 7:], **EXACT)
+        torch.testing.assert_close(aux["attention_back"][l], weights_BHSS[:, :, 7:, :7], **EXACT)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_each_word_has_a_map_of_what_it_sees_and_of_what_sees_it(name):
+    language = make_bert()
+    model = make_model(make_reader(name, language), language, "match")
+    four = replace(make_visual(1), tokens_IMNC=make_visual(1).tokens_IMNC[:, :, :4])
+    model.visual = lambda batch: four
+    model.fusion = make_reader(name, language, tokens=4)
+    found = reading.read(model, torch.zeros(3, 8, 8, dtype=torch.uint8), "a red dog")
+    assert found.words == ["a", "red", "dog", "(end)"] and found.occlusion is None
+    for maps in (found.attention, found.back):
+        assert maps.shape == (3, 2, 2) and (maps > 0).all()
+    with pytest.raises(UserError, match="does not write"):
+        reading.read(model, torch.zeros(3, 8, 8, dtype=torch.uint8))
 
 
 # --------------------------------------------------------------------------------------------------------------------
