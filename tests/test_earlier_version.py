@@ -54,7 +54,7 @@ def test_its_configurations_have_the_hash_that_they_had(name):
 def test_its_run_has_the_scores_that_it_had(earlier):
     saved = json.loads((earlier / "run" / "metrics.json").read_text())
     parts = restore_on(earlier / "run", run_config(earlier / "run").data, saved["split"])
-    scores = choose(None, parts.source).evaluate(parts, saved["split"]).scores
+    scores = choose(None, parts.source, parts.captioner.fusion).evaluate(parts, saved["split"]).scores
     assert scores.keys() == {*saved["scores"], "gap/loss", "truth_f1"}
     first = [replace(example, captions=example.captions[:1]) for example in parts.data.examples(saved["split"])]
     parts.data._examples[saved["split"]] = first  # the loss was theirs then, and is that of all references now
