@@ -240,7 +240,7 @@ def test_several_others_are_the_mean_of_them():
     images = torch.stack([source.pixels(e, 12) for e in source.examples("test")])[:, None]
     data = parts_of(captioner, source).data
     logp = []  # of caption i with picture j
-    for caption in data.references("test").values():
+    for caption in data.lines("test").values():
         memory = captioner.memory(Batch([str(i) for i in range(5)], None, images))
         own = nats(captioner, memory, view_of(data, caption * 5), ())[0]
         logp.append(-own.view(5, -1).sum(1).detach())
