@@ -33,12 +33,15 @@ def damage(path: Path) -> str | None:
 
 
 def read_checkpoint(path: Path) -> dict:
-    """A checkpoint on the CPU. Raises UserError for a damaged one."""
+    """A checkpoint on the CPU, of which only what is used comes into memory: Adam's states are twice the weights.
+
+    Raises UserError for a damaged one.
+    """
     wrong = damage(path)
     if wrong:
         raise UserError(f"{path} is damaged ({wrong}); use another run, or train this one again.")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
         raise UserError(f"{path} cannot be read as a checkpoint ({str(error).splitlines()[0]}).") from error
 
