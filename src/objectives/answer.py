@@ -32,6 +32,7 @@ class Answer(Objective):
 
     answers: Size = 3129  # VQAv2's answers that nine questions or more have
     known: tuple[str, ...] = field(default=(), init=False)
+    places: Mapping[str, int] = field(default_factory=dict, init=False, repr=False)  # of what is known
     needs = Reader
 
     def fitted(self, to: Surroundings) -> Answer:
@@ -39,7 +40,7 @@ class Answer(Objective):
         known = tuple(to.commonest(self.answers))
         if not known:
             raise UserError("objective=answer has no answers to choose from: it needs data with questions (data=vqa).")
-        return self.knowing(known=known)
+        return self.knowing(known=known, places={answer: place for place, answer in enumerate(known)})
 
     def head(self, language: LanguageSpec) -> AnswerHead:
         return AnswerHead(language.width, self.known)
@@ -51,7 +52,11 @@ class Answer(Objective):
         return View(text, label_B=shares)
 
     def _shares(self, answers: Sequence[str]) -> list[float]:
-        return [answers.count(answer) / len(answers) for answer in self.known]
+        found = [0.0] * len(self.known)
+        for answer in answers:
+            if (place := self.places.get(answer)) is not None:
+                found[place] += 1 / len(answers)
+        return found
 
     def loss(self, of: Learner, walked: Walked, view: View) -> Loss:
         label_BA = present(view.label_B, "answers in the view")
