@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from random import Random
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from src.contracts import Example, UserError
+from src.contracts import Document, Example, UserError
 from src.kinds import Checked, Count, Seed, Size
 from src.scenes.captions import describe
 from src.scenes.foils import foil
@@ -255,22 +255,25 @@ def _window(centre: float, radius: float, size: int) -> slice:
 # --------------------------------------------------------------------------------------------------------------------
 # the source
 # --------------------------------------------------------------------------------------------------------------------
-class _Drawn(Sequence):
-    """The examples of one split, made when asked for."""
+class OnDemand(Sequence):
+    """``length`` examples, each made from its index when asked for: ``make`` is a function of nothing else."""
 
-    def __init__(self, seed: int, split: str, length: int):
-        self._seed, self._split, self._length = seed, split, length
+    def __init__(self, length: int, make: Callable[[int], Example | Document]):
+        self._length, self._make = length, make
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+    def __getitem__(self, index: int | slice):
         if isinstance(index, slice):
             return [self[i] for i in range(self._length)[index]]
-        index = range(self._length)[index]  # counts from the end and raises IndexError as lists do
-        rng = Random(f"{self._seed}/{self._split}/{index}")  # of a string: the same in every process
-        scene = sample_scene(rng, UNSEEN_PAIRS if self._split == "compositional" else SEEN_PAIRS)
-        return Example(f"{self._split}-{index:06d}", describe(scene, rng), extra={"scene": scene.to_dict()})
+        return self._make(range(self._length)[index])  # counts from the end and raises IndexError as lists do
+
+
+def _drawn(seed: int, split: str, index: int) -> Example:
+    rng = Random(f"{seed}/{split}/{index}")  # of a string: the same in every process
+    scene = sample_scene(rng, UNSEEN_PAIRS if split == "compositional" else SEEN_PAIRS)
+    return Example(f"{split}-{index:06d}", describe(scene, rng), extra={"scene": scene.to_dict()})
 
 
 class DrawnWorld(Checked, group="data.source"):
@@ -314,4 +317,4 @@ class Scenes(DrawnWorld):
         self, seed: Seed = 0, train: Size = 50_000, val: Size = 500, test: Count = 1_000, compositional: Count = 500
     ):
         lengths = {"train": train, "val": val, "test": test, "compositional": compositional}
-        super().__init__("scenes", {split: _Drawn(seed, split, length) for split, length in lengths.items()})
+        super().__init__("scenes", {split: OnDemand(n, partial(_drawn, seed, split)) for split, n in lengths.items()})

@@ -20,11 +20,11 @@ colour goes with a shape there is what it never was.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from random import Random
 
 from src.contracts import Example
-from src.data.scenes import MOST_LARGE, SEEN_PAIRS, UNSEEN_PAIRS, DrawnWorld, sample_traits, scene_of
+from src.data.scenes import MOST_LARGE, SEEN_PAIRS, UNSEEN_PAIRS, DrawnWorld, OnDemand, sample_traits, scene_of
 from src.kinds import Count, Seed, Size
 from src.scenes.picks import pick, shuffled
 from src.scenes.words import NUMBERS, PLURALS, RELATION_WORDS
@@ -171,22 +171,9 @@ class ScenesQuestions(DrawnWorld):
         self, seed: Seed = 0, train: Size = 50_000, val: Size = 500, test: Count = 1_000, compositional: Count = 500
     ):
         lengths = {"train": train, "val": val, "test": test, "compositional": compositional}
-        super().__init__("scenes_questions", {split: _Asked(seed, split, n) for split, n in lengths.items()})
-
-
-class _Asked(Sequence[Example]):
-    """The questions of one split, made when asked for."""
-
-    def __init__(self, seed: int, split: str, length: int):
-        self._seed, self._split, self._length = seed, split, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(self._length)[index]]
-        return _made(self._seed, self._split, range(self._length)[index])
+        super().__init__(
+            "scenes_questions", {split: OnDemand(n, partial(_made, seed, split)) for split, n in lengths.items()}
+        )
 
 
 @lru_cache(maxsize=2**15)  # a millisecond each, in every epoch

@@ -13,13 +13,13 @@ distract.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Annotated
 
 from src.contracts import Chunk, Document, Example
-from src.data.scenes import SEEN_PAIRS, DrawnWorld, scene_of
+from src.data.scenes import SEEN_PAIRS, DrawnWorld, OnDemand, scene_of
 from src.kinds import Count, Ge, Le, Seed, Size
 from src.scenes.picks import pick
 from src.scenes.world import COLOURS, SHAPES, SIZES
@@ -49,24 +49,13 @@ class ScenesInterleaved(DrawnWorld):
 
     def __init__(self, seed: Seed, pictures: Annotated[int, Ge(2), Le(5)], train: Size, val: Size, test: Count):
         lengths = {"train": train, "val": val, "test": test}
-        super().__init__("scenes_interleaved", {split: _Told(seed, split, n, pictures) for split, n in lengths.items()})
+        groups = {split: OnDemand(n, partial(_told, seed, split, pictures)) for split, n in lengths.items()}
+        super().__init__("scenes_interleaved", groups)
 
 
-class _Told(Sequence):
-    """The stories of one split, made when asked for."""
-
-    def __init__(self, seed: int, split: str, length: int, pictures: int):
-        self._seed, self._split, self._length, self._pictures = seed, split, length, pictures
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int | slice) -> Document | list[Document]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(self._length)[index]]
-        index = range(self._length)[index]
-        rng = Random(f"{self._seed}/stories/{self._split}/{index}")
-        return tell(f"{self._split}-{index:06d}", 2 + int(rng.random() * (self._pictures - 1)), rng)
+def _told(seed: int, split: str, pictures: int, index: int) -> Document:
+    rng = Random(f"{seed}/stories/{split}/{index}")
+    return tell(f"{split}-{index:06d}", 2 + int(rng.random() * (pictures - 1)), rng)
 
 
 def tell(name: str, pictures: int, rng: Random) -> Document:

@@ -53,8 +53,7 @@ def tiny(
     dropout: BelowOne = 0.1,
 ) -> GPT2:
     """A small GPT-2 with random weights (GPT-2's own initialisation) and the tokenizer's vocabulary."""
-    if width % heads:
-        raise UserError(f"language.model.heads={heads} must divide language.model.width={width}.")
+    _check_heads(width, heads)
     config = GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=context,
@@ -83,8 +82,7 @@ def tiny_bert(
     dropout: BelowOne = 0.1,
 ) -> Bert:
     """A small BERT with random weights, which reads both ways and has the tokenizer's vocabulary."""
-    if width % heads:
-        raise UserError(f"language.model.heads={heads} must divide language.model.width={width}.")
+    _check_heads(width, heads)
     config = BertConfig(
         vocab_size=len(tokenizer),
         max_position_embeddings=context,
@@ -98,6 +96,11 @@ def tiny_bert(
         pad_token_id=tokenizer.pad,
     )
     return Bert(BertForMaskedLM(config), tokenizer)
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise UserError(f"language.model.heads={heads} must divide language.model.width={width}.")
 
 
 @checked("language.model")
