@@ -102,7 +102,10 @@ def checked(cfg: DictConfig) -> dict:
             raise UserError(f"{key}=[] leaves nothing to measure; leave it out, or name at least one.")
     for size in settings["sizes"]:
         _check_heads(f"size.{size}", settings["size"][size])
-    if settings["lengths"] is not None and not Path(settings["lengths"]).is_file():
+    if settings["lengths"] == "questions":
+        if settings["captions"] != 1 or settings["peers"]:
+            raise UserError("lengths=questions asks one question a picture, of no peer: captions=1 peers=[].")
+    elif settings["lengths"] is not None and not Path(settings["lengths"]).is_file():
         raise UserError(f"lengths={settings['lengths']} is no file.")
     return settings
 

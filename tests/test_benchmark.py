@@ -203,6 +203,17 @@ def test_all_train_on_the_same_tokens(results, workload):
     assert training(results, "blind")["tokens_per_step"] == (sum(lengths) - len(lengths)) / WINDOW
 
 
+def test_of_questions_the_answers_are_learnt(tmp_path):
+    settings = settings_of(*SMALL, "lengths=questions", "captions=1", "peers=[]") | {"folder": str(tmp_path)}
+    prepare(Job("prepare"), settings)
+    workload = Workload(settings, "tiny")
+    for batch in workload.window():
+        for row, one in zip(batch.text.ids_BT, batch.text.targets(), strict=True):
+            learnt = workload.tokenizer.decode(row[one].tolist()).strip()
+            assert learnt in {answer for answers in batch.captions for answer in answers}
+            assert "?" in workload.tokenizer.decode(row.tolist())
+
+
 def test_captions_are_full_and_the_same_with_and_without_cache(results):
     for row in results["decoding"]:
         assert [(rate["method"], rate["batch"]) for rate in row["rates"]] == [
@@ -488,6 +499,7 @@ def _refuse(message: str):
         ("decode.batches=[]", "decode.batches=\\[\\] leaves nothing to measure"),
         ("size.tiny.heads=7", "size.tiny.heads must divide"),
         ("lengths=nowhere.json", "nowhere.json is no file"),
+        ("lengths=questions", "asks one question a picture, of no peer: captions=1 peers=\\[\\]"),
     ],
 )
 def test_refusals(override, message):

@@ -26,7 +26,7 @@ from conftest import (
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
-from transformers import LxmertConfig, LxmertModel, VisualBertConfig, VisualBertModel
+from transformers import LxmertConfig, LxmertModel, VisualBertConfig, VisualBertForPreTraining
 from transformers.models.bert.modeling_bert import BertModel
 
 from src.build import Parts, _check_direction, build_objectives
@@ -45,7 +45,7 @@ from src.loading.rows import APART, with_views
 from src.objectives.align import transport
 from src.objectives.answer import AnswerHead, known_answers
 from src.objectives.base import Surroundings
-from src.objectives.match import Match, open_rows
+from src.objectives.match import Match, MatchHead, open_rows
 from src.scenes.check import check
 from src.scenes.foils import foil
 from src.scenes.world import Scene
@@ -285,10 +285,12 @@ def test_bert_is_the_library_s():
 
 
 def test_visualbert_is_the_library_s():
+    """States, and what both heads of its pre-training say of them."""
     language = make_bert()
     fusion, visual, text = make_reader("visualbert", language), make_visual(2), make_text(2, 7)
     config = VisualBertConfig(**SIZES, **QUIET, num_hidden_layers=3, visual_embedding_dim=VISION.width)
-    theirs = VisualBertModel(config).double().eval()
+    whole = VisualBertForPreTraining(config).double().eval()
+    theirs, head = whole.visual_bert, nudge(MatchHead(32, VISION.width).double())
     own, bert = theirs.embeddings, language.model.bert
     theirs.encoder.load_state_dict(bert.encoder.state_dict())
     with torch.no_grad():
@@ -300,15 +302,21 @@ def test_visualbert_is_the_library_s():
         own.visual_token_type_embeddings.weight[1] = fusion.regions.kind_D
         own.visual_position_embeddings.weight[0] = fusion.regions.position_D
         theirs.pooler.dense.load_state_dict(fusion.pool.state_dict())
-    f_IND = visual.tokens_INC
-    found = theirs(
-        input_ids=text.ids_BT, attention_mask=torch.ones(2, 7), visual_embeds=f_IND,
-        visual_attention_mask=torch.ones(2, VISION.tokens),
-    )  # fmt: skip
+        whole.cls.predictions.load_state_dict(language.model.cls.predictions.state_dict())
+        whole.cls.seq_relationship.weight.copy_(torch.cat([head.fc.weight, -head.fc.weight]) / 2)  # 0: they belong
+        whole.cls.seq_relationship.bias.copy_(torch.cat([head.fc.bias, -head.fc.bias]) / 2)
+    given = {
+        "input_ids": text.ids_BT, "attention_mask": torch.ones(2, 7), "visual_embeds": visual.tokens_INC,
+        "visual_attention_mask": torch.ones(2, VISION.tokens),
+    }  # fmt: skip
+    found, said = theirs(**given), whole(**given)
     ours = read(fusion, language, visual, text)
     torch.testing.assert_close(ours.hidden_BTD, found.last_hidden_state[:, :7], **EXACT)
     torch.testing.assert_close(ours.regions_BND, found.last_hidden_state[:, 7:], **EXACT)
     torch.testing.assert_close(ours.pooled_BD, found.pooler_output, **EXACT)
+    torch.testing.assert_close(language.unembed(ours.hidden_BTD), said.prediction_logits[:, :7], **EXACT)
+    matching_B = said.seq_relationship_logits.log_softmax(-1)[:, 0]
+    torch.testing.assert_close(torch.nn.functional.logsigmoid(head(ours.pooled_BD)), matching_B, **EXACT)
 
 
 def test_lxmert_is_the_library_s():

@@ -58,7 +58,7 @@ def prepare(job: Job, settings: dict) -> dict:
     if settings["device"] == "cuda" != kind:
         raise UserError("device=cuda, but torch sees no GPU here; say device=cpu.")
     examples, every = sample_examples(settings)
-    write_json(folder / EXAMPLES, [[example.id, example.captions] for example in examples])
+    write_json(folder / EXAMPLES, [[one.id, one.captions, one.question] for one in examples])
     for size in settings["sizes"]:
         make_tokenizer(settings["size"][size]["vocabulary"], every).save(folder / size)
         Workload(settings, size)  # which builds the cache

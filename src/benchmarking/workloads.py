@@ -27,6 +27,7 @@ from src.contracts import Batch, Example, Memory, Text, Tokenizer, VisionSpec, V
 from src.data.base import read_json
 from src.data.captions_text import SPICE_JAR, CaptionsText
 from src.data.order import EpochBatchSampler, InOrder
+from src.data.scenes_questions import ScenesQuestions
 from src.decoding.base import Seen, Step
 from src.decoding.beam import BeamSearch
 from src.decoding.greedy import Greedy
@@ -43,7 +44,8 @@ from src.text.tokenizers import GPT2_LENGTH, ByteLevelBPE, GPT2Vocabulary, load_
 
 WINDOW = 4  # batches that are trained on over and over: all contestants see the same, however fast they are
 LEARNT_FROM = 100_000  # captions that a vocabulary is learnt from
-EXAMPLES = "examples.json"  # [[id, captions]], the pictures of the benchmark
+EXAMPLES = "examples.json"  # [[id, captions, question]], the pictures of the benchmark
+QUESTIONS = "questions"  # in place of a file of captions: drawn ones
 SIDE = 8  # of the stand-ins for pictures, in pixels; nothing looks at them
 
 
@@ -85,8 +87,12 @@ class Pictures:
 def sample_examples(settings: dict) -> tuple[list[Example], list[str]]:
     """Pictures with ``captions`` captions each, drawn with the seed from all captions; and all of these.
 
-    Which caption belongs to which picture is lost, and changes no speed. Raises UserError where there are too few.
+    Which caption belongs to which picture is lost, and changes no speed. Of ``lengths=questions`` each has a question
+    and its answer. Raises UserError where there are too few.
     """
+    if settings["lengths"] == QUESTIONS:
+        drawn = list(ScenesQuestions(settings["seed"], train=pictures_needed(settings)).examples("train"))
+        return drawn, [text for example in drawn for text in example.texts]
     source = CaptionsText([settings["lengths"] or SPICE_JAR])
     every = [example.captions[0] for example in source.examples("train")]
     random.Random(settings["seed"]).shuffle(every)
@@ -121,7 +127,8 @@ class Workload:
     def __init__(self, settings: dict, size: str):
         self.settings, self.size = settings, settings["size"][size]
         folder = Path(settings["folder"]) / size
-        examples = [Example(id, tuple(captions)) for id, captions in read_json(Path(settings["folder"]) / EXAMPLES)]
+        listed = read_json(Path(settings["folder"]) / EXAMPLES)
+        examples = [Example(id, tuple(captions), question=question) for id, captions, question in listed]
         self.tokenizer = load_tokenizer(folder)
         self.tower = make_tower(self.size)
         self.features = FeatureCache.open_or_build(
