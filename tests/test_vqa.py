@@ -15,6 +15,7 @@ from test_captioner import make_captioner
 from src.build import Parts
 from src.contracts import Example, Line, Target, View
 from src.data.answers import commonest_answers
+from src.data.entailment import FILES, LABELS, Entailment
 from src.data.questions import Questions
 from src.decoding.greedy import Greedy
 from src.errors import UserError
@@ -181,6 +182,59 @@ def test_a_missing_root_says_what_to_download_and_half_a_set_what_lacks(tmp_path
     (root / "v2_mscoco_val2014_annotations.json").unlink()
     with pytest.raises(UserError, match=r"no v2_mscoco_val2014_annotations\.json"):
         Questions("vqa", str(root))
+
+
+def snli_ve_folder(root, **changed):
+    """Two pictures, two pairs about each in every list; ``changed``: of the first pair of train."""
+    (root / "flickr30k-images").mkdir(parents=True)
+    for name in "12":
+        Image.new("RGB", (16, 16)).save(root / "flickr30k-images" / f"{name}.jpg")
+    for split, file in FILES.items():
+        pairs = [
+            {
+                "pairID": f"{split}{k}",
+                "Flickr30K_ID": "12"[k // 2],
+                "sentence2": f"Number {k}.",
+                "gold_label": LABELS[k % 3],
+            }
+            for k in range(4)
+        ]
+        pairs[0] |= changed if split == "train" else {}
+        (root / file).write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    return str(root)
+
+
+def test_pairs_of_entailment_are_questions_with_one_answer(tmp_path):
+    source = Entailment("snli_ve", snli_ve_folder(tmp_path), "flickr30k-images")
+    assert source.splits() == ("train", "val", "test") and source.task == "vqa"
+    example = source.examples("test")[1]
+    assert (example.id, example.question, example.captions) == ("test1", "Number 1.", ("neutral",))
+    assert example.extra == {"picture": "1", "kind": "neutral"} and source.pixels(example, 8).shape == (3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"sentence2": " "}, "snli_ve_train.jsonl, line 1: .*sentence2 is empty"),
+        ({"gold_label": "-"}, "gold_label is none of entailment, neutral, contradiction"),
+        ({"pairID": None}, "pairID is missing"),
+        ({"pairID": "train1"}, "The pair train1 is listed twice"),
+        ({"Flickr30K_ID": "9"}, "pictures that .* names are missing"),
+    ],
+)
+def test_faulty_pairs_are_told_or_left_out_and_counted(tmp_path, changed, said):
+    root = snli_ve_folder(tmp_path, **changed)
+    with pytest.raises(UserError, match=said):
+        Entailment("snli_ve", root, "flickr30k-images")
+    source = Entailment("snli_ve", root, "flickr30k-images", on_error="skip", max_skipped=0.5)
+    assert len(source.examples("train")) == 3 and len(source.faults.skipped) == 1
+    with pytest.raises(UserError, match="max_skipped"):
+        Entailment("snli_ve", root, "flickr30k-images", on_error="skip", max_skipped=0.01)
+
+
+def test_missing_lists_of_pairs_say_what_to_download(tmp_path):
+    with pytest.raises(UserError, match=r"no snli_ve_train.jsonl; download .*github.com/necla-ml/SNLI-VE"):
+        Entailment("snli_ve", str(tmp_path), "images")
 
 
 # --------------------------------------------------------------------------------------------------------------------
