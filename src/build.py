@@ -29,7 +29,9 @@ from src.loading.rows import Rows
 from src.objectives.base import Objective, Surroundings
 from src.objectives.default import default_objectives
 from src.records.folder import Saved
+from src.records.weights import tensor_hash
 from src.text.tokenizers import load_tokenizer
+from src.training.origin import check_tensors
 from src.vision.base import Vision
 
 TOKENIZER_EXAMPLES = 20_000  # pictures whose captions train a tokenizer; enough for any vocabulary used here
@@ -62,6 +64,8 @@ def build(cfg: DictConfig, sources: dict[str, Source]) -> Parts:
     vision = build_vision(cfg) if any(source.has_images for source in sources.values()) else None
     main = next(iter(sources.values()))
     captioner = build_captioner(cfg, vision, language, tokenizer, main.task, partial(commonest_answers, main))
+    if cfg.weights:
+        begin_at(captioner, Saved.at(cfg.weights))
     data = {name: build_data(options, cfg.seed, sources[name], captioner) for name, options in data_sets(cfg).items()}
     for name, options in data_sets(cfg).items():
         use_features(data[name], options, captioner, sources[name].splits())
@@ -102,6 +106,28 @@ def previous_language(run: Path) -> dict[str, torch.Tensor]:
     if earlier is None:
         raise UserError(f"{run} holds no trained language model; give a run that trained one (regime=finetune_lm).")
     return previous_language(Path(earlier))
+
+
+def begin_at(captioner: Captioner, saved: Saved) -> None:
+    """Let all that trains begin at what a run has learnt; of what objectives learn by themselves, what both have.
+
+    The language model has been taken over before. Raises UserError for an encoder that was trained there and is frozen
+    here, and for other shapes.
+    """
+    if captioner.vision is not None and not captioner.trains("vision") and saved.part("vision"):
+        if tensor_hash(saved.part("vision")) != captioner.frozen_hashes()["vision"]:
+            raise UserError(
+                f"{saved.folder} trained its encoder, which is frozen here; say vision.weights={saved.folder} too."
+            )
+    for name, part in captioner.parts(trained=True).items():
+        if name not in ("heads", "language"):
+            check_tensors(saved.part(name), part.state_dict())
+            part.load_state_dict(saved.part(name))
+    for name, head in captioner.heads.items():
+        learnt, here = saved.part(f"heads.{name}"), head.state_dict()
+        same = all(torch.equal(x, learnt.get(key, x[:0])) for key, x in head.named_buffers())  # what its places mean
+        if same and {key: x.shape for key, x in learnt.items()} == {key: x.shape for key, x in here.items()}:
+            head.load_state_dict(learnt)
 
 
 def build_vision(cfg: DictConfig) -> Vision:
@@ -196,7 +222,8 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
     }
     if source.interleaved:
         return DocumentData(source, captioner.tokenizer, options.max_images, options.p_next, **shared)
-    shared |= {name: options[name] for name in ("captions_per_image", "image_tag", "by_length") if name in options}
+    own = ("captions_per_image", "image_tag", "by_length", "held_out", "test_fraction")
+    shared |= {name: options[name] for name in own if name in options}
     return CaptionData(source, captioner.tokenizer, **shared)
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from src.captioner import Captioner
     from src.records.exported import Frozen
 
+LEFT_OUT = ("logger", "resume", "weights")  # of the configuration: what only a training uses
 PICTURES = 4  # of noise, which the exported captioner must caption like the run's
 
 
@@ -148,7 +149,9 @@ def portable(cfg: DictConfig, captioner: Captioner, own: set[str], folder: Path)
 
     What a library needs for that is written into ``folder``. What only a training uses is left out.
     """
-    plain = {key: value for key, value in OmegaConf.to_container(cfg).items() if key not in ("logger", "resume")}
+    plain = {
+        key: value for key, value in OmegaConf.to_container(cfg).items() if key not in ("logger", "resume", "weights")
+    }
     plain["regime"]["train_vision"] = captioner.regime["train_vision"]  # "auto" would look at where weights come from
     plain["regime"].pop("lora", None)  # merged
     for part in own - {"fusion"}:

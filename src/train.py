@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.command_line import verb
-from src.config.fit import use_previous_language
+from src.config.earlier import use_earlier
 from src.config.machine_faults import explaining_machine_faults
 from src.config.make import check, make
 from src.config.resume import resumed
@@ -29,7 +29,7 @@ def main(cfg: DictConfig) -> float | None:
     """Configuration -> parts -> fit -> best checkpoint -> scores on the test split -> run folder."""
     run = Path(HydraConfig.get().runtime.output_dir)
     with removed_where_nothing_came_of_it(run, cfg.name):
-        cfg = use_previous_language(resumed(cfg, HydraConfig.get().overrides.task, say=print))
+        cfg = use_earlier(resumed(cfg, HydraConfig.get().overrides.task, say=print))
         sources = check(cfg)
         tracker = make(cfg.logger)
         print(f"run folder: {run}", flush=True)

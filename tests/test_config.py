@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 from src.config import checks, command_line, table
 from src.config.checks import groups
 from src.config.classes import flatten, static_method, trait
-from src.config.fit import use_previous_language
+from src.config.earlier import use_earlier
 from src.config.help import help_text
 from src.config.make import data_sets
 from src.contracts import LanguageSpec, VisionSpec
@@ -682,7 +682,7 @@ def test_a_run_in_the_home_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "lm").mkdir()
     (tmp_path / "lm" / "config.yaml").write_text(OmegaConf.to_yaml(command_line.compose("train", [], [])))
-    cfg = use_previous_language(command_line.compose("train", ["language.weights='~/lm'"], []))
+    cfg = use_earlier(command_line.compose("train", ["language.weights='~/lm'"], []))
     assert cfg.language.weights == str(tmp_path / "lm")
 
 

@@ -336,6 +336,23 @@ def test_smaller_shares_lie_inside_larger_ones(n, a, b, seed):
     assert small <= large and len(small) == max(1, round(min(a, b) * n))
 
 
+def test_validation_may_be_held_out_of_what_is_trained_on(tokenizer):
+    used = {e.id for e in data(listed(train=100), tokenizer, train_fraction=0.2).examples("train")}
+    module = data(listed(train=100), tokenizer, train_fraction=0.2, held_out=0.25)
+    validated, trained = ({e.id for e in module.examples(split)} for split in ("val", "train"))
+    assert len(validated) == 5 and len(trained) == 15 and validated | trained == used
+    few = data(listed(train=2), tokenizer, held_out=0.9)
+    assert len(few.examples("train")) == len(few.examples("val")) == 1
+    with pytest.raises(UserError, match="at least two training examples"):
+        data(listed(train=1), tokenizer, held_out=0.5).examples("val")
+
+
+def test_the_same_share_of_the_test_pictures_whatever_the_seed(tokenizer):
+    source = Listed({"test": [Example(str(i), ("a caption",)) for i in range(40)]})
+    some = [data(source, tokenizer, test_fraction=0.25, seed=seed).examples("test") for seed in (0, 1)]
+    assert len(some[0]) == 10 and [e.id for e in some[0]] == [e.id for e in some[1]]
+
+
 def test_fractions_take_pictures_with_all_their_captions(tokenizer):
     module = data(listed(train=100), tokenizer, train_fraction=0.05)
     chosen = module.examples("train")

@@ -23,7 +23,7 @@ from test_vision import local_dir
 
 from src.build import build
 from src.config.added_keys import run_config
-from src.config.fit import use_previous_language
+from src.config.earlier import use_earlier
 from src.config.make import check
 from src.errors import UserError
 from src.export import check_empty, export
@@ -47,7 +47,7 @@ def make_run(folder: Path, *overrides: str) -> Path:
     vision = small if not any(override.startswith("vision=") for override in overrides) else small[:3]
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("train", ["name=test", *vision, *overrides])
-    cfg = use_previous_language(cfg)
+    cfg = use_earlier(cfg)
     captioner = build(cfg, check(cfg)).captioner
     with torch.no_grad():
         for parameter in captioner.parameters():

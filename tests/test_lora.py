@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from src.build import parameter_counts
 from src.captioner import Captioner
 from src.comparison import gains
-from src.config.fit import use_previous_language
+from src.config.earlier import use_earlier
 from src.contracts import Batch
 from src.decoding.greedy import Greedy
 from src.errors import UserError
@@ -252,7 +252,7 @@ def test_a_language_model_is_taken_from_the_export_and_not_from_the_run(adapted_
     cfg = OmegaConf.load(adapted_run / "config.yaml")
     cfg.language.weights = str(adapted_run)
     with pytest.raises(UserError, match=r"has adapters beside the language model .*src\.export run="):
-        use_previous_language(cfg)
+        use_earlier(cfg)
     export(adapted_run, tmp_path / "to", include=False)
     again = make_run(tmp_path / "again", "fusion=blind", "regime=lora", f"language.weights={tmp_path}/to", *SIZES[2:])
     own, found = (restore_captioner(folder).language.state_dict() for folder in (tmp_path / "to", again))

@@ -31,6 +31,8 @@ from transformers.models.bert.modeling_bert import BertModel
 
 from src.build import Parts, _check_direction, build_objectives
 from src.captioner import Captioner
+from src.config.command_line import compose
+from src.config.earlier import use_earlier
 from src.contracts import Batch, Example, Line, Text, UserError
 from src.data.scenes import Scenes
 from src.decoding.beam import BeamSearch
@@ -46,6 +48,7 @@ from src.objectives.align import transport
 from src.objectives.answer import AnswerHead, known_answers
 from src.objectives.base import Surroundings
 from src.objectives.match import Match, MatchHead, open_rows
+from src.records.folder import Saved
 from src.scenes.check import check
 from src.scenes.foils import foil
 from src.scenes.world import Scene
@@ -760,6 +763,30 @@ def test_readers_are_trained_scored_and_handed_on_end_to_end(data, tmp_path, tra
     speaks = data == "scenes"  # where it has learnt hidden words
     said = run("src.caption", f"run={trained}", f"images={picture}", f"output={tmp_path}/said", ok=speaks)
     assert speaks or "does not write" in said.stderr
+
+
+def test_answers_begin_at_what_captions_have_taught(tmp_path, trained_reader):
+    first, unmoved = trained_reader("scenes"), [f"regime.lr_{part}=1e-12" for part in ("fusion", "language", "vision")]
+    words = ("debug=smoke", "data=scenes_questions", "fusion=lxmert", f"weights={first}", *unmoved)
+    run("src.train", *words, f"hydra.run.dir={tmp_path}/run")
+    before, after = Saved.at(first), Saved.at(tmp_path / "run")
+    for part in ("fusion", "language", "vision"):
+        assert before.part(part).keys() == after.part(part).keys()
+        for name, tensor in before.part(part).items():
+            if ".running_" not in name and not name.endswith("num_batches_tracked"):
+                torch.testing.assert_close(after.part(part)[name], tensor, rtol=0, atol=1e-6)
+    assert known_answers(after.part("heads")) and not known_answers(before.part("heads"))
+    frozen = run("src.train", *words, "regime.train_vision=false", f"hydra.run.dir={tmp_path}/no", ok=False)
+    assert f"trained its encoder, which is frozen here; say vision.weights={first} too" in frozen.stderr
+    refused = {
+        "fusion=visualbert": "was trained with fusion._target_=src.fusion.two_stream.TwoStream, and here it is",
+        "fusion.vision_layers=1": "was trained with fusion.vision_layers=2, and here it is 1",
+        "vision.patch=16": "was trained with vision.patch=8, and here it is 16",
+        "language.weights=elsewhere": "leave language.weights= out",
+    }
+    for word, said in refused.items():
+        with pytest.raises(UserError, match=said):
+            use_earlier(compose("train", [*words, word], []))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from test_verbs import SMOKE
 
 from src.config.classes import flatten_all, is_ours
 from src.config.command_line import check_words, compose
-from src.config.fit import use_previous_language
+from src.config.earlier import use_earlier
 from src.config.make import make
 from src.errors import UserError
 from src.export import export
@@ -128,7 +128,7 @@ def test_the_language_model_of_a_stranger(tiny_run, tmp_path):
         OmegaConf.save(cfg, folder / "config.yaml")
         with pytest.raises(UserError, match=f"{folder}: {message}"):
             check_words("train", [f"language.weights={folder}"])
-            use_previous_language(compose("train", [f"language.weights={folder}"], []))
+            use_earlier(compose("train", [f"language.weights={folder}"], []))
 
 
 def test_the_command_line_refuses_it_too(tiny_run, picture, tmp_path):

@@ -64,6 +64,13 @@ def test_every_plan_can_be_read_and_keeps_its_hash(path, tmp_path):
     assert read_plan(tmp_path / "plan.yaml").sha256 != plan.sha256
 
 
+def test_what_was_run_belongs_to_the_plan_that_stands_in_conf():
+    """New options of plans leave the hash of registered ones alone."""
+    for trials in (ROOT / "experiments").glob("*/trials.jsonl"):
+        plan = read_plan(ROOT / "conf" / "study" / f"{trials.parent.name.removesuffix('_study')}.yaml")
+        assert {json.loads(line)["plan"] for line in trials.read_text().splitlines()} == {plan.sha256}
+
+
 WRONG = {
     "five contrasts": ({"contrasts": [["tuned/prefix", "tuned/blind"]] * 5}, "5 contrasts are too many"),
     "an arm that is none": ({"contrasts": [["tuned/srau", "tuned/blind"]]}, "names tuned/srau, which is none of the"),

@@ -22,7 +22,10 @@ from src.records.folder import written_config
 
 ABSENT: dict[str, object] = {
     "task": None,
+    "weights": None,
     "data.pack": False,
+    "data.held_out": None,
+    "data.test_fraction": 1.0,
     "src.data.folder.Folder.images": None,
     "src.data.folder.Folder.image_column": None,
     "src.data.folder.Folder.caption_column": None,

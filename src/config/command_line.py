@@ -82,7 +82,8 @@ def check_words(command: str, words: Sequence[str]) -> None:
     Of a sweep every value is looked at once, beside the first ones of the other options.
     """
     from src.config.checks import check_options, check_required
-    from src.config.fit import check_fit, use_previous_language
+    from src.config.earlier import use_earlier
+    from src.config.fit import check_fit
     from src.config.resume import resumed
 
     flags = {word for word in words if word.startswith("-")}
@@ -100,7 +101,7 @@ def check_words(command: str, words: Sequence[str]) -> None:
             cfg = resumed(cfg, chosen, say=lambda note: None)
         if command == "train" and not OmegaConf.missing_keys(cfg):
             try:
-                cfg = use_previous_language(cfg)
+                cfg = use_earlier(cfg)
             except UserError:
                 continue  # a run that is not there yet: its job says so, and the others of a sweep go on
             check_fit(cfg)

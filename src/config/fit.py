@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.added_keys import run_config
-from src.config.classes import check_saved, lineage, static_method, trait
+from src.config.classes import lineage, static_method, trait
 from src.errors import UserError
 from src.kinds import KnownOptions, Unknown, check_refusals, evaluate
 
@@ -88,31 +87,6 @@ def _handed_out(target: str, parts: Mapping) -> Mapping[str, int]:
         return evaluate(sizes, parts) if sizes else {}
     except (Unknown, NameError):
         return {}
-
-
-def use_previous_language(cfg: DictConfig) -> DictConfig:
-    """With ``language.weights=<run folder>``, take tokenizer and model settings from that run.
-
-    Dropout stays as asked for now: it says how a model trains, not what it is.
-    """
-    weights = cfg.language.get("weights")
-    if weights is None:
-        return cfg
-    folder = Path(weights).expanduser()
-    earlier = run_config(folder)
-    check_saved(OmegaConf.masked_copy(earlier, ["language"]), folder)
-    if earlier.regime.get("lora"):
-        raise UserError(
-            f"{folder} has adapters beside the language model that it took; add them to it (python -m src.export "
-            f"run={folder} to=<folder>), and give that folder as language.weights."
-        )
-    language = OmegaConf.merge(earlier.language, {"weights": str(folder)})
-    if "dropout" in cfg.language.model and "dropout" in language.model:
-        language.model.dropout = cfg.language.model.dropout
-    OmegaConf.set_struct(cfg, False)
-    cfg.language = language
-    OmegaConf.set_struct(cfg, True)
-    return cfg
 
 
 def language_sizes(cfg: DictConfig) -> dict[str, int]:
@@ -201,7 +175,7 @@ def _check_unread(cfg: DictConfig) -> None:
             raise UserError(f"{group}.by_length=true needs all captions at once; this data set is a stream.")
         interleaved = trait(options.source._target_, "interleaved") is True
         single, several = (
-            ("captions_per_image", "pack", "image_tag", "by_length", "cache_dir"),
+            ("captions_per_image", "pack", "image_tag", "by_length", "cache_dir", "held_out", "test_fraction"),
             ("max_images", "p_next"),
         )
         for name in set(single if interleaved else several) & set(options):

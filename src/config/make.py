@@ -17,7 +17,6 @@ from src.config.classes import check_saved as check_saved
 from src.config.classes import check_targets, flatten, trait
 from src.config.classes import is_ours as is_ours
 from src.config.fit import PICTURELESS, check_fit
-from src.config.fit import use_previous_language as use_previous_language
 from src.errors import UserError
 from src.records.converted import check_convertible
 from src.records.wandb_runs import require_package

@@ -18,7 +18,7 @@ from src.errors import UserError
 from src.records.files import verify
 
 # What the weights in a checkpoint mean nothing without. Other options may change where a run is gone on with.
-FIXED = ("seed", "data", "vision", "projector", "language", "fusion")
+FIXED = ("seed", "weights", "data", "vision", "projector", "language", "fusion")
 FIXED += ("regime.train_language", "regime.train_vision", "regime.lora")
 GLOBAL = ("experiment", "debug")  # groups that change options of other groups
 

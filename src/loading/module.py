@@ -29,7 +29,9 @@ class CaptionData(lightning.LightningDataModule):
 
     ``image_size``: side of the pixels in a batch; None for none. ``batch_size``: pictures per batch and process.
     ``captions_per_image``: G, rows per picture. ``train_fraction``: share of the training pictures that is used; a
-    smaller share lies inside a larger one of the same ``seed``. ``max_tokens``: longest row, start and end token
+    smaller share lies inside a larger one of the same ``seed``. ``held_out``: share of these that is validation, in
+    place of the split of that name. ``test_fraction``: share of the test pictures that is scored, the same ones with
+    every seed. ``max_tokens``: longest row, start and end token
     included (a longer caption is cut and has no end token). ``workers``: loading processes per loader. ``features``:
     split -> table whose ``visual(rows)`` gives the encoded pictures at positions of ``examples(split)``; pixels are
     then not loaded. It may be set later, before the loaders are asked for. ``image_tag``: captions begin with the tag
@@ -58,16 +60,21 @@ class CaptionData(lightning.LightningDataModule):
         by_length: bool = False,
         objectives: Mapping[str, Objective] | None = None,
         rows: Rows = APART,
+        held_out: float | None = None,
+        test_fraction: float = 1.0,
     ):
         super().__init__()
         _require("batch_size", batch_size, batch_size >= 1, "at least 1")
         _require("captions_per_image", captions_per_image, captions_per_image >= 1, "at least 1")
         _require("train_fraction", train_fraction, 0 < train_fraction <= 1, "above 0 and at most 1")
+        _require("held_out", held_out, held_out is None or 0 < held_out < 1, "above 0 and below 1")
+        _require("test_fraction", test_fraction, 0 < test_fraction <= 1, "above 0 and at most 1")
         _require("max_tokens", max_tokens, max_tokens >= 3, "at least 3: start, one token, end")
         _require("workers", workers, workers >= 0, "0 or more")
         self.source, self.tokenizer, self.image_size = source, tokenizer, image_size
         self.batch_size, self.captions_per_image, self.max_tokens = batch_size, captions_per_image, max_tokens
         self.train_fraction, self.seed, self.workers = train_fraction, seed, workers
+        self.held_out, self.test_fraction = held_out, test_fraction
         self.features, self.image_tag, self.by_length = features or {}, image_tag, by_length
         self.objectives, self.rows = objectives or {}, rows
         self._examples: dict[str, Sequence[Example]] = {}
@@ -84,10 +91,23 @@ class CaptionData(lightning.LightningDataModule):
 
     # ------------------------------------------------------------------------------------------------- examples
     def examples(self, split: str) -> Sequence[Example]:
-        """The examples of a split that are used, in a fixed order; of "train", the chosen share."""
+        """The examples of a split that are used, in a fixed order."""
         if split not in self._examples:
-            self._examples[split] = self._checked(split)
+            if split in ("train", "val") and self.held_out is not None:
+                self._examples |= self._parted(self._checked("train"), self.held_out)
+            else:
+                self._examples[split] = self._checked(split)
         return self._examples[split]
+
+    def _parted(self, examples: Sequence[Example], held_out: float) -> dict[str, Sequence[Example]]:
+        """Some training examples as validation, the rest as training. Raises UserError where that leaves nothing."""
+        if isinstance(examples, Streamed) or len(examples) < 2:
+            raise UserError("data.held_out shares out a list of at least two training examples; leave it out here.")
+        places = set(nested_share(len(examples), min(held_out, 1 - 1 / len(examples)), self.seed))
+        parted: dict[str, list[Example]] = {"train": [], "val": []}
+        for place, example in enumerate(examples):
+            parted["val" if place in places else "train"].append(example)
+        return dict(parted)
 
     def with_examples(self, split: str, examples: Sequence[Example]) -> CaptionData:
         """The same with other examples of a split, for which it has no features."""
@@ -110,6 +130,8 @@ class CaptionData(lightning.LightningDataModule):
             examples = examples.share(self.train_fraction, self.seed)
         elif split == "train" and self.train_fraction < 1:
             examples = [examples[i] for i in nested_share(len(examples), self.train_fraction, self.seed)]
+        elif split == "test" and self.test_fraction < 1:
+            examples = [examples[i] for i in nested_share(len(examples), self.test_fraction, seed=0)]
         if len(examples) == 0:
             raise UserError(f"data={self.source.name} has no examples in its split {split!r}.")
         return examples

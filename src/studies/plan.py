@@ -45,13 +45,15 @@ class Regime:
 
 @dataclass
 class Tuning:
-    """``space``: sweeps over single options, in Hydra's words; ``further``: an arm's own, by its name."""
+    """``space``: sweeps over single options, in Hydra's words; ``further``: an arm's own, by its name; ``options``: of
+    trials alone."""
 
     trials: int = MISSING
     steps: int = MISSING
     seed: int = MISSING
     space: list[str] = MISSING
     further: dict[str, list[str]] = field(default_factory=dict)
+    options: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -93,6 +95,8 @@ class Plan:
     def sha256(self) -> str:
         """Of everything but the limits."""
         content = {key: value for key, value in asdict(self).items() if key != "limits"}
+        if not self.tuning.options:  # plans were registered before there were any
+            del content["tuning"]["options"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def arms(self) -> Iterator[Arm]:

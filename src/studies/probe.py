@@ -62,12 +62,12 @@ def _measured(options: list[str]) -> Measured:
 
     from src.build import build, parameter_counts, place
     from src.config.command_line import check_words, compose
-    from src.config.fit import use_previous_language
+    from src.config.earlier import use_earlier
     from src.config.make import check
     from src.training.cost import peak_memory_mb
 
     check_words("train", options)
-    cfg = use_previous_language(compose("train", options, []))
+    cfg = use_earlier(compose("train", options, []))
     sources = check(cfg)
     imported = time.perf_counter() - started
     build(cfg, sources)  # features that are not there yet are made once, by no training that is measured

@@ -141,7 +141,7 @@ class Work:
         """Options of a trial: no picture of the test split is looked at."""
         tuning = self.plan.tuning
         told = labels(self.plan, trial.arm, trial.name, tuning.seed, tuning.steps, "tune")
-        options = (*self.schedule(trial.arm, tuning.steps), *trial.options, *told)
+        options = (*self.schedule(trial.arm, tuning.steps), *trial.options, *tuning.options, *told)
         return (*options, f"seed={tuning.seed}", "test_split=null")
 
     def final(self, arm: Arm, seed: int, steps: int) -> tuple[str, ...]:
