@@ -14,6 +14,9 @@ Where the mechanisms enter a pre-norm block stack (slot letters used in headers 
 
     E  input embeddings      P_l  before block l      A_l  after the self-attention residual of block l
     Q_l  after block l       F    final hidden state  G    logits
+
+Where attention and MLP stand side by side (GPT-NeoX) nothing is between them, and A_l is Q_l; norms behind a branch
+(Gemma, OLMo 2) leave the slots where they are. src/language/blocks.py says what a mechanism meets there.
 """
 
 from __future__ import annotations
