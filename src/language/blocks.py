@@ -7,12 +7,12 @@
 Norms around a branch are part of it, whether they stand in front (most families), behind (OLMo 2) or on both sides
 (Gemma 2 and 3): they change what it reads and how much it adds, not what is added to what.
 
-``attend`` hands out a, and ``feed`` goes on with what a mechanism has made of it. A mechanism at slot A thus meets
+``attend`` hands out a, and ``feed`` goes on with what a mechanism has made of it. Whoever stands between them meets
 
     Serial        the stream between the branches: the layer's own MLP reads what was added to it, or put in its place
-    Parallel      the stream behind both, as nothing stands between them: an MLP that read the mechanism would no longer
-                  be the model's own beside its attention. The next layer is the first to read it, and A is Q
-    NormedSums    the sum of h and attention with its norm: what is added to it stands beside normed states
+    Parallel      the stream behind both, as this MLP reads no attention, and so none that a mechanism puts there: the
+                  next layer is the first to read what was added
+    NormedSums    the normed sum of h and attention: what is added to it is normed by N2 alone, behind the MLP
 """
 
 from __future__ import annotations

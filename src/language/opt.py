@@ -59,7 +59,7 @@ class OPT(LanguageModel):
 
     def unembed(self, h_XD: Tensor) -> Tensor:
         """Logits (..., V), by way of the words' width."""
-        return super().unembed(_by(self.model.model.decoder.project_out, h_XD))
+        return self.bounded(self.model.lm_head(_by(self.model.model.decoder.project_out, h_XD)))
 
     def unembedding(self) -> Tensor:
         """The matrix of ``unembed``, (V, D): a product where words are narrower than states."""
@@ -95,6 +95,6 @@ class OPTBranches(Branches):
         return dropout(x_BTD, self.layer.dropout, self.layer.training)
 
 
-def _by(module: nn.Module | None, x_BTE: Tensor) -> Tensor:
+def _by(module: nn.Module | None, x: Tensor) -> Tensor:
     """``module`` of x, where there is one."""
-    return x_BTE if module is None else module(x_BTE)
+    return x if module is None else module(x)
