@@ -22,7 +22,7 @@ What they meet in other language models (src/language/blocks.py):
     norms behind a branch (Gemma, OLMo 2)        every slot is where it was, on a stream that is not normed
     norms on the sums (OPT-350m)                 the same places, A and P on normed states
     no norm in front (OLMo 2, OPT-350m)          SRAU's LN1 is none: queries and levels enter as they are
-    words scaled up (Gemma)                      E holds scaled words; a prefix (ClipCap) stands beside them unscaled
+    words scaled up (Gemma)                      E holds scaled words, and a prefix beside them as it is made
     bounded logits (Gemma 2)                     G: the model's own are bounded before VC-GPT adds to them
 """
 

@@ -14,7 +14,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PretrainedConfig
+from transformers import Gemma3TextConfig, PretrainedConfig
 from transformers.models.gemma2.modeling_gemma2 import Gemma2Attention, Gemma2DecoderLayer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -49,7 +49,7 @@ class Gemma3(Gemma2):
         """Of each kind of layer."""
         from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding  # and its pictures: a third second
 
-        return Gemma3RotaryEmbedding(config)
+        return Gemma3RotaryEmbedding(cast(Gemma3TextConfig, config))
 
     @staticmethod
     def angles(
