@@ -434,11 +434,12 @@ class LanguageSpec:
 class Block(Protocol):
     """One block, opened at its seams: ``attend`` then ``feed`` is the whole block.
 
-    Of encoders, which norm behind their sums: norm(h + SelfAttention(h)), norm2(h + MLP(h)).
+    As most have it; in some the MLP is done with ``attend``, or norms stand behind (src/language/blocks.py).
     """
 
     def norm(self, h_BTD: Tensor) -> Tensor:
-        """The block's own pre-attention norm (SRAU's code form applies it to its queries and its image levels)."""
+        """The block's own pre-attention norm (SRAU's code form applies it to its queries and its image levels); the
+        states themselves where it has none."""
         ...
 
     def attend(self, h_BTD: Tensor, walk: Walk) -> Tensor:
@@ -481,6 +482,10 @@ class Language(Protocol):
 
     def unembed(self, h_XD: Tensor) -> Tensor:
         """Logits (..., V)."""
+        ...
+
+    def bounded(self, products_XV: Tensor) -> Tensor:
+        """Logits of products with ``unembedding``."""
         ...
 
     def unembedding(self) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import transformers
 from axes import SOURCE, Axes
 from conftest import FUSIONS, OBJECTIVES, Characters, make_fusion, make_text
+from families import make_family
 from test_captioner import OPTIM, make_captioner
 from test_language import LLAMA_SIZES
 
@@ -103,6 +104,14 @@ def test_letters_are_true_of_a_llama_that_shares_keys():
     language = Llama(transformers.LlamaForCausalLM(transformers.LlamaConfig(**options)).double(), Characters())
     plain = make_captioner("flamingo")
     fusion = make_fusion("flamingo", language)
+    model = Captioner(plain.vision, fusion, language, Characters(), plain.regime, OPTIM, DECODERS[0], OBJECTIVES)
+    assert not live(model, make_batch()).wrong
+
+
+@pytest.mark.parametrize("family", ["neox", "opt_350m", "phi3_partial", "gemma2", "gemma3", "olmo2", "smollm3"])
+def test_letters_are_true_of_every_family(family):
+    language, plain = make_family(family), make_captioner("srau")
+    fusion = make_fusion("srau", language)
     model = Captioner(plain.vision, fusion, language, Characters(), plain.regime, OPTIM, DECODERS[0], OBJECTIVES)
     assert not live(model, make_batch()).wrong
 

@@ -8,15 +8,19 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import FUSIONS, VISION, make_fusion, make_language, make_text, make_visual
+from families import make_family
 
 from src.contracts import Text, Visual
 from src.layers.cache import Cache
 from src.layers.dropout import Dropout
 
 EXACT = {"rtol": 0, "atol": 1e-10}
-# Options that change the computation are contracts of their own.
+# Options that change the computation are contracts of their own, and so are blocks that are no GPT-2's: attention and
+# MLP side by side; norms on both sides of them, and bounded logits; norms on sums, or none in front.
+BLOCKS = {"neox": FUSIONS, "gemma2": FUSIONS, "opt_350m": ("cross_attention", "srau"), "olmo2": ("srau",)}
 VARIANTS = [
     *[(name, ()) for name in FUSIONS],
+    *[(name, (f"language={family}",)) for family, names in BLOCKS.items() for name in names],
     ("clipcap", ("fusion.mapper=transformer",)),
     ("srau", ("fusion.level_source=encoder",)),
     ("srau_paper", ("fusion.gate=none",)),
@@ -38,8 +42,15 @@ VARIANTS = [
 @pytest.fixture(params=VARIANTS, ids=lambda v: "-".join([v[0], *(o.split(".")[-1] for o in v[1])]))
 def parts(request):
     name, overrides = request.param
-    language = make_language()
-    return make_fusion(name, language, *overrides), language
+    language, options = hosted(overrides)
+    return make_fusion(name, language, *options), language
+
+
+def hosted(overrides):
+    """The language model that ``overrides`` name, and the rest of them."""
+    named = [option for option in overrides if option.startswith("language=")]
+    language = make_family(named[0].partition("=")[2]) if named else make_language()
+    return language, [option for option in overrides if option not in named]
 
 
 def logits(fusion, language, visual, text, cache=None, aux=None):
@@ -211,7 +222,7 @@ def test_language_model_is_left_alone(parts):
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_equals_the_plain_model_at_init_if_it_says_so(name, options):
     """And then the first step of training moves it away, by the picture."""
-    language, text, visual = make_language(), make_text(2, 6), make_visual(2)
+    (language, options), text, visual = hosted(options), make_text(2, 6), make_visual(2)
     fusion = make_fusion(name, language, *options, nudged=False)
     plain = language.unembed(language.hidden(text))
     same = torch.allclose(logits(fusion, language, visual, text), plain, rtol=0, atol=1e-6)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import FUSIONS, OBJECTIVES, Characters, make_fusion, make_text, make_visual, quiet_trainer, viewed
+from families import make_family
 from omegaconf import OmegaConf
 from test_captioner import OPTIM, Pixels, make_batch
 from test_export import SIZES, make_run
@@ -30,8 +32,19 @@ from src.pretrained import restore_captioner
 from src.records.folder import Saved
 from src.training.frozen_states import FrozenStates
 
-FAMILIES = {"gpt2": make_gpt2, "llama": make_llama}
-ADAPTED = {"attention": {"gpt2": 2, "llama": 4}, "mlp": {"gpt2": 2, "llama": 3}, "all": {"gpt2": 4, "llama": 7}}
+MATRICES = {  # of attention and of the MLP in a block
+    "gpt2": (2, 2),
+    "llama": (4, 3),
+    "neox": (2, 2),
+    "opt": (4, 2),
+    "phi3": (2, 2),
+    "gemma2": (4, 3),
+    "gemma3": (4, 3),
+    "olmo2": (4, 3),
+    "smollm3": (4, 3),
+}
+FAMILIES = {name: partial(make_family, name) for name in MATRICES} | {"gpt2": make_gpt2, "llama": make_llama}
+TARGETS = {"attention": (1, 0), "mlp": (0, 1), "all": (1, 1)}
 REGIME = {"train_language": False, "train_vision": True, "lr_fusion": 0.01, "lr_language": 0.01, "lr_vision": 0.01}
 TAKEN = "tests/golden/commit_25be8f1/run"  # a run that trained a language model
 EXACT = {"rtol": 0, "atol": 1e-10}
@@ -74,14 +87,15 @@ def step(captioner: Captioner, batch: Batch) -> float:
 # the language model
 # --------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("targets", ADAPTED)
+@pytest.mark.parametrize("targets", TARGETS)
 def test_it_begins_as_the_model_itself(family, targets):
     language, text = FAMILIES[family](), make_text(3, 7)
     plain = language.unembed(language.hidden(text))
     adapt(language, rank=3, alpha=5.0, targets=targets)
     assert torch.equal(language.unembed(language.hidden(text)), plain)
     learns = [name for name, parameter in language.named_parameters() if parameter.requires_grad]
-    assert len(learns) == 2 * ADAPTED[targets][family] * language.spec.layers
+    adapted = sum(n * asked for n, asked in zip(MATRICES[family], TARGETS[targets], strict=True))
+    assert len(learns) == 2 * adapted * language.spec.layers
     assert all("lora_" in name for name in learns) and not language.training
 
 
@@ -107,7 +121,8 @@ def test_merged_it_is_the_library_s_own_model_again(family):
     torch.testing.assert_close(language.unembed(language.hidden(text)), adapted, **EXACT)
     assert language.state_dict().keys() == plain.state_dict().keys()
     assert [type(module) for module in language.modules()] == [type(module) for module in plain.modules()]
-    assert (language.unembedding() is language.model.get_input_embeddings().weight) == (family == "gpt2")
+    tied = language.unembedding() is language.model.get_input_embeddings().weight
+    assert tied == (family in {"gpt2", "opt", "gemma2", "gemma3", "smollm3"})
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -133,8 +148,13 @@ def test_recomputed_laid_out_and_cast_it_gives_the_same(family):
 # --------------------------------------------------------------------------------------------------------------------
 # the captioner
 # --------------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", FUSIONS)
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        *((name, family) for family in ("gpt2", "llama") for name in FUSIONS),
+        *(("cross_attention", family) for family in FAMILIES if family not in {"gpt2", "llama"}),
+    ],
+)
 def test_adapters_and_fusion_learn_and_the_weights_beside_stay(name, family):
     captioner, batch = make_captioner(name, family).train(), make_batch()
     before, hashes = {key: x.clone() for key, x in captioner.named_parameters()}, captioner.frozen_hashes()

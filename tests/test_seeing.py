@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from commands import run
 from conftest import FUSIONS, Characters, make_fusion, make_language, make_text, make_visual, nudge
+from families import make_family
 from omegaconf import OmegaConf
 from PIL import Image
 from test_captioner import make_captioner
@@ -28,8 +29,8 @@ from src.diagnostics.seeing_summary import half_depth, ratio, summary
 from src.diagnostics.sites import Site, depths, watched
 from src.errors import UserError
 from src.fusion.cross_attention import PlainCrossAttention
-from src.language.gpt2 import GPT2Block
-from src.language.llama import Llama, LlamaBlock
+from src.language.blocks import Parallel, Serial
+from src.language.llama import Llama
 from src.scenes.words import word_kind
 from src.scenes.world import Scene
 from src.seeing import chosen, measured, story
@@ -52,9 +53,20 @@ def make_gpt2():
     return make_language(layers=BLOCKS)
 
 
+def make_neox():
+    return make_family("neox")
+
+
+def make_gemma3():
+    """Two kinds of angles."""
+    return make_family("gemma3")
+
+
 VARIANTS = [  # of mechanisms, their options and the language model
     *[(name, (), make_gpt2) for name in SIGHTED],
     *[(name, (), make_llama) for name in SIGHTED],
+    *[(name, (), make_neox) for name in ("cross_attention", "srau", "flamingo", "prefix")],
+    *[(name, (), make_gemma3) for name in ("cross_attention", "prefix")],
     ("clipcap", ("fusion.mapper=transformer",), make_gpt2),
     ("clipcap", ("fusion.prefix_length=1",), make_gpt2),
     ("prefix", ("fusion.open=true",), make_gpt2),
@@ -131,9 +143,9 @@ def alterations(sites):
 def test_a_cut_pass_computes_only_words_behind_the_cut_where_it_knows_the_first(decoded, monkeypatch):
     _, decode, plain = decoded
     columns = []
-    for family in (GPT2Block, LlamaBlock):
-        count = lambda self, h, feed=family.feed: columns.append(h.shape[1]) or feed(self, h)  # noqa: E731
-        monkeypatch.setattr(family, "feed", count)
+    for way in (Serial, Parallel):
+        count = lambda self, h, feed=way.feed: columns.append(h.shape[1]) or feed(self, h)  # noqa: E731
+        monkeypatch.setattr(way, "feed", count)
     _, sites = decode()
     first, words = decode.passed, plain.shape[2]
     for cut in alterations(sites):

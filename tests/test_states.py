@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 from conftest import OBJECTIVES, make_language, quiet_trainer
+from families import make_family
 from test_rows import LENGTHS, captions, make_batch, make_captioner
 from torch.utils.data import DataLoader
 
@@ -43,9 +44,10 @@ def view(rows: Rows, order=EVERY):
     return make_batch(rows, rearranged).views["next_token"].text
 
 
+@pytest.mark.parametrize("family", ["gpt2", "neox", "opt_350m", "gemma3"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_states_are_those_computed_whatever_row_they_stand_in(dtype, tmp_path):
-    language = make_language(context=64).to(dtype)
+def test_states_are_those_computed_whatever_row_they_stand_in(dtype, family, tmp_path):
+    language = (make_language(context=64) if family == "gpt2" else make_family(family)).to(dtype)
     language.states = kept = Counting(tmp_path)
     with torch.no_grad():
         first = language.hidden(view(Rows(True, ends=False)))

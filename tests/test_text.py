@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import Characters, make_language, make_text, text_of
+from families import make_family
 
 from src.contracts import Target, Text
 from src.language.base import seen_bias
@@ -84,10 +85,12 @@ def hidden(lm, text: Text) -> torch.Tensor:
         return lm.hidden(text)
 
 
-@pytest.fixture(params=["gpt2", "llama"])
+@pytest.fixture(params=["gpt2", "llama", "neox", "opt_350m", "gemma3"])
 def lm(request):
     if request.param == "gpt2":
         return make_language()
+    if request.param != "llama":
+        return make_family(request.param)
     import transformers
     from conftest import nudge
 

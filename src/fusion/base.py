@@ -14,6 +14,16 @@ Where the mechanisms enter a pre-norm block stack (slot letters used in headers 
 
     E  input embeddings      P_l  before block l      A_l  after the self-attention residual of block l
     Q_l  after block l       F    final hidden state  G    logits
+
+What they meet in other language models (src/language/blocks.py):
+
+    attention and MLP side by side (GPT-NeoX)    nothing stands between them, and A_l is Q_l: what cross-attention and
+                                                 CoCa add, and SRAU's a', is read from block l + 1 on
+    norms behind a branch (Gemma, OLMo 2)        every slot is where it was, on a stream that is not normed
+    norms on the sums (OPT-350m)                 the same places, A and P on normed states
+    no norm in front (OLMo 2, OPT-350m)          SRAU's LN1 is none: queries and levels enter as they are
+    words scaled up (Gemma)                      E holds scaled words, and a prefix beside them as it is made
+    bounded logits (Gemma 2)                     G: the model's own are bounded before VC-GPT adds to them
 """
 
 from __future__ import annotations

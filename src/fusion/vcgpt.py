@@ -10,7 +10,8 @@ Visual Conditioned GPT for End-to-End Generative Vision-and-Language Pre-trainin
     h_F    = LN(f_J)
     logits = W_G h_G + W_F h_F                         W_G starts as a copy of the word embeddings
 
-The sum stands in logit space: p is proportional to p_G * exp(W_F h_F), a product of experts, no average.
+The sum stands in logit space: p is proportional to p_G * exp(W_F h_F), a product of experts, no average. A language
+model that bounds its logits (Gemma 2) bounds W_G h_G, and not W_F h_F.
 
     start: neutral                 W_F = 0, or with a shared head a last norm of scale 0: the language model's logits
                                    exactly; the rest of the stack learns from the second step on
@@ -125,7 +126,7 @@ class VCGPT(Writer):
         return self._language_logits(lm, hG_XD) + self._fusion_logits(lm, hF_XD)
 
     def _language_logits(self, lm: Language, hG_XD: Tensor) -> Tensor:
-        return lm.unembed(hG_XD) if self.W_G is None else F.linear(hG_XD, self.W_G)
+        return lm.unembed(hG_XD) if self.W_G is None else lm.bounded(F.linear(hG_XD, self.W_G))
 
     def _fusion_logits(self, lm: Language, hF_XD: Tensor) -> Tensor:
         return lm.unembed(hF_XD) if self.W_F is None else F.linear(hF_XD, self.W_F)

@@ -3,7 +3,7 @@
     y = W x + b + alpha / r * B A x        A: (r, in), B: (out, r), on the projections of every block
 
 Hu et al. 2021, arXiv 2106.09685. B starts at 0, and with it the adapted model at its own logits; A is drawn. They lie
-inside of the library's modules, which ``language.gpt2`` and ``language.llama`` go through as ever.
+inside of the library's modules, which the families' files go through as ever.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from src.contracts import Block, LanguageSpec, Text, Tokenizer, UserError
 from src.language.states import States
@@ -43,6 +43,7 @@ class LanguageModel(nn.Module, ABC):
     causal: bool = True  # see LanguageSpec
     attention: tuple[str, ...]  # names of the projections within a block
     mlp: tuple[str, ...]
+    unsupported: tuple[str, ...] = ()  # options of a configuration that are computed here where they are off only
     pretrained: bool = False  # the weights are a checkpoint's, so that freezing them makes sense
     states: States | None = None  # of texts that it has read, where it is frozen: see language/states.py
     recompute: bool = False  # blocks keep their inputs only, and compute the rest again in the backward pass
@@ -66,6 +67,10 @@ class LanguageModel(nn.Module, ABC):
             mask=getattr(tokenizer, "mask", None),  # whoever only writes needs none
         )
 
+    @classmethod
+    def check(cls, config: PretrainedConfig) -> None:
+        """ValueError where ``config`` describes no model of the family; what its classes find is not asked again."""
+
     @abstractmethod
     def embed(self, ids_BT: Tensor) -> Tensor:
         """Token embeddings (B, T, D), without positions."""
@@ -75,7 +80,7 @@ class LanguageModel(nn.Module, ABC):
         """Inputs of the first block: with positions, where the family adds them there."""
 
     def rotary(self, positions_RT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        """Cosines and sines (R, T, d), where the family turns queries and keys instead."""
+        """Cosines and sines, (R, T) and what blocks read, where the family turns queries and keys instead."""
         return None
 
     @abstractmethod
@@ -93,7 +98,11 @@ class LanguageModel(nn.Module, ABC):
 
     def unembed(self, h_XD: Tensor) -> Tensor:
         """Logits (..., V)."""
-        return self.model.lm_head(h_XD)
+        return self.bounded(self.model.lm_head(h_XD))
+
+    def bounded(self, products_XV: Tensor) -> Tensor:
+        """Logits of products with ``unembedding``: these, unless the family bounds them."""
+        return products_XV
 
     def unembedding(self) -> Tensor:
         """The matrix of ``unembed``, (V, D)."""
@@ -140,7 +149,7 @@ class LanguageModel(nn.Module, ABC):
         """The plain walk's final hidden states (B, T, D), from ``states`` where they are kept, and the walk."""
         if self.states is None or cache is not None or text.ragged or text.open_BT is not None:
             return self._through(text, cache)
-        return self.states.of(text, lambda alone: self._through(alone)[0]), self.walk(text, self.unembedding().dtype)
+        return self.states.of(text, lambda alone: self._through(alone)[0]), self.walk(text, self.model.dtype)
 
     def _through(self, text: Text, cache: Cache | None = None) -> tuple[Tensor, Walk]:
         h_BTD, walk = self.begin(self.embed(text.ids_BT), text, cache)

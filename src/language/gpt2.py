@@ -14,10 +14,11 @@ from typing import cast
 
 from torch import Tensor
 from transformers import GPT2LMHeadModel
-from transformers.models.gpt2.modeling_gpt2 import GPT2Block as LibraryBlock
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
-from src.contracts import Tokenizer
+from src.contracts import Block, Tokenizer
 from src.language.base import LanguageModel
+from src.language.blocks import Branches, Serial
 from src.layers.attention import self_attention, split_heads
 from src.layers.walk import Walk
 
@@ -39,30 +40,30 @@ class GPT2(LanguageModel):
         """Learnt positions are added, then dropout."""
         return self.model.transformer.drop(inputs_BTD + self.model.transformer.wpe(walk.positions_RT))
 
-    def opened(self) -> list[GPT2Block]:
+    def opened(self) -> list[Block]:
         """Views of the library's layers."""
-        layers = cast(Iterable[LibraryBlock], self.model.transformer.h)  # torch's ModuleList does not say of what
-        return [GPT2Block(layer) for layer in layers]
+        layers = cast(Iterable[GPT2Block], self.model.transformer.h)  # torch's ModuleList does not say of what
+        return [Serial(GPT2Branches(layer)) for layer in layers]
 
     def final_norm(self, h_BTD: Tensor) -> Tensor:
         """The norm after the last block."""
         return self.model.transformer.ln_f(h_BTD)
 
 
-class GPT2Block:
-    """One layer of the library's GPT-2, opened between attention and MLP."""
+class GPT2Branches(Branches):
+    """Those of one layer of the library's GPT-2."""
 
-    def __init__(self, layer: LibraryBlock):
+    def __init__(self, layer: GPT2Block):
         self.layer = layer
 
     def norm(self, h_BTD: Tensor) -> Tensor:
         """LN1."""
         return self.layer.ln_1(h_BTD)
 
-    def attend(self, h_BTD: Tensor, walk: Walk) -> Tensor:
-        """h + W_o SDPA(W_qkv LN1(h)), causal; appends to the walk's cache."""
+    def attention(self, x_BTD: Tensor, walk: Walk) -> Tensor:
+        """W_o SDPA(W_qkv LN1(h)), causal, and dropout; appends to the walk's cache."""
         attn = self.layer.attn
-        qkv_BTE = attn.c_attn(self.norm(h_BTD))  # E = 3*H*d
+        qkv_BTE = attn.c_attn(x_BTD)  # E = 3*H*d
         read_BTD = self_attention(
             *split_heads(qkv_BTE, attn.num_heads),
             walk,
@@ -70,8 +71,8 @@ class GPT2Block:
             scale=attn.scaling,
             dropout=attn.attn_dropout.p if attn.training else 0.0,
         )
-        return h_BTD + attn.resid_dropout(attn.c_proj(read_BTD))
+        return attn.resid_dropout(attn.c_proj(read_BTD))
 
-    def feed(self, h_BTD: Tensor) -> Tensor:
-        """h + MLP(LN2(h)); the library's MLP ends in its own dropout."""
-        return h_BTD + self.layer.mlp(self.layer.ln_2(h_BTD))
+    def mlp(self, h_BTD: Tensor) -> Tensor:
+        """MLP(LN2(h)); the library's MLP ends in its own dropout."""
+        return self.layer.mlp(self.layer.ln_2(h_BTD))

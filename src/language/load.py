@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from transformers import (
@@ -16,11 +16,9 @@ from transformers import (
     BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
     PretrainedConfig,
 )
 from transformers import PreTrainedModel as LibraryModel
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.utils import logging
 
 from src import hub
@@ -28,15 +26,35 @@ from src.contracts import Tokenizer, UserError
 from src.kinds import BelowOne, Size, checked
 from src.language.base import LanguageModel
 from src.language.bert import Bert
+from src.language.gemma import Gemma2, Gemma3
 from src.language.gpt2 import GPT2
-from src.language.llama import Llama
+from src.language.gpt_neox import GPTNeoX
+from src.language.llama import Llama, Qwen3
+from src.language.olmo2 import Olmo2
+from src.language.opt import OPT
+from src.language.phi3 import Phi3
+from src.language.smollm3 import SmolLM3
 from src.records.converted import converted
 
-FAMILIES = {"bert": Bert, "gpt2": GPT2, "llama": Llama, "mistral": Llama, "qwen2": Llama, "qwen3": Llama}
+FAMILIES = {  # by model_type of a configuration
+    "bert": Bert,
+    "gemma2": Gemma2,
+    "gemma3_text": Gemma3,
+    "gpt2": GPT2,
+    "gpt_neox": GPTNeoX,
+    "llama": Llama,
+    "mistral": Llama,
+    "olmo2": Olmo2,
+    "opt": OPT,
+    "phi3": Phi3,
+    "qwen2": Llama,
+    "qwen3": Qwen3,
+    "smollm3": SmolLM3,
+}
 
 ADAPTER = "adapter_config.json"  # what peft writes beside a LoRA's tensors
 ADVICE = "check the name, or download it where there is a network and give its folder as language.name"
-IN_A_BLOCK = re.compile(r"(^|\.)(h|layers?)\.\d+\.")  # names of a block's tensors, in either family
+IN_A_BLOCK = re.compile(r"(^|\.)(h|layers?)\.\d+\.")  # names of a block's tensors, in every family
 
 # The same function as "gelu_new" (equal up to rounding) in one kernel instead of eight: a quarter of the MLP's time,
 # and none of the intermediate results kept for the backward pass.
@@ -226,26 +244,16 @@ def _check_same_vocabulary(tokenizer: Tokenizer, config: PretrainedConfig, name:
 
 
 def _check_computable(config: PretrainedConfig, name: str) -> None:
-    """Refuse what no model can be made of, before weights are fetched and read."""
+    """Refuse what no model can be made of, or none that is computed here, before weights are fetched and read."""
+    family = FAMILIES[config.model_type]
+    for option in family.unsupported:
+        if value := getattr(config, option, None):
+            raise UserError(
+                f"The config.json of {name} has {option}={value}, which is not computed here; give a model without."
+            )
     try:
-        _check_rotation(config)
+        family.check(config)
         with torch.device("meta"):
             _class_of(config).from_config(config)
     except Exception as error:  # one kind for every option of a configuration
         raise UserError(f"The config.json of {name} describes no model: {hub.reason(error)}") from error
-
-
-def _check_rotation(config: PretrainedConfig) -> None:
-    """ValueError unless the rotations, made alike in all of the Llama family, are finite and turn whole heads."""
-    if getattr(config, "rope_parameters", None) is None:  # GPT-2
-        return
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    ends_12 = torch.tensor([[0, config.max_position_embeddings - 1]])
-    try:
-        cosine_12d, _ = LlamaRotaryEmbedding(cast(LlamaConfig, config))(torch.zeros(1), ends_12)
-    except Exception as error:  # unknown kinds, missing numbers, lists of another length
-        raise ValueError(f"rope_parameters cannot be computed ({hub.reason(error)})") from error
-    if cosine_12d.shape[-1] != width:
-        raise ValueError(f"rope_parameters turn {cosine_12d.shape[-1]} of a head's {width} numbers")
-    if not cosine_12d.isfinite().all():
-        raise ValueError("rope_parameters give angles that are not finite")

@@ -44,16 +44,18 @@ def attention(
     causal: bool = False,
     scale: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
 ) -> Tensor:
     """softmax(q k^T * scale + bias) v, (B, H, T, d); K key-value heads serve H query heads (H a multiple of K).
 
-    ``causal`` needs S = T. ``bias`` is additive and broadcasts to (B, H, T, S). torch's fused kernels everywhere but
-    for bfloat16 on a CPU, up to ``SCORES``: there the fused backward pass takes five times as long as two matrix
+    ``causal`` needs S = T. ``bias`` is additive and broadcasts to (B, H, T, S). ``softcap`` bounds the scores before
+    it, by softcap * tanh(scores / softcap), which torch's fused kernels cannot; they do the rest everywhere but for
+    bfloat16 on a CPU, up to ``SCORES``: there the fused backward pass takes five times as long as two matrix
     products (64 rows of 20 tokens: 65 ms against 10 ms on one core, torch 2.15), and the forward pass of one token two
     to six times (64 rows that read 50 tokens: 1.06 ms against 0.16 ms on two cores).
     """
     gqa = q_BHTd.shape[1] != k_BKSd.shape[1]
-    if not _as_products(q_BHTd, k_BKSd, dropout):
+    if softcap is None and not _as_products(q_BHTd, k_BKSd, dropout):
         return F.scaled_dot_product_attention(
             q_BHTd, k_BKSd, v_BKSd, attn_mask=bias, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=gqa
         )
@@ -62,6 +64,8 @@ def attention(
         k_BKSd, v_BKSd = k_BKSd.repeat_interleave(shared, 1), v_BKSd.repeat_interleave(shared, 1)
     factor = q_BHTd.shape[-1] ** -0.5 if scale is None else scale
     scores_BHTS = _product(q_BHTd * factor, k_BKSd.transpose(-1, -2))
+    if softcap is not None:
+        scores_BHTS = softcap * torch.tanh(scores_BHTS / softcap)
     if causal:
         later_TS = torch.ones(scores_BHTS.shape[-2:], dtype=torch.bool, device=q_BHTd.device).triu(1)
         scores_BHTS = scores_BHTS.masked_fill(later_TS, -torch.inf)
@@ -100,11 +104,19 @@ def split_heads(qkv_BTE: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def self_attention(
-    q_BHTd: Tensor, k_BKTd: Tensor, v_BKTd: Tensor, walk: Walk, slot: str, scale: float, dropout: float
+    q_BHTd: Tensor,
+    k_BKTd: Tensor,
+    v_BKTd: Tensor,
+    walk: Walk,
+    slot: str,
+    scale: float,
+    dropout: float,
+    softcap: float | None = None,
 ) -> Tensor:
     """Attention of text over its own columns so far, heads joined again: (B, T, H*d).
 
     K key-value heads serve H query heads (H a multiple of K). New keys and values go into the cache under ``slot``.
+    ``softcap`` as in ``attention``.
     """
     # Under autocast rotated keys are float32 although attention reads them in half precision: not worth caching.
     k_BKSd, v_BKSd = k_BKTd.to(v_BKTd.dtype), v_BKTd
@@ -113,7 +125,7 @@ def self_attention(
     if walk.notes is not None:  # of who reads both ways, whose heads all have keys of their own
         scores_BHTS = q_BHTd @ k_BKSd.transpose(-1, -2) * scale
         note(walk.notes, "attention", (scores_BHTS if walk.bias is None else scores_BHTS + walk.bias).softmax(-1))
-    read_BHTd = attention(q_BHTd, k_BKSd, v_BKSd, walk.bias, walk.causal, scale, dropout)
+    read_BHTd = attention(q_BHTd, k_BKSd, v_BKSd, walk.bias, walk.causal, scale, dropout, softcap)
     return read_BHTd.transpose(1, 2).flatten(2)  # (B, H, T, d) -> (B, T, H*d)
 
 
