@@ -422,6 +422,12 @@ def test_unrecorded_batches_are_no_difference(runs):
     compared(runs)
 
 
+def test_what_trained_nothing_has_met_no_batches(runs):
+    """A blind captioner with a frozen language model."""
+    edit(runs / "clipcap1" / "metrics.json", lambda metrics: metrics["cost"].update(batches_sha256=""))
+    compared(runs)
+
+
 def test_allowed_references_pair_shared_images_only(runs):
     fewer = {id: own for number, (id, own) in enumerate(REFERENCES.items()) if number >= 20}
     write_run(runs / "coca", "coca", references=fewer | {"new.jpg": ["a dog"]}, references_sha256="q" * 64)

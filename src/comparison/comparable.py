@@ -53,7 +53,7 @@ def _mismatch(aspect: str, run: Run, runs: Sequence[Run]) -> tuple[Run, str]:
             return other, "" if ours == theirs else f"{(run if ours is None else other).folder} does not name its own"
         keys = [key for key in {**theirs, **ours} if ours.get(key) != theirs.get(key)]
         return other, ", ".join(f"{key} {theirs.get(key)} against {ours.get(key)}" for key in keys)
-    # Runs of one seed should have met the same batches; a run that did not record them says nothing.
+    # Runs of one seed should have met the same batches; one that did not record them, or trained nothing, says nothing.
     other = next((r for r in runs if r.seed == run.seed and r.batches_sha256), run)
-    same = run.batches_sha256 in (None, other.batches_sha256)
+    same = not run.batches_sha256 or run.batches_sha256 == other.batches_sha256
     return other, "" if same else f"other training batches with seed {run.seed}"
