@@ -176,6 +176,22 @@ def test_scores_missing_from_an_arm_leave_a_gap(runs):
     assert note.startswith("SPICE of ") and "is 0.3000 in its metrics.json and 0.1395 by its" in note
 
 
+def test_rows_of_four_decimals_are_no_other_scores(runs):
+    """As a study keeps them."""
+    for folder in runs.iterdir():
+        score = np.mean([value["CIDEr-D"] for value in rows_of(folder)])
+        edit(
+            folder / "predictions.jsonl",
+            lambda rows: [row.update({"CIDEr-D": round(row["CIDEr-D"], 4)}) for row in rows],
+        )
+        edit(folder / "metrics.json", lambda metrics, score=score: metrics["scores"].update({"CIDEr-D": score}))
+    assert not [note for note in compared(runs).notes if "by its predictions.jsonl" in note]
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+
+
 def meteor_counts(right: bool) -> list[int]:
     """Of a caption of eight words that says seven words of nine, or one of four, in two chunks."""
     length, other, hits = (8, 9, 7) if right else (8, 4, 1)

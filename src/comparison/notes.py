@@ -12,6 +12,7 @@ from src.comparison.scores import BLEU, GAIN, GAP, LOSS, Table
 
 FEW = 50  # images; below, percentile intervals are noticeably too narrow
 SIGNIFICANT = 0.05
+ROUNDED = 5e-5  # what rows of four decimals may be off by, as studies keep them
 NAMED = 6  # settings that a note lists
 
 Cells = Mapping[tuple[str, str], Cell | None]
@@ -64,7 +65,7 @@ def notes_on_scores(arms: Sequence[Arm], measures: Sequence[Measure], cells: Cel
             (run, value)
             for arm in there
             for run, value in _by_run(arm, measure, cells)
-            if (corpus := run.scores.get(name)) is not None and abs(corpus - value) > 1e-6
+            if (corpus := run.scores.get(name)) is not None and abs(corpus - value) > ROUNDED
         ]
         if whole and odd and name != LOSS:  # that of metrics.json reads first references only
             run, value = odd[0]
