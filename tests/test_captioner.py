@@ -256,7 +256,7 @@ def test_overfits_captions_and_says_them(name):
     T = max(map(len, rows))
     ids = torch.tensor([row + [2] * (T - len(row)) for row in rows])
     batch = Batch(list(map(str, range(8))), Text(ids, ids != 2, (ids != 2).long()), pixels)
-    model.visual = lambda b, see=model.visual: _single(see(b))
+    model.visual = lambda b, aux=None, see=model.visual: _single(see(b))
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
     for _ in range(400):
         loss, _ = model.text_loss(batch)

@@ -162,6 +162,7 @@ WRONG = {
     # what does not go together
     "train regime=frozen_lm": "freeze a language model with random weights",
     "train regime=lora": "regime=lora would freeze a language model with random weights",
+    "train fusion=frozen regime=through_frozen_lm": "regime=through_frozen_lm would freeze a language model",
     "train language=gpt2 language.init=random regime=lora": "regime=lora would freeze a language model with random",
     "train language=gpt2 regime=lora regime.lr_language=0": "regime.lr_language=0 would train no adapters",
     "train language=gpt2 regime=lora regime.train_language=true": "that regime.train_language=true trains; say regime=",

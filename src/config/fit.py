@@ -174,8 +174,9 @@ def _check_regime(cfg: DictConfig) -> None:
     if lora := regime.get("lora"):
         _check_lora(regime, lora)
     if not (regime.train_language or cfg.language.weights or cfg.language.get("init") == "pretrained"):
+        through = "through_frozen_lm" if regime.train_vision is True else "frozen_lm"
         raise UserError(
-            f"regime={'lora' if lora else 'frozen_lm'} would freeze a language model with random weights; "
+            f"regime={'lora' if lora else through} would freeze a language model with random weights; "
             "give language.weights=<run folder>, or use regime=finetune_lm."
         )
 

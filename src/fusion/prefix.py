@@ -5,7 +5,8 @@
 
 ``open``: the visual tokens see each other whatever their order (SimVLM, arXiv 2108.10904; PaliGemma, arXiv 2407.07726);
 otherwise each sees those before it, as in LLaVA. What makes word vectors of the encoder's tokens is the projector:
-``projector=mlp`` is LLaVA's, with two vectors of the pooled feature and no tokens it is Frozen's (arXiv 2106.13884).
+``projector=mlp`` is LLaVA's; ``projector=pooled``, two vectors of the pooled feature and no tokens, is Frozen's
+(Tsimpoukelli et al. 2021, arXiv 2106.13884), whose encoder learns through a language model that does not.
 """
 
 from __future__ import annotations

@@ -44,4 +44,4 @@ class MLP(Projector):
         if self.pooled is None:
             return replace(visual, tokens_IMNC=self.steps(visual.tokens_IMNC), levels_IMKNC=None)
         tokens_IMND: Tensor = self.steps(visual.pooled_IMC).unflatten(-1, (self.pooled, -1))
-        return replace(visual, tokens_IMNC=tokens_IMND, levels_IMKNC=None, token_valid_IMN=None)
+        return replace(visual, tokens_IMNC=tokens_IMND, levels_IMKNC=None, token_valid_IMN=None, frames=1)
