@@ -43,9 +43,8 @@ def check_fit(cfg: DictConfig) -> None:
     if "members" in cfg.data:
         check_mixture(cfg.data.members, cfg.data.weights, cfg.data.schedule)
     sources = [member.source._target_ for member in _members(cfg).values()]
-    sees = trait(cfg.fusion._target_, "sees") is not False
-    if sees and any(trait(source, "has_images") is False for source in sources):
-        raise UserError(PICTURELESS)
+    if trait(cfg.fusion._target_, "sees") is not False:
+        _check_pictures(cfg, [trait(source, "has_images") is not False for source in sources])
     _check_task(cfg)
     _check_positions(cfg, sizes.get("context"))
     if cfg.resume not in (None, "auto"):
@@ -61,6 +60,21 @@ ASKED = {
     "match": ("Reader", "captioned pictures"),
 }
 PICTURELESS = "This fusion reads pictures and the data has none; use fusion=blind or data with pictures."
+
+
+def _check_pictures(cfg: DictConfig, shown: list[bool]) -> None:
+    """Of a mechanism that sees: ``shown``, which data sets have pictures. Texts may be learnt beside the first."""
+    if not shown[0]:
+        raise UserError(PICTURELESS if len(shown) == 1 else f"{PICTURELESS[:-1]} as the first of data.members.")
+    if all(shown):
+        return
+    if "Writer" not in lineage(cfg.fusion._target_):
+        raise UserError("Texts without pictures teach mechanisms that write, and this one reads; leave them out.")
+    if cfg.trainer.strategy in ("ddp", "fsdp"):
+        raise UserError(
+            f"Texts without pictures give the encoder no gradient, which trainer.strategy={cfg.trainer.strategy} waits "
+            "for; use one device, or trainer.strategy=ddp_find_unused_parameters_true."
+        )
 
 
 def _check_parts(cfg: DictConfig, sizes: Mapping) -> None:
