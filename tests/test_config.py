@@ -188,6 +188,8 @@ WRONG = {
     "train fusion=flamingo fusion.gate=false fusion.gate_init=0.5": "fusion.gate_init=0.5 needs fusion.gate=true.",
     "train fusion.level_source=vision fusion.levels=5": "fusion.levels=5 is more than the 4 levels",
     "train vision=efficientnet_lite0 fusion.level_source=vision": "fusion.levels=3 is more than the 0 levels",
+    "train fusion=frozen projector.pooled=100": "100 visual tokens in front of data.max_tokens=40 do not fit",
+    "train fusion=frozen vision=open_clip vision.model=x projector.pooled=90": "90 visual tokens in front of data.max",
     "train vision=conv_vit vision.patch=8": "vision.stem=resnet makes a token of 16 x 16 pixels: say vision.patch=16",
     "train data=pairs_and_text data@data.members.pairs=captions_text": "data with pictures as the first",
     "train data=pairs_and_text fusion=visualbert": "Texts without pictures teach mechanisms that write",

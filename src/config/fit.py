@@ -79,10 +79,12 @@ def _check_pictures(cfg: DictConfig, shown: list[bool]) -> None:
 
 def _check_parts(cfg: DictConfig, sizes: Mapping) -> None:
     """What the classes themselves refuse, each beside what the parts before it hand out (``sizes``, and theirs)."""
-    sources = [member.source._target_ for member in _members(cfg).values()]
+    members = _members(cfg).values()
+    interleaved = any(trait(member.source._target_, "interleaved") is True for member in members)
+    longest = max(member.max_tokens for member in members)
     parts = {
         "language": KnownOptions(sizes),
-        "data": KnownOptions({"interleaved": any(trait(source, "interleaved") is True for source in sources)}),
+        "data": KnownOptions({"interleaved": interleaved, "max_tokens": longest}),
     }
     for group in ("vision", "projector", "fusion", "decode"):
         if not (node := cfg.get(group)):

@@ -31,11 +31,17 @@ class Prefix(Writer):
         self.extra_positions = vision.tokens
 
     @staticmethod
-    def refusals(vision, language):
+    def refusals(vision, language, data):
         if vision.width != language.width:
             yield (
                 f"fusion=prefix puts visual tokens of width {vision.width} among word vectors of {language.width}; "
                 "use projector=mlp."
+            )
+        if vision.tokens + data.max_tokens > language.context:
+            yield (
+                f"{vision.tokens} visual tokens in front of data.max_tokens={data.max_tokens} do not fit: the language "
+                f"model reads {language.context} positions; use a projector that makes fewer (projector=perceiver), "
+                "lower data.max_tokens, or raise language.model.context of a model made here."
             )
 
     def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:

@@ -18,7 +18,7 @@ from typing import Annotated
 
 import torch
 
-from src.contracts import Batch, Target, Text, View, present
+from src.contracts import Batch, LanguageSpec, Target, Text, View, present
 from src.errors import UserError
 from src.kinds import Ge, Gt, Lt
 from src.objectives.base import Chance, Surroundings
@@ -31,7 +31,7 @@ class SpanCorruption(NextToken):
 
     rate: Annotated[float, Gt(0), Lt(1)] = 0.15
     length: Annotated[float, Ge(1)] = 3.0
-    to: Surroundings | None = field(default=None, init=False)
+    language: LanguageSpec | None = field(default=None, init=False)
 
     def fitted(self, to: Surroundings) -> SpanCorruption:
         """Raises UserError for a tokenizer without a token that hides words."""
@@ -40,7 +40,7 @@ class SpanCorruption(NextToken):
                 "objective=span_corruption hides words, and the tokenizer has no token for that; say "
                 "language.tokenizer.mask=true of a vocabulary made here."
             )
-        return self.knowing(to=Surroundings(None, to.language, tuple))  # processes that load are handed it
+        return self.knowing(language=to.language)
 
     def longer(self, tokens: int) -> int:
         return 2 * self._spans(tokens)[1]
@@ -65,8 +65,8 @@ class SpanCorruption(NextToken):
         return View(told, Target.next(told))
 
     @property
-    def _known(self):
-        return present(self.to, "language model").language
+    def _known(self) -> LanguageSpec:
+        return present(self.language, "language model")
 
     def _row(self, text: Text, b: int, draw: random.Random) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
         """What is read both ways and what is told, as tokens and the columns that they stood in."""

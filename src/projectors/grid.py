@@ -25,7 +25,7 @@ class GridProjector(Projector):
         self.spec = replace(vision, width=language.width, tokens=vision.tokens // 4, levels=0)
 
     @staticmethod
-    def refusals(vision):
+    def refusals(projector, vision):
         side = vision.tokens**0.5
         if side % 2:
             which = "are no square grid" if side % 1 else f"are {side:.0f} x {side:.0f}, which has no half"

@@ -58,5 +58,5 @@ class MobileBlock(nn.Module):
 class ChannelNorm(nn.LayerNorm):
     """Layer norm over the channels at every place of a grid (X, D, y, x)."""
 
-    def forward(self, grid_XDyx: Tensor) -> Tensor:
-        return super().forward(grid_XDyx.movedim(1, -1)).movedim(-1, 1)
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.movedim(1, -1)).movedim(-1, 1)

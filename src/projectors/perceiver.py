@@ -70,8 +70,8 @@ class Perceiver(Projector):
         for r in range(self.rounds):
             own = min(r, len(self.reads) - 1)  # the last ones share
             Z_XRD = self.reads[own](Z_XRD, X_XNC, bias, read)
-            for think in self.thinks[own * self.layers : (own + 1) * self.layers]:
-                Z_XRD = think(Z_XRD)
+            for l in range(self.layers):
+                Z_XRD = self.thinks[own * self.layers + l](Z_XRD)
         if (weights_XHRN := noted(read, "attention")) is not None:
             note(aux, "projected", weights_XHRN.mean(1))
         return together(visual, Z_XRD)
