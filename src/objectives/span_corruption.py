@@ -38,7 +38,7 @@ class SpanCorruption(NextToken):
         if to.language.mask is None:
             raise UserError(
                 "objective=span_corruption hides words, and the tokenizer has no token for that; say "
-                "language.tokenizer.mask=true of a vocabulary made here."
+                "+language.tokenizer.mask=true of a vocabulary made here."
             )
         return self.knowing(language=to.language)
 
