@@ -204,7 +204,8 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
     """The data module, which reads pictures, if any, until ``use_features``."""
     vision = captioner.vision
     tell(source, options, vision)
-    needed, context = options.max_tokens + captioner.fusion.extra_positions, captioner.language.spec.context
+    longer = max((one.longer(options.max_tokens) for one in captioner.objectives.values()), default=0)
+    needed, context = options.max_tokens + longer + captioner.fusion.extra_positions, captioner.language.spec.context
     if needed > context:
         raise UserError(
             f"data.max_tokens={options.max_tokens} and the fusion need {needed} positions, but the language model "
@@ -260,7 +261,7 @@ def use_features(data: CaptionData, options: DictConfig, captioner: Captioner, s
     Not of documents, and not of streamed data: they would take more room than the pictures.
     """
     vision, source = captioner.vision, data.source
-    if vision is None or captioner.trains("vision") or source.interleaved:
+    if vision is None or captioner.trains("vision") or source.interleaved or not source.has_images:
         return
     if not isinstance(data.examples(splits[0]), Streamed):
         data.features = cached_features(

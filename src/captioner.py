@@ -112,13 +112,16 @@ class Captioner(lightning.LightningModule):
     # ------------------------------------------------------------------------------------------------- loss
     def memory(self, batch: Batch, aux: Aux | None = None) -> Memory:
         """What the fusion keeps of the batch's pictures."""
-        return self.fusion.encode(self.language, self.visual(batch), aux)
+        return self.fusion.encode(self.language, self.visual(batch, aux), aux)
 
     def no_picture(self, contexts: int) -> Memory:
         """The same of contexts that hold no picture: what the mechanism does by itself."""
+        return self.fusion.encode(self.language, self._nothing_to_see(contexts))
+
+    def _nothing_to_see(self, contexts: int) -> Visual:
         like = next(self.fusion.parameters(), next(self.language.parameters()))
         spec = present(self.vision if self.projector is None else self.projector, "part that looks").spec
-        return self.fusion.encode(self.language, Visual.no_picture(contexts, spec, like))
+        return Visual.no_picture(contexts, spec, like)
 
     @property
     def writer(self) -> Writer:
@@ -137,12 +140,14 @@ class Captioner(lightning.LightningModule):
         """How many levels of the encoder are read."""
         return self.fusion.needs_levels if self.projector is None else 0
 
-    def visual(self, batch: Batch) -> Visual:
-        """The batch's pictures as the fusion gets them: none for one that does not see."""
+    def visual(self, batch: Batch, aux: Aux | None = None) -> Visual:
+        """The batch's pictures as the fusion gets them: none for one that does not see. ``aux`` as in projectors."""
         if not self.fusion.sees:
             return Visual.nothing(len(batch.ids))
+        if batch.image_valid_IM is not None and batch.image_valid_IM.shape[1] == 0:
+            return self._nothing_to_see(len(batch.ids))
         pictures = encoded(batch, self.vision, self.needs_levels)
-        return pictures if self.projector is None else self.projector(pictures)
+        return pictures if self.projector is None else self.projector(pictures, aux)
 
     def losses(self, batch: Batch) -> dict[str, Loss]:
         """The loss of every view that the loader made of the batch, by objective. Pictures are encoded once for all.

@@ -275,8 +275,9 @@ class Batch:
 
     ``text``: the captions, or prompts to go on with; None where there are pictures only. ``captions``: all that is said
     of each context, or answered to its question. ``foils``: for each row of text one that is false of the picture, of
-    nothing where there is none; None where nobody asks for them. ``image_valid``: False where a
-    context has fewer pictures than M; None when all are there. ``views``: what each objective, by name, makes of it.
+    nothing where there is none; None where nobody asks for them. ``image_valid``: False where a context has fewer
+    pictures than M; None when all are there; (I, 0) for texts without any picture, given to who sees. ``views``: what
+    each objective, by name, makes of it.
     ``dataset`` and ``weight``: name and loss weight among several data sets. ``counts``: False where another process
     has the same examples and counts them.
     """

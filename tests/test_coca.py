@@ -394,7 +394,7 @@ def test_token_0_is_a_word():
     check_cls_sees_its_text_alone(fusion, language, text)
     rates = {"train_language": True, "train_vision": False}
     model = Captioner(None, fusion, language, Characters(), rates, {}, Greedy(8), OBJECTIVES).eval()
-    model.visual = lambda batch: batch.visual  # not rounded to float32
+    model.visual = lambda batch, aux=None: batch.visual  # not rounded to float32
     loss, targets, terms = model.losses(viewed(Batch(["p", "q"], text, visual=make_visual(2))))["next_token"]
     hidden, _ = learn(fusion, language, make_visual(2), text)
     logp = fusion.readout(language, hidden).log_softmax(-1)

@@ -62,11 +62,12 @@ def test_a_prefix_is_open_and_never_learnt():
     text = make_text(40, 8)
     text.valid_BT = torch.arange(8) < torch.randint(2, 9, (40, 1))
     view = PrefixLM().view(Batch([str(i) for i in range(40)], text), draws(1))
-    r_B, n_B = view.text.open_BT.sum(1), text.valid_BT.sum(1)
-    assert ((r_B >= 1) & (r_B < n_B)).all(), "the start is always open, the last token never"
-    assert len(set(r_B.tolist())) > 3
-    assert torch.equal(view.text.targets(), text.valid_BT & ~view.text.open_BT)
-    assert len(view.target.at_X) == (n_B - r_B).sum()
+    open_B, n_B = view.text.open_BT.sum(1), text.valid_BT.sum(1)
+    assert ((open_B != 1) & (open_B < n_B)).all(), "a start alone opens nothing, the last token is never open"
+    assert len(set(open_B.tolist())) > 3
+    before_BT = view.text.open_BT | text.starts()
+    assert torch.equal(view.text.targets(), text.valid_BT & ~before_BT)
+    assert len(view.target.at_X) == (n_B - open_B.clamp_min(1)).sum()
 
 
 def test_what_is_drawn_depends_on_seed_epoch_and_picture_alone():
@@ -82,8 +83,9 @@ def test_what_is_drawn_depends_on_seed_epoch_and_picture_alone():
     assert again == views[0, 1][2:] + views[0, 1][:2]
 
 
-def test_an_open_beginning_of_one_token_is_plain_next_token_prediction():
-    model, batch = make_captioner("cross_attention").eval(), make_batch()
+@pytest.mark.parametrize("name", ["cross_attention", "prefix", "simvlm"])
+def test_a_beginning_of_one_token_is_plain_next_token_prediction(name):
+    model, batch = make_captioner(name).eval(), make_batch()
 
     class Always(random.Random):
         def random(self):

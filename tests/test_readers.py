@@ -419,7 +419,7 @@ def test_each_word_has_a_map_of_what_it_sees_and_of_what_sees_it(name):
     language = make_bert()
     model = make_model(make_reader(name, language), language, "match")
     four = replace(make_visual(1), tokens_IMNC=make_visual(1).tokens_IMNC[:, :, :4])
-    model.visual = lambda batch: four
+    model.visual = lambda batch, aux=None: four
     model.fusion = make_reader(name, language, tokens=4)
     found = reading.read(model, torch.zeros(3, 8, 8, dtype=torch.uint8), "a red dog")
     assert found.words == ["a", "red", "dog", "(end)"] and found.occlusion is None
@@ -444,7 +444,7 @@ def make_model(fusion, language, *names: str) -> Captioner:
     optim = {"betas": (0.9, 0.95), "weight_decay": 0.0, "warmup": 0.0, "reduction": "token_mean"}
     model = Captioner(None, fusion, language, Characters(), regime, optim, Greedy(4), objectives)
     model.heads.double()
-    model.visual = lambda batch: batch.visual  # in double precision
+    model.visual = lambda batch, aux=None: batch.visual  # in double precision
     return model
 
 
@@ -677,7 +677,7 @@ def few_parts(name: str) -> Parts:
     data = CaptionData(Few(), model.tokenizer, 8, 3, 1, max_tokens=12)
     places = {f"p{i}": i for i in range(7)}
     tokens = make_visual(7)
-    model.visual = lambda batch: select(tokens, [places[id] for id in batch.ids])
+    model.visual = lambda batch, aux=None: select(tokens, [places[id] for id in batch.ids])
     return Parts(model, data)
 
 

@@ -74,7 +74,8 @@ VARIANTS = [  # of mechanisms, their options and the language model
     ("srau_paper", ("fusion.gate=none",), make_gpt2),
     ("flamingo", ("fusion.every=2",), make_gpt2),
 ]
-DOORS = {"clipcap": {"input", "block"}, "prefix": {"block"}}  # of all others: crossings
+PREFIXES = {name: {"block"} for name in ("frozen", "prefix", "simvlm")}
+DOORS = {"clipcap": {"input", "block"}, **PREFIXES}  # of all others: crossings
 STEPS = 60  # until a tiny model knows a few captions
 EXACT = {"rtol": 0, "atol": 1e-10}
 

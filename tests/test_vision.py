@@ -10,6 +10,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from open_clip.constants import OPENAI_DATASET_MEAN
+from torchvision.models import resnet18
+from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.transforms.functional import normalize, to_pil_image
 
 from src.contracts import UserError
@@ -144,12 +146,31 @@ def test_identity_follows_all_that_features_depend_on():
 # --------------------------------------------------------------------------------------------------------------------
 # ViT
 # --------------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("stem", ["conv", "patch"])
-def test_gradient_reaches_every_parameter(stem):
-    vision = nudge(small(stem=stem))
+@pytest.mark.parametrize(("stem", "patch"), [("conv", 8), ("patch", 8), ("resnet", 16)])
+def test_gradient_reaches_every_parameter(stem, patch):
+    vision = nudge(small(stem=stem, patch=patch))
     vision(pictures(vision)).pooled_IMC.square().sum().backward()
     for name, parameter in vision.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
+
+
+@torch.no_grad()
+def test_the_resnet_stem_is_three_stages_and_a_linear_map():
+    """Beside torchvision's own network with the same weights, and each token a stride of 16 pixels further."""
+    vision = small(stem="resnet", patch=16, image_size=64, layers=0).eval()
+    whole, stem = resnet18().eval(), vision.stem
+    for name, part in zip(
+        ("conv1", "bn1", "layer1", "layer2", "layer3"), (stem[i] for i in (0, 1, 4, 5, 6)), strict=True
+    ):
+        getattr(whole, name).load_state_dict(part.state_dict())
+    read = create_feature_extractor(whole, ["layer3"])
+    pixels_X3hw = torch.randn(2, 3, 64, 64)
+    grid_XEyx = read(pixels_X3hw)["layer3"]
+    assert grid_XEyx.shape == (2, 256, 4, 4) and vision.spec.tokens == 16 and vision.spec.levels == 0
+    tokens_XNC = grid_XEyx.flatten(2).mT @ stem[7].weight[:, :, 0, 0].T + stem[7].bias
+    tokens, pooled, levels = vision.encode(pixels_X3hw, 0)
+    torch.testing.assert_close(tokens, vision.norm(tokens_XNC + vision.position_NC), rtol=1e-4, atol=1e-4)
+    assert levels is None and torch.equal(pooled, tokens.mean(1))
 
 
 def test_levels_are_the_last_block_outputs_after_the_final_norm():
@@ -195,9 +216,10 @@ def test_vit_computes_in_bfloat16_under_autocast():
     [
         ({"image_size": 30}, "must divide vision.image_size"),
         ({"heads": 5}, "must divide vision.width"),
-        ({"stem": "mlp"}, "conv or patch"),
+        ({"stem": "mlp"}, "conv, patch or resnet"),
         ({"image_size": 36, "patch": 12}, "a further power of two"),
-        ({"layers": 0}, "at least 1"),
+        ({"layers": -1}, "at least 0"),
+        ({"stem": "resnet"}, "say vision.patch=16; got 8"),
     ],
 )
 def test_vit_refuses_impossible_sizes(options, message):

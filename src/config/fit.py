@@ -42,9 +42,8 @@ def check_fit(cfg: DictConfig) -> None:
     if "members" in cfg.data:
         check_mixture(cfg.data.members, cfg.data.weights, cfg.data.schedule)
     sources = [member.source._target_ for member in _members(cfg).values()]
-    sees = trait(cfg.fusion._target_, "sees") is not False
-    if sees and any(trait(source, "has_images") is False for source in sources):
-        raise UserError(PICTURELESS)
+    if trait(cfg.fusion._target_, "sees") is not False:
+        _check_pictures(cfg, [trait(source, "has_images") is not False for source in sources])
     _check_task(cfg)
     _check_positions(cfg, sizes.get("context"))
     if cfg.resume not in (None, "auto"):
@@ -62,12 +61,29 @@ ASKED = {
 PICTURELESS = "This fusion reads pictures and the data has none; use fusion=blind or data with pictures."
 
 
+def _check_pictures(cfg: DictConfig, shown: list[bool]) -> None:
+    """Of a mechanism that sees: ``shown``, which data sets have pictures. Texts may be learnt beside the first."""
+    if not shown[0]:
+        raise UserError(PICTURELESS if len(shown) == 1 else f"{PICTURELESS[:-1]} as the first of data.members.")
+    if all(shown):
+        return
+    if "Writer" not in lineage(cfg.fusion._target_):
+        raise UserError("Texts without pictures teach mechanisms that write, and this one reads; leave them out.")
+    if cfg.trainer.strategy in ("ddp", "fsdp"):
+        raise UserError(
+            f"Texts without pictures give the encoder no gradient, which trainer.strategy={cfg.trainer.strategy} waits "
+            "for; use one device, or trainer.strategy=ddp_find_unused_parameters_true."
+        )
+
+
 def _check_parts(cfg: DictConfig, sizes: Mapping) -> None:
     """What the classes themselves refuse, each beside what the parts before it hand out (``sizes``, and theirs)."""
-    sources = [member.source._target_ for member in _members(cfg).values()]
+    members = _members(cfg).values()
+    interleaved = any(trait(member.source._target_, "interleaved") is True for member in members)
+    longest = max(member.max_tokens for member in members)
     parts = {
         "language": KnownOptions(sizes),
-        "data": KnownOptions({"interleaved": any(trait(source, "interleaved") is True for source in sources)}),
+        "data": KnownOptions({"interleaved": interleaved, "max_tokens": longest}),
     }
     for group in ("vision", "projector", "fusion", "decode"):
         if not (node := cfg.get(group)):
@@ -148,8 +164,9 @@ def _check_regime(cfg: DictConfig) -> None:
     if lora := regime.get("lora"):
         _check_lora(regime, lora)
     if not (regime.train_language or cfg.language.weights or cfg.language.get("init") == "pretrained"):
+        through = "through_frozen_lm" if regime.train_vision is True else "frozen_lm"
         raise UserError(
-            f"regime={'lora' if lora else 'frozen_lm'} would freeze a language model with random weights; "
+            f"regime={'lora' if lora else through} would freeze a language model with random weights; "
             "give language.weights=<run folder>, or use regime=finetune_lm."
         )
 

@@ -43,8 +43,8 @@ def check(cfg: DictConfig) -> dict[str, Source]:
         require_package("peft", "regime=lora")
     sees = trait(cfg.fusion._target_, "sees") is not False
     sources = {name: make(node.source) for name, node in data_sets(cfg).items()}
-    for source in sources.values():
-        _check_source(source, sees, cfg.test_split)
+    for number, source in enumerate(sources.values()):  # texts may be read beside the pictures of the first
+        _check_source(source, sees and number == 0, cfg.test_split)
     return sources
 
 

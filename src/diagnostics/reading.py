@@ -19,6 +19,8 @@ from torch import Tensor
 from src.captioner import Captioner
 from src.contracts import Batch, Memory, Target, Text
 from src.fusion.base import Reader
+from src.layers.notes import Aux, noted
+from src.projectors.base import Projector
 from src.text.normalise import normalise_caption
 
 GREY = 128
@@ -64,6 +66,7 @@ def read(captioner: Captioner, pixels_3hw: Tensor, said: str | None = None, squa
     words, tokens = [*words, END], [*tokens, [len(ids)]]  # why a caption stops is worth a look too
     ahead = prompt.ids_BT.shape[1] - 1  # token j was made by column ahead + j
     columns = [[ahead + j for j in group] for group in tokens]
+    _over_picture(captioner.projector, aux)
     attention_TN = _attention(aux)
     maps = None if attention_TN is None else grids(_by_word(attention_TN, columns))
     falls_XT = _occlusion(captioner, batch.pixels_IM3hw, text, squares)[:, ahead:]
@@ -82,6 +85,7 @@ def _both_ways(captioner: Captioner, pixels_3hw: Tensor, said: str | None) -> Re
     words, tokens = words_of(captioner.tokenizer, ids)
     columns = [[1 + j for j in group] for group in tokens]  # each where it stands
     aux["attention_back"] = [weights_BHNT.transpose(2, 3) for weights_BHNT in aux.get("attention_back", [])]
+    _over_picture(captioner.projector, aux)
     maps = []
     for name in ("attention", "attention_back"):
         weights_TN = _attention(aux, name)
@@ -115,7 +119,24 @@ def _continued(prompt: Text, ids: list[int]) -> Text:
     )
 
 
-def _attention(aux: dict, name: str = "attention") -> Tensor | None:
+def _over_picture(projector: Projector | None, aux: Aux) -> None:
+    """Weights over vectors that lie nowhere as weights over the encoder's tokens, of which these were made.
+
+    Where nothing tells (vectors of the pooled feature) they are left out: so many vectors are no grid. What the
+    projector's own queries look at is shown where the mechanism has none.
+    """
+    if projector is None or projector.laid_out:
+        return
+    projected_IPN = noted(aux, "projected")
+    for name in ("attention", "attention_back", "pooler"):
+        noted_here = aux.pop(name, [])
+        if projected_IPN is not None and noted_here:
+            aux[name] = [weights @ projected_IPN[0].to(weights.dtype) for weights in noted_here]
+    if projected_IPN is not None:
+        aux.setdefault("pooler", [projected_IPN])
+
+
+def _attention(aux: Aux, name: str = "attention") -> Tensor | None:
     """Mean over everything that was noted, (T, N)."""
     noted = [weights_BHTN[0].float().mean(0) for weights_BHTN in aux.get(name, [])]
     return torch.stack(noted).mean(0) if noted else None

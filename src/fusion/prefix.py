@@ -5,7 +5,8 @@
 
 ``open``: the visual tokens see each other whatever their order (SimVLM, arXiv 2108.10904; PaliGemma, arXiv 2407.07726);
 otherwise each sees those before it, as in LLaVA. What makes word vectors of the encoder's tokens is the projector:
-``projector=mlp`` is LLaVA's, with two vectors of the pooled feature and no tokens it is Frozen's (arXiv 2106.13884).
+``projector=mlp`` is LLaVA's; ``projector=pooled``, two vectors of the pooled feature and no tokens, is Frozen's
+(Tsimpoukelli et al. 2021, arXiv 2106.13884), whose encoder learns through a language model that does not.
 """
 
 from __future__ import annotations
@@ -30,11 +31,17 @@ class Prefix(Writer):
         self.extra_positions = vision.tokens
 
     @staticmethod
-    def refusals(vision, language):
+    def refusals(vision, language, data):
         if vision.width != language.width:
             yield (
                 f"fusion=prefix puts visual tokens of width {vision.width} among word vectors of {language.width}; "
                 "use projector=mlp."
+            )
+        if vision.tokens + data.max_tokens > language.context:
+            yield (
+                f"{vision.tokens} visual tokens in front of data.max_tokens={data.max_tokens} do not fit: the language "
+                f"model reads {language.context} positions; use a projector that makes fewer (projector=perceiver), "
+                "lower data.max_tokens, or raise language.model.context of a model made here."
             )
 
     def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:

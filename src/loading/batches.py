@@ -150,12 +150,18 @@ class CaptionBatches(Batches):
         examples = [self.examples[i] for i in indices]
         ids, (pixels, visual) = [e.id for e in examples], self.pictures(indices)
         if self.tokenizer is None:
-            return PinnableBatch(ids, None, pixels, visual)
+            return PinnableBatch(ids, None, pixels, visual, image_valid_IM=self._no_picture(len(ids)))
         lines = [line for i, e in zip(indices, examples, strict=True) for line in self._lines(epoch, i, e)]
         text = text_rows(lines, self.tokenizer, self.max_tokens, int(self.source.has_images), self.image_tag)
-        batch = PinnableBatch(ids, text, pixels, visual, captions=[e.captions for e in examples])
+        absent_I0, captions = self._no_picture(len(ids)), [e.captions for e in examples]
+        batch = PinnableBatch(ids, text, pixels, visual, image_valid_IM=absent_I0, captions=captions)
         batch.foils = self._foils(epoch, examples, lines)
         return with_views(batch, self.objectives, chance(self.seed, epoch, batch), self.rows)
+
+    def _no_picture(self, contexts: int) -> Tensor | None:
+        """Which of no pictures are there, (I, 0), where somebody looks and the source has none; else None."""
+        blank = self.image_size is not None and not self.source.has_images
+        return torch.zeros(contexts, 0, dtype=torch.bool) if blank else None
 
     def _lines(self, epoch: int | None, index: int, example: Example) -> list[Line]:
         """G captions of one example, or answers to its question."""

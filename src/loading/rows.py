@@ -58,9 +58,10 @@ APART = Rows(pack=False, ends=True)  # as texts come
 
 
 def with_views(batch: Batch, objectives: Mapping[str, Objective], chance: Chance, rows: Rows) -> Batch:
-    """``batch`` as every objective sees it, in ``rows``. Texts that no picture tells apart may share any row."""
+    """``batch`` as every objective sees it, in ``rows``. Texts that nobody tells apart may share any row."""
     views = {name: objective.view(batch, chance) for name, objective in objectives.items()}
-    contexts = 1 if batch.pixels_IM3hw is None and batch.visual is None else len(batch.ids)
+    seen = (batch.pixels_IM3hw, batch.visual, batch.image_valid_IM)
+    contexts = 1 if all(one is None for one in seen) else len(batch.ids)
     return replace(batch, views={name: rows.lay(view, contexts) for name, view in views.items()})
 
 

@@ -100,6 +100,10 @@ class Objective(ABC):
         """``weight``, with what the mechanism itself asks for."""
         return self.weight
 
+    def longer(self, tokens: int) -> int:
+        """By how many columns its view of a text of so many tokens is longer."""
+        return 0
+
     @abstractmethod
     def view(self, batch: Batch, chance: Chance) -> View:
         """What this objective makes of a batch, one text a row, in the process that loads it."""

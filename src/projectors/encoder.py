@@ -16,6 +16,7 @@ from torch import Tensor
 from src.contracts import LanguageSpec, VisionSpec, Visual
 from src.kinds import BelowOne, Size
 from src.layers.level_encoder import LevelEncoder
+from src.layers.notes import Aux
 from src.projectors.base import Projector
 
 
@@ -31,7 +32,7 @@ class Encoder(Projector):
     def sizes(projector, language, vision):
         return {"width": language.width, "tokens": vision.tokens, "levels": projector.levels}
 
-    def forward(self, visual: Visual) -> Visual:
+    def forward(self, visual: Visual, aux: Aux | None = None) -> Visual:
         I, M = visual.tokens_IMNC.shape[:2]
         valid_IMN = visual.token_valid_IMN
         x_XND = self.layers.enter(visual.tokens_IMNC.flatten(0, 1))  # X = I*M

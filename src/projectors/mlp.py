@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from src.contracts import LanguageSpec, VisionSpec, Visual
 from src.kinds import BelowOne, Size
 from src.layers.dropout import Dropout
+from src.layers.notes import Aux
 from src.projectors.base import Projector
 
 
@@ -27,7 +28,7 @@ class MLP(Projector):
         self, vision: VisionSpec, language: LanguageSpec, layers: Size, pooled: Size | None, dropout: BelowOne
     ):
         super().__init__(vision, language)
-        self.pooled, self.needs_tokens = pooled, pooled is None
+        self.pooled, self.needs_tokens, self.laid_out = pooled, pooled is None, pooled is None
         D, vectors = language.width, pooled or 1
         source_width = vision.width if pooled is None else vision.pooled_width
         widths = [source_width, *[D * vectors] * layers]
@@ -39,8 +40,8 @@ class MLP(Projector):
     def sizes(projector, language, vision):
         return {"width": language.width, "tokens": projector.pooled or vision.tokens, "levels": 0}
 
-    def forward(self, visual: Visual) -> Visual:
+    def forward(self, visual: Visual, aux: Aux | None = None) -> Visual:
         if self.pooled is None:
             return replace(visual, tokens_IMNC=self.steps(visual.tokens_IMNC), levels_IMKNC=None)
         tokens_IMND: Tensor = self.steps(visual.pooled_IMC).unflatten(-1, (self.pooled, -1))
-        return replace(visual, tokens_IMNC=tokens_IMND, levels_IMKNC=None, token_valid_IMN=None)
+        return replace(visual, tokens_IMNC=tokens_IMND, levels_IMKNC=None, token_valid_IMN=None, frames=1)

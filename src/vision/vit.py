@@ -17,17 +17,18 @@ from torch.nn import functional as F
 
 from src.contracts import UserError, VisionSpec
 from src.hub import reason
-from src.kinds import Size
+from src.kinds import Count, Size
 from src.layers.attention import softmax
 from src.layers.lists import ModuleList
 from src.records.folder import Saved
 from src.vision.base import Vision
+from src.vision.resnet_stem import resnet_stem
 
 
 class ViT(Vision):
     """Random weights, or with ``weights`` those of a run that trained such an encoder.
 
-    Tokens are the patches after the final norm, pooled is their mean.
+    Tokens are the patches after the final norm, pooled is their mean. ``layers``: 0 leaves them as the stem makes them.
 
     Levels are the outputs of the last blocks, each after the final norm: raw outputs grow from block to block, and the
     last level equals the tokens this way.
@@ -38,9 +39,9 @@ class ViT(Vision):
         image_size: Size = 64,
         patch: Size = 8,
         width: Size = 128,
-        layers: Size = 4,
+        layers: Count = 4,
         heads: Size = 4,
-        stem: Literal["conv", "patch"] = "conv",
+        stem: Literal["conv", "patch", "resnet"] = "conv",
         weights: str | None = None,
     ):
         tokens = (image_size // patch) ** 2
@@ -57,7 +58,7 @@ class ViT(Vision):
             f"heads={heads}",
             pretrained=weights is not None,
         )
-        self.stem = conv_stem(width, patch) if stem == "conv" else nn.Conv2d(3, width, patch, stride=patch)
+        self.stem = stem_of(stem, width, patch)
         self.position_NC = nn.Parameter(nn.init.trunc_normal_(torch.empty(tokens, width), std=0.02))
         self.blocks = ModuleList(Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
@@ -76,6 +77,9 @@ class ViT(Vision):
                 "vision.stem=conv halves the picture step by step: vision.patch must be 2, 4, 8 or a further power of "
                 f"two; got {patch}."
             )
+
+        if vision.stem == "resnet" and patch != 16:
+            yield f"vision.stem=resnet makes a token of 16 x 16 pixels: say vision.patch=16; got {patch}."
 
     @staticmethod
     def sizes(vision):
@@ -139,6 +143,13 @@ class Block(nn.Module):
         weights_XHNN = softmax(q_XHNd * q_XHNd.shape[-1] ** -0.5 @ k_XHNd.transpose(-1, -2))
         read_XHNd = weights_XHNN @ v_XHNd
         return self.out(read_XHNd.transpose(1, 2).flatten(2))  # (X, N, C)
+
+
+def stem_of(stem: str, width: int, patch: int) -> nn.Module:
+    """From pictures (X, 3, h, w) to a grid of tokens (X, C, y, x)."""
+    if stem == "resnet":
+        return resnet_stem(width)
+    return conv_stem(width, patch) if stem == "conv" else nn.Conv2d(3, width, patch, stride=patch)
 
 
 def conv_stem(width: int, patch: int) -> nn.Sequential:
