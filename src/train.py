@@ -181,18 +181,18 @@ def trained(parts, cfg: DictConfig, run: Path):
 
 def finish(parts, tasks: dict, cfg: DictConfig, run: Path, cost: dict) -> tuple[str, float]:
     """Score the best checkpoint, write the results, show some captions. Returns the score that sweeps compare."""
-    from src.tasks.base import split_loss
+    from src.tasks.base import validation_loss
     from src.tasks.results import report
 
     results = []
     for name, one in parts.data_sets().items():
         folder = run / name if results else run  # the first data set is the main one
         if not (cfg.test_split and one.source.has_images):
-            scores = {"loss": split_loss(one, "val")}
+            scores = {"loss": validation_loss(one)}
             write_json(folder / "metrics.json", {"split": "val", "scores": scores, "cost": cost})
             seal(folder, "metrics.json")
             use = "" if one.source.has_images else f"; use it with language.weights={run}"
-            print(f"{name} val loss {scores['loss']:.4f} nats per token{use}".strip())
+            print(f"{name} val loss {scores['loss']:.4f} nats{use}".strip())
             results.append(("loss", scores["loss"]))
         else:
             result = tasks[name].evaluate(one, cfg.test_split)

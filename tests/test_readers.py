@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import csv
 import functools
 import json
 import math
@@ -763,6 +764,17 @@ def test_readers_are_trained_scored_and_handed_on_end_to_end(data, tmp_path, tra
     speaks = data == "scenes"  # where it has learnt hidden words
     said = run("src.caption", f"run={trained}", f"images={picture}", f"output={tmp_path}/said", ok=speaks)
     assert speaks or "does not write" in said.stderr
+
+
+def test_where_no_split_is_scored_the_loss_of_validation_is_the_result(tmp_path):
+    """Which tuning reads: of the last step of a run that got better with every validation."""
+    words = ("debug=smoke", "fusion=visualbert", "test_split=null", "trainer.limit_val_batches=1.0")
+    said = run("src.train", *words, f"hydra.run.dir={tmp_path}/run").stdout
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    with (tmp_path / "run" / "log" / "metrics.csv").open() as file:
+        curve = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
+    assert found["split"] == "val" and found["scores"]["loss"] == pytest.approx(min(curve), abs=1e-4)
+    assert f"val loss {found['scores']['loss']:.4f} nats" in said
 
 
 def test_answers_begin_at_what_captions_have_taught(tmp_path, trained_reader):

@@ -113,3 +113,20 @@ def split_loss(parts: Parts, split: str) -> float:
             loss, targets = captioner.text_loss(batch)
         total, count = total + loss.item() * int(targets), count + int(targets)
     return total / max(1, count)
+
+
+@torch.no_grad()
+def validation_loss(parts: Parts) -> float:
+    """What is left to compare where no split is scored: ``split_loss`` of who writes, the val/loss of who reads."""
+    captioner, data = parts.captioner, parts.data
+    if isinstance(captioner.fusion, Writer):
+        return split_loss(parts, "val")
+    captioner.eval()
+    sums = {name: (0.0, 0) for name in captioner.objectives}
+    for batch in data.pictures("val", captions=data.captions_per_image):
+        batch = captioner.transfer_batch_to_device(batch, captioner.device, 0)
+        with captioner.autocast():
+            losses = captioner.losses(batch)
+        for name, (mean, count, _) in losses.items():
+            sums[name] = sums[name][0] + float(mean) * int(count), sums[name][1] + int(count)
+    return sum(captioner.objectives[name].weight * total / max(1, count) for name, (total, count) in sums.items())
