@@ -495,7 +495,7 @@ def _refuse(message: str):
         ("+size.tiny.mlp=4", "size.tiny needs key_value_heads and mlp with family: llama, and has neither without it"),
         ("sizes=[smol] size.smol.key_value_heads=2", "size.smol.key_value_heads must divide size.smol.heads"),
         ("sizes=[]", "sizes=\\[\\] leaves nothing"),
-        ("encoder=resnet", "encoder: choose from efficientnet_lite0"),
+        ("encoder=resnet", "encoder: choose from conv_vit, efficientnet_lite0"),
         ("decode.batches=[]", "decode.batches=\\[\\] leaves nothing to measure"),
         ("size.tiny.heads=7", "size.tiny.heads must divide"),
         ("lengths=nowhere.json", "nowhere.json is no file"),
