@@ -17,6 +17,7 @@ from src.config.earlier import use_earlier
 from src.config.machine_faults import explaining_machine_faults
 from src.config.make import check, make
 from src.config.resume import resumed
+from src.errors import UserError
 from src.records.files import explaining_full_disk, seal, write_json
 from src.records.folder import Saved, complete, removed_where_nothing_came_of_it, write_skipped
 from src.records.folder import begin as begin_run
@@ -52,6 +53,8 @@ def train(cfg: DictConfig, sources: dict, tracker, run: Path, interrupts: Interr
             one.data.examples(split)  # a split without examples is found now, not behind the training
         if cfg.test_split:
             tasks[name].check(one, cfg.test_split)
+    if cfg.val_captions and not parts.captioner.speaks:
+        raise UserError("val_captions asks for captions, and nothing here learns to write any; leave it out.")
     keep_tokenizer(parts, run)
     if cfg.compile:
         parts.captioner.compile_training()

@@ -769,6 +769,8 @@ def test_readers_are_trained_scored_and_handed_on_end_to_end(data, tmp_path, tra
 def test_where_no_split_is_scored_the_loss_of_validation_is_the_result(tmp_path):
     """Which tuning reads: of the last step of a run that got better with every validation."""
     words = ("debug=smoke", "fusion=visualbert", "test_split=null", "trainer.limit_val_batches=1.0")
+    asked = ("objective=match", "val_captions=2", f"hydra.run.dir={tmp_path}/none")
+    assert "val_captions asks for captions" in run("src.train", *words, *asked, ok=False).stderr
     said = run("src.train", *words, f"hydra.run.dir={tmp_path}/run").stdout
     found = json.loads((tmp_path / "run" / "metrics.json").read_text())
     with (tmp_path / "run" / "log" / "metrics.csv").open() as file:
