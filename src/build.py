@@ -34,6 +34,7 @@ from src.text.tokenizers import load_tokenizer
 from src.training.origin import check_tensors
 from src.vision.base import Vision
 
+SHARED_OUT = ("held_out", "test_fraction")  # options of single pictures: which of them are validated on, and scored
 TOKENIZER_EXAMPLES = 20_000  # pictures whose captions train a tokenizer; enough for any vocabulary used here
 
 
@@ -111,8 +112,8 @@ def previous_language(run: Path) -> dict[str, torch.Tensor]:
 def begin_at(captioner: Captioner, saved: Saved) -> None:
     """Let all that trains begin at what a run has learnt; of what objectives learn by themselves, what both have.
 
-    The language model has been taken over before. Raises UserError for an encoder that was trained there and is frozen
-    here, and for other shapes.
+    The language model has been taken over before, and an encoder that was frozen there comes from where it did. Raises
+    UserError for one that was trained there and is frozen here, and for other shapes.
     """
     if captioner.vision is not None and not captioner.trains("vision") and saved.part("vision"):
         if tensor_hash(saved.part("vision")) != captioner.frozen_hashes()["vision"]:
@@ -120,9 +121,9 @@ def begin_at(captioner: Captioner, saved: Saved) -> None:
                 f"{saved.folder} trained its encoder, which is frozen here; say vision.weights={saved.folder} too."
             )
     for name, part in captioner.parts(trained=True).items():
-        if name not in ("heads", "language"):
-            check_tensors(saved.part(name), part.state_dict())
-            part.load_state_dict(saved.part(name))
+        if name not in ("heads", "language") and (learnt := saved.part(name)):
+            check_tensors(learnt, part.state_dict())
+            part.load_state_dict(learnt)
     for name, head in captioner.heads.items():
         learnt, here = saved.part(f"heads.{name}"), head.state_dict()
         same = all(torch.equal(x, learnt.get(key, x[:0])) for key, x in head.named_buffers())  # what its places mean
@@ -223,7 +224,7 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
     }
     if source.interleaved:
         return DocumentData(source, captioner.tokenizer, options.max_images, options.p_next, **shared)
-    own = ("captions_per_image", "image_tag", "by_length", "held_out", "test_fraction")
+    own = ("captions_per_image", "image_tag", "by_length", *SHARED_OUT)
     shared |= {name: options[name] for name in own if name in options}
     return CaptionData(source, captioner.tokenizer, **shared)
 
@@ -240,6 +241,7 @@ def build_pictures(options: DictConfig, seed: int, source: Source, vision: Visio
         train_fraction=options.train_fraction,
         seed=seed,
         workers=options.workers if vision else 0,  # there is nothing to load
+        **{name: options[name] for name in SHARED_OUT if name in options},
     )
 
 

@@ -16,8 +16,11 @@ from PIL import Image
 from test_verbs import SMOKE
 from torch import nn
 
+from src.build import build_pictures
 from src.comparison.arms import compare
 from src.comparison.runs import find_runs, group
+from src.config.command_line import compose
+from src.config.make import make
 from src.contracts import Batch, Example, VisionSpec, Visual
 from src.data.scenes import Scenes
 from src.loading.module import CaptionData
@@ -208,6 +211,12 @@ def nearest(folder: Path) -> tuple[str, ...]:
     small = ("data=scenes", "data.source.train=64", "data.source.val=16", "data.source.test=16", "samples=4")
     encoder = ("vision=vit", "vision.width=32", "vision.layers=3", f"vision.weights='{folder}/srau'")
     return (*small, *encoder, f"data.cache_dir='{folder}/features'")
+
+
+def test_the_share_of_the_test_pictures_is_that_of_trainings():
+    words = ["pipeline=human", "data=scenes", "data.source.test=16", "data.test_fraction=0.25"]
+    cfg = compose("pipeline", words, [])
+    assert len(build_pictures(cfg.data, 0, make(cfg.data.source), None).examples("test")) == 4
 
 
 def test_a_pipeline_leaves_a_run_folder(runs):

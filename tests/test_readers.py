@@ -9,6 +9,7 @@ import json
 import math
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ from PIL import Image
 from transformers import LxmertConfig, LxmertModel, VisualBertConfig, VisualBertForPreTraining
 from transformers.models.bert.modeling_bert import BertModel
 
-from src.build import Parts, _check_direction, build_objectives
+from src.build import Parts, _check_direction, begin_at, build_objectives
 from src.captioner import Captioner
 from src.config.command_line import compose
 from src.config.earlier import use_earlier
@@ -777,6 +778,15 @@ def test_where_no_split_is_scored_the_loss_of_validation_is_the_result(tmp_path)
         curve = [float(row["val/loss"]) for row in csv.DictReader(file) if row["val/loss"]]
     assert found["split"] == "val" and found["scores"]["loss"] == pytest.approx(min(curve), abs=1e-4)
     assert f"val loss {found['scores']['loss']:.4f} nats" in said
+
+
+def test_an_encoder_that_was_frozen_there_comes_from_where_it_did():
+    """And trains here; what is not in the run is left as it was made."""
+    vision, fusion, there = torch.nn.Linear(2, 2), torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    parts, before = {"vision": vision, "fusion": fusion}, vision.weight.clone()
+    captioner = SimpleNamespace(vision=vision, trains=lambda part: True, parts=lambda trained: parts, heads={})
+    begin_at(captioner, SimpleNamespace(part=lambda name: there.state_dict() if name == "fusion" else {}))
+    assert torch.equal(fusion.weight, there.weight) and torch.equal(vision.weight, before)
 
 
 def test_answers_begin_at_what_captions_have_taught(tmp_path, trained_reader):
