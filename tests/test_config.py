@@ -690,6 +690,15 @@ def test_the_language_model_of_an_earlier_run_has_its_own_sizes(tmp_path):
     ask(f"train -m fusion=coca language.weights={tmp_path},/not/yet fusion.n_uni=1")
 
 
+def test_a_checkpoint_that_an_earlier_run_kept_frozen_is_the_same_one_again(tmp_path):
+    words = ["language=hub", "language.name=gpt2", "regime=frozen_lm"]
+    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(command_line.compose("train", words, [])))
+    cfg = use_earlier(command_line.compose("train", [*words, f"weights={tmp_path}"], []))
+    assert cfg.weights == str(tmp_path) and cfg.language.weights is None
+    with pytest.raises(UserError, match=r"trained with language.model.name=gpt2, and here it is gpt2-medium"):
+        use_earlier(command_line.compose("train", [*words, "language.name=gpt2-medium", f"weights={tmp_path}"], []))
+
+
 def test_a_run_in_the_home_folder_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "lm").mkdir()

@@ -31,10 +31,13 @@ def _begin_at(cfg: DictConfig) -> DictConfig:
     earlier = run_config(folder)
     if cfg.language.weights not in (None, weights, str(folder)):
         raise UserError("weights= brings the language model of its run; leave language.weights= out.")
-    for part in ("projector", "fusion", "vision"):
+    trained = earlier.regime.train_language or earlier.language.weights  # else it is the checkpoint that it was there
+    for part in ("projector", "fusion", "vision", *(() if trained else ("language",))):
         _require_same(folder, part, earlier.get(part), cfg.get(part))
     OmegaConf.set_struct(cfg, False)
-    cfg.weights = cfg.language.weights = str(folder)
+    cfg.weights = str(folder)
+    if trained:
+        cfg.language.weights = str(folder)
     OmegaConf.set_struct(cfg, True)
     return cfg
 
@@ -43,7 +46,7 @@ def _require_same(folder: Path, part: str, there: DictConfig | None, here: DictC
     """Raises UserError, naming the first option, unless a part is what it was."""
     before, now = (dict(flatten(OmegaConf.to_container(one, resolve=True))) if one else {} for one in (there, here))
     for name in sorted(before.keys() | now.keys(), key=lambda name: (name != "_target_", name)):
-        if name not in OWN and before.get(name) != now.get(name):
+        if name.rpartition(".")[2] not in OWN and before.get(name) != now.get(name):
             raise UserError(
                 f"weights={folder} was trained with {part}.{name}={before.get(name)}, and here it is {now.get(name)}; "
                 f"give the {part} options of its config.yaml."
