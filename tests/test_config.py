@@ -330,7 +330,9 @@ def read_once():
     read = {}
 
     def load(file):
-        name = str(getattr(file, "name", file))
+        name = getattr(file, "name", file)  # Hydra hands in open files
+        if not str(name).startswith(f"{ROOT / 'conf'}/"):
+            return original(file)
         if name not in read:
             read[name] = original(file)
         return deepcopy(read[name])
