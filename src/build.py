@@ -206,7 +206,9 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
     vision = captioner.vision
     tell(source, options, vision)
     longer = max((one.longer(options.max_tokens) for one in captioner.objectives.values()), default=0)
-    needed, context = options.max_tokens + longer + captioner.fusion.extra_positions, captioner.language.spec.context
+    fusion, context = captioner.fusion, captioner.language.spec.context
+    before = 0 if source.interleaved and fusion.among_words else fusion.extra_positions
+    needed = options.max_tokens + longer + before
     if needed > context:
         raise UserError(
             f"data.max_tokens={options.max_tokens} and the fusion need {needed} positions, but the language model "
@@ -220,7 +222,8 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
         "max_tokens": options.max_tokens,
         "workers": options.workers,
         "objectives": captioner.objectives,
-        "rows": Rows(options.get("pack", False), isinstance(captioner.fusion, Writer) and captioner.fusion.reads_ends),
+        "rows": Rows(options.get("pack", False), isinstance(fusion, Writer) and fusion.reads_ends),
+        "columns": fusion.extra_positions if fusion.among_words else 0,
     }
     if source.interleaved:
         return DocumentData(source, captioner.tokenizer, options.max_images, options.p_next, **shared)

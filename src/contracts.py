@@ -153,7 +153,8 @@ class Text:
     A token sees itself and what stands before it, within its segment. ``open`` marks columns that all of their segment
     sees, earlier columns too: none for plain text, a beginning for a prefix language model, all for an encoder that
     reads both ways. ``segment`` tells several texts of one row apart, counted from 1; columns of segment 0 belong to
-    all of them. None: one text a row.
+    all of them. None: one text a row. ``visual``: which visual token of picture phi stands in a column, counted from 1;
+    0: a word. None: words everywhere.
     """
 
     ids_BT: Tensor
@@ -163,11 +164,13 @@ class Text:
     target_BT: Tensor | None = None
     open_BT: Tensor | None = None
     segment_BT: Tensor | None = None
+    visual_BT: Tensor | None = None
 
     def columns(self, start: int | None, stop: int | None) -> Text:
         """The same rows, positions ``start:stop`` only."""
         cut = slice(start, stop)
-        optional = (None if x_BT is None else x_BT[:, cut] for x_BT in (self.target_BT, self.open_BT, self.segment_BT))
+        maybe = (self.target_BT, self.open_BT, self.segment_BT, self.visual_BT)
+        optional = (None if x_BT is None else x_BT[:, cut] for x_BT in maybe)
         return Text(self.ids_BT[:, cut], self.valid_BT[:, cut], self.phi_BT[:, cut], self.ragged, *optional)
 
     def behind(self, columns: int, valid_BP: Tensor | None = None, open: bool = False) -> Text:

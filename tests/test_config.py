@@ -350,7 +350,8 @@ def test_a_smoke_test_takes_a_part_of_whatever_data(data):
     for one, all_of_it in zip(data_sets(cfg).values(), data_sets(whole).values(), strict=True):
         assert (one.batch_size, one.workers) == (8, 0)
         assert one.source.keys() == all_of_it.source.keys()
-        less = one.train_fraction < 1 or one.source.get("train", 99) == 64
+        drawn = one.source.get("pairs", one.source)
+        less = one.train_fraction < 1 or drawn.get("train", 99) == 64
         assert less or data in ("folder", "documents", "shards")  # which are as large as their owner made them
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from random import Random
 
 import pytest
@@ -14,6 +16,7 @@ from PIL import Image
 
 from src.contracts import Chunk, Document, Example, UserError
 from src.data.documents_file import Documents
+from src.data.pairs_as_documents import PairsAsDocuments, most_named
 from src.data.scenes import Scenes
 from src.data.stories import ScenesInterleaved, tell
 from src.loading.documents import collate, document_row, few_shot, looking_ahead, prompts
@@ -38,6 +41,50 @@ def document(*texts: str, leading: str = "") -> Document:
 
 def row(doc: Document, max_tokens: int = 99, max_images: int = 9, **how):
     return document_row(doc, Characters(), max_tokens, max_images, **how)
+
+
+# -------------------------------------------------------------------------------------------------- pairs as documents
+def as_documents(form: str, items: int = 3, related: bool = True) -> list[Document]:
+    pairs = Scenes(train=40, val=2, test=2)
+    return list(PairsAsDocuments(pairs, seed=1, items=items, form=form, related=related).examples("train"))
+
+
+def told(documents: list[Document]) -> Counter:
+    """(picture, text) of all, texts in the order of the pictures where they stand behind them."""
+    pairs = Counter()
+    for one in documents:
+        texts = [chunk.text for chunk in one.chunks if chunk.text]
+        pairs.update(zip([picture.id for picture in one.pictures], texts, strict=True))
+    return pairs
+
+
+def test_all_forms_have_the_same_pictures_and_texts():
+    whole, broken, reordered = (as_documents(form) for form in ("interleaved", "broken", "reordered"))
+    assert told(whole) == told(broken) == told(reordered) and len(told(whole)) == 40
+    assert [len(one.pictures) for one in broken] == [1] * 40
+    assert max(len(one.pictures) for one in whole) == 3 and len(whole) == len(reordered) == 14
+    first = reordered[0]
+    assert [bool(c.picture) for c in first.chunks] == [True] * 3 + [False] * 3
+    found = row(first, max_tokens=400)
+    assert [phi for id, phi in zip(found.ids, found.phi, strict=True) if id == EOS] == [3, 3, 3]
+    any_of_them = as_documents("interleaved", related=False)
+    assert as_documents("interleaved") == whole != any_of_them and told(any_of_them) == told(whole)
+
+
+def test_pictures_of_a_document_share_what_their_captions_name(caplog):
+    caplog.set_level("INFO")
+    documents = as_documents("interleaved", items=2)
+    words = [{most_named(picture.captions) for picture in one.pictures} for one in documents]
+    alone = sum(len(one) > 1 for one in words)
+    left = int(re.search(r"(\d+) of 40 pictures share their word with too few", caplog.text)[1])
+    assert 0 < left < 20 and alone <= left // 2 + 1
+    assert most_named(("a dog runs", "the brown dog", "two dogs")) == "dog" and most_named(("a on the",)) == ""
+
+
+def test_documents_are_not_made_of_documents():
+    stories = ScenesInterleaved(seed=0, pictures=2, train=1, val=1, test=1)
+    with pytest.raises(UserError, match=r"data.source.pairs=scenes_interleaved are no pictures with captions"):
+        PairsAsDocuments(stories, seed=0, items=2, form="broken", related=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- phi

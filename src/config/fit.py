@@ -80,10 +80,10 @@ def _check_parts(cfg: DictConfig, sizes: Mapping) -> None:
     """What the classes themselves refuse, each beside what the parts before it hand out (``sizes``, and theirs)."""
     members = _members(cfg).values()
     interleaved = any(trait(member.source._target_, "interleaved") is True for member in members)
-    longest = max(member.max_tokens for member in members)
+    longest, ahead = max(member.max_tokens for member in members), max(member.get("p_next", 0) for member in members)
     parts = {
         "language": KnownOptions(sizes),
-        "data": KnownOptions({"interleaved": interleaved, "max_tokens": longest}),
+        "data": KnownOptions({"interleaved": interleaved, "max_tokens": longest, "p_next": ahead}),
     }
     for group in ("vision", "projector", "fusion", "decode"):
         if not (node := cfg.get(group)):

@@ -57,6 +57,7 @@ class Fusion(Checked, nn.Module, ABC, group="fusion"):
     undecayed: tuple[str, ...] = ()  # learnt constants (latents, prefixes): no weight decay, like norms and biases
     scalar_gates: tuple[str, ...] = ()  # scalars that open a branch: they learn ``optim.gate_rate`` times as fast
     extra_positions: int = 0  # text positions taken before the first token (prefixes)
+    among_words: bool = False  # in documents these stand where a picture does, in place of its tag (``Text.visual``)
 
     def __init__(self, vision: VisionSpec | None, language: LanguageSpec):
         super().__init__()

@@ -5,7 +5,8 @@
 phi(t) is the number of the last picture placed at or before token t, counted from 1, and 0 before the first (Alayrac et
 al. 2022, arXiv 2204.14198, section 3.1.3); a tag of several tokens looks at its own picture from its first token on.
 The language model's own end token ends every chunk, where the paper has a new token <EOC>: no vocabulary has to grow,
-and captioning ends the same way. The tag itself is never a target.
+and captioning ends the same way. The tag itself is never a target. Where a mechanism puts visual tokens among the words
+(``Fusion.among_words``), columns for them stand in place of the tag.
 
 With probability ``p_next`` a training document is read the other way: text looks at the next picture instead of the one
 before (the paper's appendix A.1.2); what follows the last tag then looks at none (our choice, the paper is silent).
@@ -29,25 +30,47 @@ from src.objectives.base import Objective
 
 @dataclass(frozen=True)
 class Row:
-    """One document as tokens; the three lists are equally long. ``pictures`` are those whose tag is in the row."""
+    """One document as tokens; the four lists are equally long. ``pictures`` are those whose tag is in the row."""
 
     ids: list[int]
     phi: list[int]
     target: list[bool]
+    visual: list[int]
     pictures: list[Example]
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What stands for a picture: the tokens ``ids``, or visual tokens: ``visual`` says which; 0: a word."""
+
+    ids: Sequence[int]
+    visual: Sequence[int]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, columns: int) -> Mark:
+        """The tag, or ``columns`` for visual tokens where these are among the words."""
+        if columns:
+            return cls([tokenizer.pad] * columns, range(1, columns + 1))
+        return cls(tokenizer.image_tag, [0] * len(tokenizer.image_tag))
+
+
 def document_row(
-    document: Document, tokenizer: Tokenizer, max_tokens: int, max_images: int, open_end: bool = False
+    document: Document,
+    tokenizer: Tokenizer,
+    max_tokens: int,
+    max_images: int,
+    columns: int = 0,
+    open_end: bool = False,
 ) -> Row:
     """Tokens of a document, cut at ``max_tokens`` and before picture ``max_images`` + 1: text and pictures together.
 
-    ``open_end``: the last chunk gets no end token, so that a model can go on writing it.
+    ``columns``: as in ``Mark``. ``open_end``: the last chunk gets no end token, so that a model can go on writing it.
     """
-    ids, phi, target, pictures = [tokenizer.bos], [0], [False], []
+    mark = Mark.of(tokenizer, columns)
+    ids, phi, target, visual, pictures = [tokenizer.bos], [0], [False], [0], []
     texts = tokenizer.encode([chunk.text for chunk in document.chunks])
     for number, (chunk, text) in enumerate(zip(document.chunks, texts, strict=True), 1):
-        tag = tokenizer.image_tag if chunk.picture else []
+        tag = mark.ids if chunk.picture else []
         if len(ids) + len(tag) > max_tokens or (tag and len(pictures) == max_images):
             break
         if chunk.picture:
@@ -57,7 +80,8 @@ def document_row(
         ids += [*tag, *said]
         phi += [len(pictures)] * (len(tag) + len(said))
         target += [False] * len(tag) + [True] * len(said)
-    return Row(ids[:max_tokens], phi[:max_tokens], target[:max_tokens], pictures)
+        visual += [*(mark.visual if chunk.picture else []), *[0] * len(said)]
+    return Row(ids[:max_tokens], phi[:max_tokens], target[:max_tokens], visual[:max_tokens], pictures)
 
 
 def looking_ahead(row: Row) -> Row:
@@ -74,12 +98,14 @@ def collate(rows: Sequence[Row], pad: int, left: bool = False) -> Text:
         fill = ([filling] * (width - len(row)) for row in values)
         return torch.tensor([[*f, *row] if left else [*row, *f] for f, row in zip(fill, values, strict=True)])
 
+    visual_BT = table([row.visual for row in rows], 0)
     return Text(
         ids_BT=table([row.ids for row in rows], pad),
         valid_BT=table([[True] * len(row.ids) for row in rows], False),
         phi_BT=table([row.phi for row in rows], 0),
         ragged=left and any(len(row.ids) < width for row in rows),
         target_BT=table([row.target for row in rows], False),
+        visual_BT=visual_BT if visual_BT.any() else None,
     )
 
 
@@ -101,14 +127,15 @@ class DocumentBatches(Batches):
         image_size: int | None,
         objectives: Mapping[str, Objective],
         rows: Rows,
+        columns: int,
     ):
         self.documents, self.source, self.tokenizer = documents, source, tokenizer
         self.max_tokens, self.max_images, self.p_next, self.seed = max_tokens, max_images, p_next, seed
-        self.image_size, self.objectives, self.rows = image_size, objectives, rows
+        self.image_size, self.objectives, self.rows, self.columns = image_size, objectives, rows, columns
 
     def _batch(self, epoch: int | None, indices: list[int]) -> PinnableBatch:
         documents = [self.documents[i] for i in indices]
-        rows = [document_row(d, self.tokenizer, self.max_tokens, self.max_images) for d in documents]
+        rows = [document_row(d, self.tokenizer, self.max_tokens, self.max_images, self.columns) for d in documents]
         if epoch is not None:
             draws = (stable_share(self.seed, "next", epoch, i) for i in indices)
             rows = [looking_ahead(r) if draw < self.p_next else r for r, draw in zip(rows, draws, strict=True)]
@@ -137,12 +164,13 @@ def prompts(
     tokenizer: Tokenizer,
     size: int | None,
     max_tokens: int,
+    columns: int = 0,
 ) -> PinnableBatch:
-    """Documents whose last chunk is to be continued, as a batch of left-padded prompts.
+    """Documents whose last chunk is to be continued, as a batch of left-padded prompts. ``columns``: as in ``Mark``.
 
     Raises UserError for a document that is longer than ``max_tokens``: cut, it would ask something else.
     """
-    rows = [document_row(d, tokenizer, max_tokens + 1, len(d.chunks), open_end=True) for d in documents]
+    rows = [document_row(d, tokenizer, max_tokens + 1, len(d.chunks), columns, open_end=True) for d in documents]
     for document, row in zip(documents, rows, strict=True):
         if len(row.ids) > max_tokens:
             raise UserError(

@@ -35,7 +35,8 @@ class CaptionData(lightning.LightningDataModule):
     included (a longer caption is cut and has no end token). ``workers``: loading processes per loader. ``features``:
     split -> table whose ``visual(rows)`` gives the encoded pictures at positions of ``examples(split)``; pixels are
     then not loaded. It may be set later, before the loaders are asked for. ``image_tag``: captions begin with the tag
-    that stands for a picture in documents. ``by_length``: pictures whose longest captions have about as many words come
+    that stands for a picture in documents. ``columns``: how many visual tokens stand there instead, if a mechanism puts
+    them among the words. ``by_length``: pictures whose longest captions have about as many words come
     together in training, so that less is padding; not for streamed sources. ``objectives``: what makes views of a batch
     (None: nothing does, and it can be captioned only), and ``rows`` how they are laid. ``tokenizer``: None for batches
     of pictures without any text.
@@ -62,6 +63,7 @@ class CaptionData(lightning.LightningDataModule):
         rows: Rows = APART,
         held_out: float | None = None,
         test_fraction: float = 1.0,
+        columns: int = 0,
     ):
         super().__init__()
         _require("batch_size", batch_size, batch_size >= 1, "at least 1")
@@ -76,7 +78,7 @@ class CaptionData(lightning.LightningDataModule):
         self.train_fraction, self.seed, self.workers = train_fraction, seed, workers
         self.held_out, self.test_fraction = held_out, test_fraction
         self.features, self.image_tag, self.by_length = features or {}, image_tag, by_length
-        self.objectives, self.rows = objectives or {}, rows
+        self.objectives, self.rows, self.columns = objectives or {}, rows, columns
         self._examples: dict[str, Sequence[Example]] = {}
 
     @property
@@ -86,8 +88,8 @@ class CaptionData(lightning.LightningDataModule):
 
     def prompts(self, documents: Sequence[Document]) -> Batch:
         """Documents whose last chunk is to be continued; they may be longer than training's captions."""
-        longest = self.max_tokens * max(len(document.chunks) for document in documents)
-        return prompts(documents, self.source, self.tokenizer, self.image_size, longest)
+        longest = (self.columns + self.max_tokens) * max(len(document.chunks) for document in documents)
+        return prompts(documents, self.source, self.tokenizer, self.image_size, longest, self.columns)
 
     # ------------------------------------------------------------------------------------------------- examples
     def examples(self, split: str) -> Sequence[Example]:
@@ -244,7 +246,7 @@ class DocumentData(CaptionData):
 
     def prompts(self, documents: Sequence[Document]) -> Batch:
         """Documents whose last chunk is to be continued."""
-        return prompts(documents, self.source, self.tokenizer, self.image_size, self.max_tokens)
+        return prompts(documents, self.source, self.tokenizer, self.image_size, self.max_tokens, self.columns)
 
     def _usable(self, examples: list[Document], where: str) -> list[Document]:
         return examples  # text of a document may be empty between two pictures
@@ -261,6 +263,7 @@ class DocumentData(CaptionData):
             self.image_size,
             self.objectives,
             self.rows,
+            self.columns,
         )
 
 

@@ -142,8 +142,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def no_examples(shots: int) -> UserError:
     """Where examples cannot stand in the context."""
     return UserError(
-        f"shots={shots} needs captioned pictures, a mechanism that reads several pictures (fusion=flamingo), and 0 "
-        "or more examples."
+        f"shots={shots} needs captioned pictures, a mechanism that reads several pictures (fusion=flamingo, "
+        "fusion=prefix), and 0 or more examples."
     )
 
 

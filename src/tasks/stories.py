@@ -26,7 +26,7 @@ class Stories(SpokenTask):
         super().check(parts, split)
         documents = _questions(parts.data, split)[1]
         if documents:
-            prompts(documents, parts.source, parts.captioner.tokenizer, None, parts.data.max_tokens)
+            prompts(documents, parts.source, parts.captioner.tokenizer, None, parts.data.max_tokens, parts.data.columns)
 
     def ask(self, data: CaptionData, split: str) -> Iterable[Batch]:
         return prompt_batches(data, _questions(data, split)[1])
