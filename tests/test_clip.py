@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -254,6 +255,12 @@ def test_trained_and_asked_by_the_commands(tmp_path):
     run("src.train", *SMALL, "fusion=clip", f"hydra.run.dir='{tmp_path}/clip'")
     said = run("src.evaluate", f"run='{tmp_path}/clip'", "task=zero_shot").stdout
     assert "zero_shot/shape" in said and "zero_shot/colour/chance" in said
+    told = run("src.compare", f"runs=['{tmp_path}/clip']", f"output='{tmp_path}/compared'").stdout
+    assert "t2i/R@5" in told
+    run("src.export", f"run='{tmp_path}/clip'", f"to='{tmp_path}/judge'")
+    run("src.evaluate", f"run='{tmp_path}/judge'", f"output='{tmp_path}/judged'")
+    before, after = (json.loads((tmp_path / one / "metrics.json").read_text())["scores"] for one in ("clip", "judged"))
+    assert before == after and "i2t/R@1" in before
     refused = run("src.evaluate", f"run='{tmp_path}/clip'", "task=caption", ok=False)
     assert "needs a mechanism that writes" in refused.stderr
 
