@@ -133,6 +133,19 @@ class Contradicting(Protocol):
 
 
 @runtime_checkable
+class Labelled(Protocol):
+    """A source that knows what is on its pictures, by names of one or several kinds."""
+
+    def classes(self) -> Mapping[str, Sequence[str]]:
+        """All names there are, by kind."""
+        ...
+
+    def labels(self, example: Example) -> Mapping[str, frozenset[str]]:
+        """The names that are true of a picture, by kind."""
+        ...
+
+
+@runtime_checkable
 class Prepared(Protocol):
     """A source that makes its pictures as an encoder wants them."""
 

@@ -192,6 +192,7 @@ def agree(one: Captioner, other: Captioner) -> bool:
     import torch
 
     from src.contracts import Batch
+    from src.fusion.base import Reader
 
     pixels_IM3hw = None
     if one.vision is not None:
@@ -202,9 +203,11 @@ def agree(one: Captioner, other: Captioner) -> bool:
     if one.speaks:
         return one.caption([batch]) == other.caption([batch])
     with torch.no_grad():
-        return all(
-            torch.equal(a, b) for a, b in zip(one.eval().reading(batch), other.eval().reading(batch), strict=True)
-        )
+        if isinstance(one.fusion, Reader):
+            seen = [captioner.eval().reading(batch) for captioner in (one, other)]
+        else:
+            seen = [captioner.eval().memory(batch).values() for captioner in (one, other)]
+        return all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from src.layers.attention import CrossAttention
 from src.layers.cache import Cache
 from src.layers.contrast import Contrast
 from src.layers.pooler import AttentionalPooler
-from src.metrics.retrieval import recall_at_k
+from src.metrics.retrieval import recall_at_k, recall_of_each
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 SMALL = ("fusion.queries=5", "fusion.embed_width=12", "fusion.pooler_heads=4")
@@ -716,6 +716,13 @@ def test_recall_is_a_slow_loop(steps):
         for k in (1, 2, 5):
             i2t, t2i = slow_recall(similarity.tolist(), picture.tolist(), k)
             assert got[f"i2t/R@{k}"] == pytest.approx(i2t) and got[f"t2i/R@{k}"] == pytest.approx(t2i)
+        alone = [similarity[i : i + 1] for i in range(7)]
+        for i, of_it in enumerate(recall_of_each(similarity, picture, ks=(1, 2))):
+            best = float(alone[i][0, picture == i].max())
+            ahead = sum(float(x) >= best for x in alone[i][0, picture != i])
+            assert of_it["i2t/R@2"] == (ahead < 2)
+            found = [(similarity[:, b] >= similarity[i, b]).sum() - 1 < 1 for b in range(15) if picture[b] == i]
+            assert of_it["t2i/R@1"] == pytest.approx(sum(map(bool, found)) / len(found))
 
 
 def test_recall_of_certain_models():

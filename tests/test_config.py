@@ -352,7 +352,12 @@ def test_a_smoke_test_takes_a_part_of_whatever_data(data):
         assert one.source.keys() == all_of_it.source.keys()
         drawn = one.source.get("pairs", one.source)
         less = one.train_fraction < 1 or drawn.get("train", 99) == 64
-        assert less or data in ("folder", "documents", "shards")  # which are as large as their owner made them
+        assert less or data in (
+            "folder",
+            "documents",
+            "shards",
+            "class_folders",
+        )  # which are as large as their owner made them
 
 
 def ask(line: str) -> None:

@@ -16,6 +16,8 @@ from src.fusion.base import Fusion, Read, Reader, Retriever
 from src.loading.batches import chance
 from src.loading.rows import APART, with_views
 from src.objectives.base import Loss, Objective, Surroundings
+from src.objectives.contrastive import Contrastive
+from src.objectives.default import default_objectives
 from src.objectives.next_token import NextToken
 from src.objectives.prefix_lm import PrefixLM
 
@@ -173,7 +175,12 @@ def test_an_objective_of_a_mechanism_that_neither_writes_nor_reads_has_to_say_it
         def embed_texts(self, lm, text):
             return torch.zeros(1, 1)
 
+        def scale(self):
+            return torch.ones(1)
+
     language = make_language()
+    compares = Compares(VISION, language.spec)
+    assert default_objectives(compares, "caption") == {"contrastive": Contrastive()}
     with pytest.raises(TypeError, match="Matches has to say how it walks through Compares"):
         Matches().walk(Compares(VISION, language.spec), language, Memory(), View(make_text(2, 3)))
 

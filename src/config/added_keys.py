@@ -26,6 +26,7 @@ ABSENT: dict[str, object] = {
     "data.pack": False,
     "data.held_out": None,
     "data.test_fraction": 1.0,
+    "src.vision.vit.ViT.recompute": None,
     "src.data.folder.Folder.images": None,
     "src.data.folder.Folder.image_column": None,
     "src.data.folder.Folder.caption_column": None,

@@ -57,6 +57,7 @@ ASKED = {
     "stories": ("Writer", "documents with several pictures"),
     "vqa": ("Fusion", "pictures with questions"),
     "match": ("Reader", "captioned pictures"),
+    "zero_shot": ("Retriever", "captioned pictures"),
 }
 PICTURELESS = "This fusion reads pictures and the data has none; use fusion=blind or data with pictures."
 

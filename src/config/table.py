@@ -79,7 +79,7 @@ Metric = Literal["meteor", "spice", "clipscore"]  # those of src.metrics.extra
 Metrics = Metric | list[Metric]
 Ids = Literal["cocoid", "image_id", "id", "imgid", "file_name", "file_stem", "file_number"]  # those of src.metrics.ids
 Words = Literal["words", "characters"]  # those of src.metrics.tokens
-Task = Literal["caption", "stories", "retrieval", "vqa", "match"]  # those of src.tasks.choose
+Task = Literal["caption", "stories", "retrieval", "vqa", "match", "zero_shot"]  # those of src.tasks.choose
 
 DATA = {
     "data.root": Name,

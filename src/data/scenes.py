@@ -15,7 +15,7 @@ outline, clipped to 0..1, in pixels; that is the antialiasing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from random import Random
 
@@ -318,3 +318,10 @@ class Scenes(DrawnWorld):
     ):
         lengths = {"train": train, "val": val, "test": test, "compositional": compositional}
         super().__init__("scenes", {split: OnDemand(n, partial(_drawn, seed, split)) for split, n in lengths.items()})
+
+    def classes(self) -> Mapping[str, Sequence[str]]:
+        return {"shape": SHAPES, "colour": COLOURS}
+
+    def labels(self, example: Example) -> Mapping[str, frozenset[str]]:
+        things = Scene.from_dict(example.extra["scene"]).things
+        return {kind: frozenset(getattr(thing, kind) for thing in things) for kind in self.classes()}

@@ -140,6 +140,10 @@ class Retriever(Fusion):
     compares: bool = True
 
     @abstractmethod
+    def scale(self) -> Tensor:
+        """What products of unit vectors are multiplied by in the softmax over what they are compared with, (1,)."""
+
+    @abstractmethod
     def embed_pictures(self, memory: Memory) -> Tensor:
         """Unit vectors (I, E) to be compared with those of texts."""
 
@@ -151,6 +155,12 @@ class Retriever(Fusion):
 def first_columns(h_BTD: Tensor, text: Text) -> Tensor:
     """The states of the start tokens, (B, D), wherever padding puts them."""
     return h_BTD[torch.arange(len(h_BTD), device=h_BTD.device), text.valid_BT.int().argmax(1)]
+
+
+def last_columns(h_BTD: Tensor, text: Text) -> Tensor:
+    """The states of the last real tokens, (B, D)."""
+    last_B = text.valid_BT.shape[1] - 1 - text.valid_BT.flip(1).int().argmax(1)
+    return h_BTD[torch.arange(len(h_BTD), device=h_BTD.device), last_B]
 
 
 def gpt2_init(module: nn.Module) -> None:

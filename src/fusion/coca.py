@@ -190,6 +190,9 @@ class CoCa(Writer, Retriever):
     def embed_pictures(self, memory: Memory) -> Tensor:
         return memory["contrastive"]
 
+    def scale(self) -> Tensor:
+        return self.contrast.scale()
+
     def embed_texts(self, lm: Language, text: Text) -> Tensor:
         return self.contrast.text(self._tokens_and_cls(lm, text)[1])
 

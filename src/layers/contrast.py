@@ -25,23 +25,36 @@ class Contrast(nn.Module):
 
     def picture(self, source_INC: Tensor, bias: Tensor | None = None) -> Tensor:
         """x (I, E) from U or, with ``pool: parallel``, from the visual tokens."""
-        return _unit(self.W_i(self.pooler(source_INC, bias)[:, 0]))
+        return unit(self.W_i(self.pooler(source_INC, bias)[:, 0]))
 
     def text(self, cls_BD: Tensor) -> Tensor:
         """y (B, E)."""
-        return _unit(self.W_t(self.norm_cls(cls_BD)))
+        return unit(self.W_t(self.norm_cls(cls_BD)))
+
+    def scale(self) -> Tensor:
+        """1 / sigma."""
+        return 1 / self.log_temperature.exp()
 
     def loss(self, x_IE: Tensor, y_IE: Tensor) -> Tensor:
-        """L_con of pictures and their texts, each the negatives of all others; log I where all are equally similar."""
-        if self.training:  # outside of training a process may be alone here and would wait for the others
-            x_IE, y_IE = _of_all_processes(x_IE), _of_all_processes(y_IE)
-        with torch.autocast(x_IE.device.type, enabled=False):  # half precision would round s by hundredths
-            s_II = x_IE @ y_IE.T / self.log_temperature.exp()
-        mine_I = torch.arange(len(s_II), device=s_II.device)
-        return (F.cross_entropy(s_II, mine_I) + F.cross_entropy(s_II.T, mine_I)) / 2
+        """L_con of pictures and their texts."""
+        return contrastive_loss(x_IE, y_IE, self.scale(), gathered=self.training)[0]
 
 
-def _unit(x_XE: Tensor) -> Tensor:
+def contrastive_loss(x_IE: Tensor, y_IE: Tensor, scale: Tensor, gathered: bool) -> tuple[Tensor, Tensor]:
+    """Mean nats of pictures and their texts, each the negatives of all others, and the share that finds its own.
+
+    log I where all are equally similar. ``gathered``: of all processes, which they have to ask for together.
+    """
+    if gathered:  # outside of training a process may be alone here and would wait for the others
+        x_IE, y_IE = _of_all_processes(x_IE), _of_all_processes(y_IE)
+    with torch.autocast(x_IE.device.type, enabled=False):  # half precision would round s by hundredths
+        s_II = x_IE @ y_IE.T * scale
+    mine_I = torch.arange(len(s_II), device=s_II.device)
+    right = (s_II.argmax(1) == mine_I).float().mean() / 2 + (s_II.argmax(0) == mine_I).float().mean() / 2
+    return (F.cross_entropy(s_II, mine_I) + F.cross_entropy(s_II.T, mine_I)) / 2, right
+
+
+def unit(x_XE: Tensor) -> Tensor:
     """x / |x|, at least in single precision."""
     return F.normalize(x_XE.to(torch.promote_types(x_XE.dtype, torch.float32)), dim=-1)
 

@@ -63,6 +63,7 @@ class Learner(Protocol):
     fusion: Fusion
     language: Language
     heads: nn.ModuleDict
+    training: bool
 
     def cross_entropy(self, hidden_BTE: Tensor, target: Target) -> tuple[Tensor, Tensor]:
         """Mean nats per target token, and how many there are."""

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 
 from src.build import Parts
 from src.contracts import Source
-from src.fusion.base import Fusion, Writer
+from src.fusion.base import Fusion, Reader, Writer
 from src.tasks.base import Task
 from src.tasks.captioning import Captioning, no_examples
 from src.tasks.matching import Matching
 from src.tasks.questions import Answering
 from src.tasks.retrieval import Retrieval
 from src.tasks.stories import Stories
+from src.tasks.zero_shot import ZeroShot
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Captioning, Stories, Retrieval, Answering, Matching)}
+ALL = (Captioning, Stories, Retrieval, Answering, Matching, ZeroShot)
+TASKS: dict[str, type[Task]] = {task.name: task for task in ALL}
 
 
 def choose(
@@ -31,7 +33,7 @@ def choose(
     """
     name = word or source.task
     if word is None and name == Captioning.name and not isinstance(fusion, Writer):
-        name = Matching.name
+        name = Matching.name if isinstance(fusion, Reader) else Retrieval.name
     if name == Captioning.name:
         return Captioning(metrics, tokens, shots)
     if shots is not None:

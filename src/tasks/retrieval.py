@@ -18,7 +18,7 @@ from src.build import Parts
 from src.contracts import present
 from src.errors import UserError
 from src.fusion.base import Fusion, Reader, Retriever
-from src.metrics.retrieval import recall_at_k
+from src.metrics.retrieval import recall_at_k, recall_of_each
 from src.objectives.match import mean_regions, mean_words, open_rows
 from src.tasks.base import Evaluation, Task
 
@@ -55,8 +55,10 @@ class Retrieval(Task):
         texts = [caption for own in references.values() for caption in own[: len(picture_B) // len(references)]]
         found = [texts[b] for b in similarity_IB.argmax(1).tolist()]
         rows = [
-            {"id": id, "caption": caption, "references": own}
-            for (id, own), caption in zip(references.items(), found, strict=True)
+            {"id": id, "caption": caption, "references": own, **of_it}
+            for (id, own), caption, of_it in zip(
+                references.items(), found, recall_of_each(similarity_IB, picture_B), strict=True
+            )
         ]
         return Evaluation(split, recall_at_k(similarity_IB, picture_B), rows)
 

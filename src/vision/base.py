@@ -8,8 +8,9 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from src.contracts import UserError, VisionSpec, Visual
+from src.contracts import UserError, VisionSpec, Visual, present
 from src.kinds import Checked
 from src.records.weights import tensor_hash
 
@@ -25,6 +26,7 @@ class Vision(Checked, nn.Module, ABC, group="vision"):
 
     mean: Tensor  # (3, 1, 1), as std
     std: Tensor
+    recompute: int | None = None  # pictures encoded at a time where gradients are wanted, which need only these' room
 
     def __init__(self, spec: VisionSpec, preprocessing: dict, architecture: str, pretrained: bool):
         super().__init__()
@@ -56,12 +58,21 @@ class Vision(Checked, nn.Module, ABC, group="vision"):
         self._check(pixels_IM3hw, levels)
         pictures = pixels_IM3hw.shape[:2]
         pixels_X3hw = self.normalise(pixels_IM3hw.flatten(0, 1))  # X = I*M
-        tokens_XNC, pooled_XC, levels_XKNC = self.encode(pixels_X3hw, levels)
+        in_pieces = self.recompute is not None and torch.is_grad_enabled()
+        tokens_XNC, pooled_XC, levels_XKNC = (self._in_pieces if in_pieces else self.encode)(pixels_X3hw, levels)
         return Visual(
             tokens_IMNC=tokens_XNC.unflatten(0, pictures),
             pooled_IMC=pooled_XC.unflatten(0, pictures),
             levels_IMKNC=None if levels_XKNC is None else levels_XKNC.unflatten(0, pictures),
         )
+
+    def _in_pieces(self, pixels_X3hw: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """``encode``, a piece at a time, which the backward pass encodes again (Gao et al. 2021, arXiv 2101.06983): the
+        same gradients, and what lies between pixels and tokens is there for one piece only."""
+        pieces = pixels_X3hw.split(present(self.recompute, "size of the pieces"))
+        found = [checkpoint(self.encode, piece, levels, use_reentrant=False) for piece in pieces]
+        tokens, pooled, deep = zip(*found, strict=True)
+        return torch.cat(tokens), torch.cat(pooled), None if deep[0] is None else torch.cat(deep)
 
     def normalise(self, pixels_X3hw: Tensor) -> Tensor:
         """(pixels / 255 - mean) / std, in the dtype of the buffers."""

@@ -43,6 +43,7 @@ class ViT(Vision):
         heads: Size = 4,
         stem: Literal["conv", "patch", "resnet"] = "conv",
         weights: str | None = None,
+        recompute: Size | None = None,
     ):
         tokens = (image_size // patch) ** 2
         preprocessing = {
@@ -58,6 +59,7 @@ class ViT(Vision):
             f"heads={heads}",
             pretrained=weights is not None,
         )
+        self.recompute = recompute
         self.stem = stem_of(stem, width, patch)
         self.position_NC = nn.Parameter(nn.init.trunc_normal_(torch.empty(tokens, width), std=0.02))
         self.blocks = ModuleList(Block(width, heads) for _ in range(layers))
