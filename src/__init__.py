@@ -25,7 +25,7 @@ FLOORS = (
     ("captioner",),
     ("build", "diagnostics"),
     ("benchmarking", "pretrained", "tasks"),
-    ("studies", "tracking"),
+    ("judge", "studies", "tracking"),
     # the commands, python -m src.<name>
     (
         "benchmark",

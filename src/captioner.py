@@ -298,9 +298,9 @@ class Captioner(lightning.LightningModule):
     @torch.no_grad()
     def generate(self, batch: Batch, decoder: Decoder | None = None, prompt: Text | None = None) -> list[list[int]]:
         """Token ids for every context of ``batch``, encoded once; they follow ``prompt`` if one is given."""
-        memory = self.memory(batch)
-        prompt = self.start(len(batch.ids), self.device) if prompt is None else prompt
         decode = decoder or self.decoder
+        memory = decode.beside(self.memory(batch), batch.ids)
+        prompt = self.start(len(batch.ids), self.device) if prompt is None else prompt
         return decode(self.step, memory, prompt, self.tokenizer.eos, self.fusion.extra_positions)
 
     def step(self, memory: Memory, text: Text, cache: Cache) -> Seen:

@@ -525,3 +525,17 @@ class Speaker(Protocol):
     ) -> dict[str, str]:
         """Captions by id. ``decoder``: another than its own; ``prompted``: go on with the text of the batches."""
         ...
+
+
+class Judge(Protocol):
+    """Who compares texts with pictures: all that a decoder may know of another model."""
+
+    scale: float  # of cosines, in a softmax over what is compared
+
+    def pictures(self, ids: Sequence[str]) -> Tensor:
+        """Unit vectors of the pictures of these ids, (I, E)."""
+        ...
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors of texts, (B, E)."""
+        ...

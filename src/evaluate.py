@@ -34,6 +34,8 @@ def main(cfg: DictConfig) -> float:
     chosen = HydraConfig.get().runtime.choices
     name, options = data_set(cfg, run)
     from src.build import parameter_counts, use_features
+    from src.decoding.magic import Magic
+    from src.judge import judge_on
     from src.pretrained import restore_on
     from src.tasks.choose import choose
     from src.tasks.results import report
@@ -55,6 +57,8 @@ def main(cfg: DictConfig) -> float:
         more = "for other data than the run's say data=<name> data.root=<folder>"
         check_same(trained_on, cfg.split, parts.data.fingerprint(cfg.split), more)
     use_features(parts.data, options, parts.captioner, [cfg.split])
+    if isinstance(decoder := parts.captioner.decoder, Magic):
+        decoder.meet(judge_on(Path(decoder.judge), options, cfg.split), parts.captioner.tokenizer.decode)
     result = task.evaluate(parts, cfg.split)
     about = {"name": parts.source.name, "source": OmegaConf.to_container(options.source, resolve=True)}
     report(parts.data, result, folder, {"parameters": parameter_counts(parts.captioner)}, cfg.samples, about)

@@ -45,6 +45,8 @@ def check_fit(cfg: DictConfig) -> None:
     if trait(cfg.fusion._target_, "sees") is not False:
         _check_pictures(cfg, [trait(source, "has_images") is not False for source in sources])
     _check_task(cfg)
+    if trait(cfg.decode._target_, "judged") is True:
+        raise UserError("decode=magic asks a judge about the pictures of src.evaluate; train with another decode=.")
     _check_positions(cfg, sizes.get("context"))
     if cfg.resume not in (None, "auto"):
         run_config(str(cfg.resume))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -29,6 +29,12 @@ class Step(Protocol):
 
 class Decoder(Checked, ABC, group="decode"):
     """How words are chosen."""
+
+    judged: bool = False  # asks a model of its own about the pictures, which has to ``meet`` them first
+
+    def beside(self, memory: Memory, ids: Sequence[str]) -> Memory:
+        """``memory`` with what this decoder itself knows of the pictures called ``ids``, one a context."""
+        return memory
 
     @abstractmethod
     def __call__(self, step: Step, memory: Memory, prompt: Text, eos: int, extra: int = 0) -> list[list[int]]:

@@ -8,6 +8,8 @@ Su, Lan, Wang, Yogatama, Kong, Collier 2022, "A Contrastive Framework for Neural
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -34,7 +36,8 @@ class ContrastiveSearch(Decoder):
         cache.keep("seen", hidden_BSE, prompt.valid_BT)
         logits_BV = without_end(logits_BV, eos)
         for _ in range(self.max_tokens):
-            ids_B, logits_BV = self._choose(step, memory, cache, logits_BV, phi_B)
+            said = [found[row] for row in active]
+            ids_B, logits_BV = self._choose(step, memory, cache, logits_BV, phi_B, said)
             ids = ids_B.tolist()
             going = [row for row, token in enumerate(ids) if token != eos]
             for row in going:
@@ -49,7 +52,7 @@ class ContrastiveSearch(Decoder):
         return found
 
     def _choose(
-        self, step: Step, memory: Memory, cache: Cache, logits_BV: Tensor, phi_B: Tensor
+        self, step: Step, memory: Memory, cache: Cache, logits_BV: Tensor, phi_B: Tensor, said: Sequence[list[int]]
     ) -> tuple[Tensor, Tensor]:
         """The next token of every row, and the logits behind it. All candidates are read; the chosen ones stay."""
         K = min(self.candidates, logits_BV.shape[1])
@@ -60,10 +63,14 @@ class ContrastiveSearch(Decoder):
         hidden_BKE = hidden_X1E[:, -1].unflatten(0, id_BK.shape)
         alike_BKS = F.normalize(hidden_BKE.float(), dim=-1) @ F.normalize(before_BSE.float(), dim=-1).transpose(1, 2)
         alike_BK = alike_BKS.masked_fill(~valid_BS[:, None], -torch.inf).amax(-1)
-        score_BK = (1 - self.penalty) * logp_BK.exp() - self.penalty * alike_BK
+        score_BK = (1 - self.penalty) * logp_BK.exp() - self.penalty * alike_BK + self.liked(memory, said, id_BK)
         pick_B = score_BK.masked_fill(logp_BK.isneginf(), -torch.inf).argmax(-1)
         row_B = torch.arange(len(pick_B), device=pick_B.device)
         cache.select(row_B * K + pick_B)
         seen = torch.cat([before_BSE, hidden_BKE[row_B, pick_B][:, None]], 1)  # (B, S+1, E)
         cache.keep("seen", seen, F.pad(valid_BS, (0, 1), value=True))
         return id_BK[row_B, pick_B], behind_XV[row_B * K + pick_B]
+
+    def liked(self, memory: Memory, said: Sequence[list[int]], id_BK: Tensor) -> Tensor | float:
+        """What else speaks for each candidate behind what the rows have ``said``, (B, K)."""
+        return 0.0

@@ -95,7 +95,8 @@ class SpokenTask(Task):
 
     def evaluate(self, parts: Parts, split: str) -> Evaluation:
         decoder = parts.captioner.decoder
-        decoding = {"method": type(decoder).__name__, **vars(decoder)}
+        options = {name: value for name, value in vars(decoder).items() if not name.startswith("_")}
+        decoding = {"method": type(decoder).__name__, **options}
         return replace(self.answered(parts.captioner, parts.data, split), decoding=decoding)
 
 
