@@ -24,8 +24,9 @@ FLOORS = (
     ("pipelines", "reporting", "training"),
     ("captioner",),
     ("build", "diagnostics"),
-    ("benchmarking", "pretrained", "tasks"),
-    ("judge", "studies", "tracking"),
+    ("pretrained",),
+    ("benchmarking", "tasks"),
+    ("studies", "tracking"),
     # the commands, python -m src.<name>
     (
         "benchmark",

@@ -35,9 +35,9 @@ def main(cfg: DictConfig) -> float:
     name, options = data_set(cfg, run)
     from src.build import parameter_counts, use_features
     from src.decoding.magic import Magic
-    from src.judge import judge_on
     from src.pretrained import restore_on
     from src.tasks.choose import choose
+    from src.tasks.judge import judge_on
     from src.tasks.results import report
 
     parts = restore_on(run, options, cfg.split, cfg.get("decode"))

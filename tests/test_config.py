@@ -621,7 +621,9 @@ def test_help_is_about_the_verb_alone(command):
 def test_help_of_evaluate():
     answer = run("src.evaluate", "--help")
     assert "python -m src.evaluate run=runs/... shots=4" in answer.stdout
-    assert re.search(r"^  decode= +\(none\) \| beam \| contrastive \| fill \| greedy \| sample$", answer.stdout, re.M)
+    assert re.search(
+        r"^  decode= +\(none\) \| beam \| contrastive \| fill \| greedy \| magic \| sample$", answer.stdout, re.M
+    )
     assert re.search(r"^  samples: 16 +# pictures on the sheet$", answer.stdout, re.M)
     assert "powered by Hydra" not in answer.stdout
 
