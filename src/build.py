@@ -220,13 +220,18 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
         "max_tokens": options.max_tokens,
         "workers": options.workers,
         "objectives": captioner.objectives,
-        "rows": Rows(options.get("pack", False), isinstance(captioner.fusion, Writer) and captioner.fusion.reads_ends),
+        "rows": rows_for(captioner.fusion, options.get("pack", False)),
     }
     if source.interleaved:
         return DocumentData(source, captioner.tokenizer, options.max_images, options.p_next, **shared)
     own = ("captions_per_image", "image_tag", "by_length", *SHARED_OUT)
     shared |= {name: options[name] for name in own if name in options}
     return CaptionData(source, captioner.tokenizer, **shared)
+
+
+def rows_for(fusion: Fusion, pack: bool) -> Rows:
+    """How texts stand in training, ``pack`` as in the options of data; ends are kept for who reads them."""
+    return Rows(pack and fusion.packs, fusion.reads_ends) if isinstance(fusion, Writer) else Rows(pack, ends=False)
 
 
 def build_pictures(options: DictConfig, seed: int, source: Source, vision: Vision | None) -> CaptionData:
