@@ -222,7 +222,7 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
         "max_tokens": options.max_tokens,
         "workers": options.workers,
         "objectives": captioner.objectives,
-        "rows": Rows(options.get("pack", False), isinstance(fusion, Writer) and fusion.reads_ends),
+        "rows": rows_for(fusion, options.get("pack", False)),
         "columns": fusion.extra_positions if fusion.among_words else 0,
     }
     if source.interleaved:
@@ -230,6 +230,11 @@ def build_data(options: DictConfig, seed: int, source: Source, captioner: Captio
     own = ("captions_per_image", "image_tag", "by_length", *SHARED_OUT)
     shared |= {name: options[name] for name in own if name in options}
     return CaptionData(source, captioner.tokenizer, **shared)
+
+
+def rows_for(fusion: Fusion, pack: bool) -> Rows:
+    """How texts stand in training, ``pack`` as in the options of data; ends are kept for who reads them."""
+    return Rows(pack and fusion.packs, fusion.reads_ends) if isinstance(fusion, Writer) else Rows(pack, ends=False)
 
 
 def build_pictures(options: DictConfig, seed: int, source: Source, vision: Vision | None) -> CaptionData:

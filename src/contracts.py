@@ -235,6 +235,14 @@ class Text:
         """Which tokens the data want learnt, (B, T)."""
         return self.valid_BT if self.target_BT is None else self.target_BT
 
+    def asked(self) -> Tensor:
+        """Which columns are asked for a next token, (B, T). A text's first token is asked of nobody: what stands before
+        it is another text."""
+        wanted_BT = self.targets()[:, 1:]
+        if self.segment_BT is not None:
+            wanted_BT = wanted_BT & (self.segment_BT[:, 1:] == self.segment_BT[:, :-1])
+        return F.pad(wanted_BT, (0, 1), value=False)
+
 
 @dataclass
 class Target:
@@ -249,14 +257,8 @@ class Target:
 
     @classmethod
     def next(cls, text: Text) -> Target:
-        """The label shift, here and nowhere else: columns but the last, each asked for the next token.
-
-        A text's first token is asked of nobody: what stands before it is another text.
-        """
-        wanted_BT = text.targets()[:, 1:]
-        if text.segment_BT is not None:
-            wanted_BT = wanted_BT & (text.segment_BT[:, 1:] == text.segment_BT[:, :-1])
-        at_X = F.pad(wanted_BT, (0, 1), value=False).flatten().nonzero().flatten()
+        """The label shift, here and nowhere else: columns but the last, each asked for the next token."""
+        at_X = text.asked().flatten().nonzero().flatten()
         return cls(at_X, text.ids_BT.flatten().index_select(0, at_X + 1))
 
     @classmethod

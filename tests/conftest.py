@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from src.config.classes import lineage
 from src.contracts import Batch, Text, VisionSpec, Visual
-from src.language.load import tiny, tiny_bert
+from src.language.load import tiny, tiny_bert, words
 from src.loading.rows import APART, with_views
 from src.objectives.next_token import NextToken
 
@@ -77,6 +77,17 @@ def make_bert(width: int = 32, layers: int = 3, context: int = 64):
     return nudge(language.double()).eval()
 
 
+def make_words(width: int = 32):
+    """The same of word vectors alone."""
+    torch.manual_seed(0)
+    return nudge(words(Characters(), width=width).double()).eval()
+
+
+def language_of(name: str, make=make_language, **options):
+    """A language model for ``conf/fusion/<name>.yaml``: what ``make`` makes, or the one that the yaml asks for."""
+    return make_words() if asked_for(name, "language") == "words" else make(**options)
+
+
 def nudge(module: torch.nn.Module, by: float = 0.1) -> torch.nn.Module:
     """Seeded noise on every parameter: gates that start at 0 open, biases stop being 0."""
     generator = torch.Generator().manual_seed(1)
@@ -84,6 +95,16 @@ def nudge(module: torch.nn.Module, by: float = 0.1) -> torch.nn.Module:
         for parameter in module.parameters():
             parameter.add_(by * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
     return module
+
+
+def asked_for(name: str, group: str) -> str | None:
+    """What ``conf/fusion/<name>.yaml`` asks for of another group of conf/."""
+    defaults = OmegaConf.load(ROOT / "conf" / "fusion" / f"{name}.yaml").get("defaults", [])
+    entries = (pair for entry in defaults if entry != "_self_" for pair in entry.items())
+    return next((word for key, word in entries if key.endswith(f".{group}")), None)
+
+
+IN_BLOCKS = [name for name in FUSIONS if asked_for(name, "language") is None]  # by those of any language model
 
 
 def fusion_config(name: str, *overrides: str):
@@ -94,15 +115,9 @@ def fusion_config(name: str, *overrides: str):
     return OmegaConf.merge(written, OmegaConf.from_dotlist(list(overrides))).fusion
 
 
-def projector_of(name: str) -> str | None:
-    """The projector that ``conf/fusion/<name>.yaml`` asks for."""
-    defaults = OmegaConf.load(ROOT / "conf" / "fusion" / f"{name}.yaml").get("defaults", [])
-    return next((word for entry in defaults if entry != "_self_" for word in entry.values()), None)
-
-
 def make_fusion(name: str, language, *overrides: str, nudged: bool = True):
     """The fusion of ``conf/fusion/<name>.yaml`` at test size, float64, in eval mode."""
-    spec, chosen = VISION, projector_of(name)
+    spec, chosen = VISION, asked_for(name, "projector")
     if chosen is not None:
         options = OmegaConf.load(ROOT / "conf" / "projector" / f"{chosen}.yaml")
         projector = instantiate(OmegaConf.create({"projector": options, "dropout": 0.1})).projector(

@@ -45,6 +45,7 @@ FORMS = [
     ("srau", ("fusion.gate=concat", "fusion.levels=2")),
     ("srau", ("fusion.reference_defects=true",)),
     ("vcgpt", ("fusion.head=shared",)),
+    ("show_attend_tell", ("fusion.score=dot", "fusion.query=current", "fusion.width=20")),
 ]
 
 

@@ -16,7 +16,7 @@ from random import Random
 
 import pytest
 import torch
-from conftest import FUSIONS, ROOT, make_fusion, make_language, make_visual
+from conftest import FUSIONS, ROOT, language_of, make_fusion, make_visual
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -293,7 +293,7 @@ def test_open_clip_says_why_it_is_not_decoded(workload):
 @pytest.mark.parametrize("name", FUSIONS)
 @pytest.mark.parametrize("decoder", [Greedy(6), BeamSearch(6, 3, 0.0)])
 def test_recomputing_gives_the_captions_of_the_cache(name, decoder):
-    language = make_language()
+    language = language_of(name)
     fusion = make_fusion(name, language)
     memory = fusion.encode(language, make_visual(4))
     start = torch.zeros(4, 1, dtype=torch.long)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FUSIONS, OBJECTIVES, ROOT, VISION, Characters, make_fusion, make_language, make_text, viewed
+from conftest import FUSIONS, OBJECTIVES, ROOT, VISION, Characters, language_of, make_fusion, make_text, viewed
 from omegaconf import OmegaConf
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -49,7 +49,7 @@ class Pixels(nn.Module):
 
 
 def make_captioner(name="cross_attention", regime="finetune_lm", *overrides, nudged=True, dropout=0.0):
-    language = make_language(dropout=dropout)
+    language = language_of(name, dropout=dropout)
     fusion = make_fusion(name, language, *overrides, nudged=nudged)
     rates = {"lr_fusion": 0.01, "lr_language": 0.001, "lr_vision": 0.002}
     vision = Pixels().double() if fusion.sees else None

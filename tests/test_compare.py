@@ -333,6 +333,14 @@ def test_settings_beside_the_fusion_are_noted(runs):
     assert {"data.batch_size", "optim.warmup"} <= set(note.rstrip(".").partition(": ")[2].split(", "))
 
 
+def test_losses_by_other_vocabularies_are_noted(runs):
+    """And equal ones are not."""
+    said = "The arms' vocabularies differ"
+    assert not any(note.startswith(said) for note in compared(runs).notes)
+    write_run(runs / "coca", "coca", config={"language": {"tokenizer": {"vocabulary": 63}}})
+    assert sum(note.startswith(said) for note in compared(runs).notes) == 1
+
+
 def test_bleu_without_four_words_right_is_noted(runs):
     """Few of its 4-grams are in few images, which its fourth root hides; none is an interval of no width."""
     few = {id: "a zebra" if int(id.removesuffix(".jpg")) > 5 else own[0] for id, own in REFERENCES.items()}

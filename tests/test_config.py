@@ -71,6 +71,16 @@ WRONG = {
     "train language=hub": "language.name= is missing",
     "train experiment=flickr8k": "experiment=flickr8k needs language.weights; say language.weights=<value>",
     "train -m experiment=flickr8k_tenth seed=0,1": "experiment=flickr8k_tenth needs language.weights",
+    # word vectors alone
+    "train fusion=srau language=words": "is nothing without a language model's blocks, and language=words has none",
+    "train fusion=coca language=words": "leave language= out, or say fusion=show_attend_tell.",
+    "train fusion=blind language=words": "is nothing without a language model's blocks",
+    "train fusion=show_attend_tell regime=lora": "regime=lora adapts a language model's blocks, and language=words has",
+    "train fusion=show_attend_tell language=tiny": "would leave out the 4 blocks of this language model",
+    "train fusion=show_attend_tell language.model.layers=2": "language.model.layers",
+    "train fusion=show_attend_tell language.tokenizer.least=0": "language.tokenizer.least must be a whole number of at",
+    "train fusion=show_attend_tell fusion.score=cosine": "fusion.score must be additive, dot or scaled_dot",
+    "train fusion=show_attend_tell fusion.doubly_stochastic=-1": "fusion.doubly_stochastic must be a number of",
     # names behind a plus
     "train +optim.lr=1": "optim.lr=1 is no option of src.train",
     "train ++optim.warmup_steps=10": "did you mean optim.warmup?",

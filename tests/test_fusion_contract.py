@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import FUSIONS, VISION, make_fusion, make_language, make_text, make_visual
+from conftest import FUSIONS, IN_BLOCKS, VISION, language_of, make_fusion, make_text, make_visual
 from families import make_family
 
 from src.contracts import Text, Visual
@@ -17,7 +17,7 @@ from src.layers.dropout import Dropout
 EXACT = {"rtol": 0, "atol": 1e-10}
 # Options that change the computation are contracts of their own, and so are blocks that are no GPT-2's: attention and
 # MLP side by side; norms on both sides of them, and bounded logits; norms on sums, or none in front.
-BLOCKS = {"neox": FUSIONS, "gemma2": FUSIONS, "opt_350m": ("cross_attention", "srau"), "olmo2": ("srau",)}
+BLOCKS = {"neox": IN_BLOCKS, "gemma2": IN_BLOCKS, "opt_350m": ("cross_attention", "srau"), "olmo2": ("srau",)}
 VARIANTS = [
     *[(name, ()) for name in FUSIONS],
     *[(name, (f"language={family}",)) for family, names in BLOCKS.items() for name in names],
@@ -36,20 +36,23 @@ VARIANTS = [
     ("flamingo", ("fusion.gate_init=1.0",)),
     ("coca", ("fusion.pool=parallel", "fusion.n_uni=2")),
     ("coca", ("fusion.start=paper",)),
+    ("show_attend_tell", ("fusion.query=current", "fusion.width=20")),
+    ("show_attend_tell", ("fusion.score=dot", "fusion.doubly_stochastic=0")),
+    ("show_attend_tell", ("fusion.score=scaled_dot", "fusion.attention_width=12")),
 ]
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda v: "-".join([v[0], *(o.split(".")[-1] for o in v[1])]))
 def parts(request):
     name, overrides = request.param
-    language, options = hosted(overrides)
+    language, options = hosted(name, overrides)
     return make_fusion(name, language, *options), language
 
 
-def hosted(overrides):
-    """The language model that ``overrides`` name, and the rest of them."""
+def hosted(name, overrides):
+    """The language model that ``overrides`` name, or the mechanism asks for, and the rest of them."""
     named = [option for option in overrides if option.startswith("language=")]
-    language = make_family(named[0].partition("=")[2]) if named else make_language()
+    language = make_family(named[0].partition("=")[2]) if named else language_of(name)
     return language, [option for option in overrides if option not in named]
 
 
@@ -199,9 +202,11 @@ def test_dropout_is_the_rate_of_all(parts):
     assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("name", sorted({"clipcap", "coca", "cross_attention", "flamingo", "prefix", "srau", "vcgpt"}))
+@pytest.mark.parametrize(
+    "name", sorted({"clipcap", "coca", "cross_attention", "flamingo", "prefix", "show_attend_tell", "srau", "vcgpt"})
+)
 def test_every_mechanism_of_ours_drops_something(name):
-    fusion = make_fusion(name, make_language())
+    fusion = make_fusion(name, language_of(name))
     assert any(isinstance(part, Dropout) and part.p == DROPOUT for part in fusion.modules()) or any(
         getattr(part, "dropout", 0) == DROPOUT for part in fusion.modules()
     )
@@ -222,7 +227,7 @@ def test_language_model_is_left_alone(parts):
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_equals_the_plain_model_at_init_if_it_says_so(name, options):
     """And then the first step of training moves it away, by the picture."""
-    (language, options), text, visual = hosted(options), make_text(2, 6), make_visual(2)
+    (language, options), text, visual = hosted(name, options), make_text(2, 6), make_visual(2)
     fusion = make_fusion(name, language, *options, nudged=False)
     plain = language.unembed(language.hidden(text))
     same = torch.allclose(logits(fusion, language, visual, text), plain, rtol=0, atol=1e-6)

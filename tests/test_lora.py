@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FUSIONS, OBJECTIVES, Characters, make_fusion, make_text, make_visual, quiet_trainer, viewed
+from conftest import IN_BLOCKS, OBJECTIVES, Characters, make_fusion, make_text, make_visual, quiet_trainer, viewed
 from families import make_family
 from omegaconf import OmegaConf
 from test_captioner import OPTIM, Pixels, make_batch
@@ -151,7 +151,7 @@ def test_recomputed_laid_out_and_cast_it_gives_the_same(family):
 @pytest.mark.parametrize(
     ("name", "family"),
     [
-        *((name, family) for family in ("gpt2", "llama") for name in FUSIONS),
+        *((name, family) for family in ("gpt2", "llama") for name in IN_BLOCKS),
         *(("cross_attention", family) for family in FAMILIES if family not in {"gpt2", "llama"}),
     ],
 )

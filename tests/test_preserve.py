@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from commands import run
-from conftest import FUSIONS, Characters, make_fusion, make_language, make_visual, text_of
+from conftest import FUSIONS, Characters, language_of, make_fusion, make_visual, text_of
 from PIL import Image
 from test_captioner import make_captioner
 from test_compare import edit
@@ -230,7 +230,7 @@ def test_without_a_picture_nothing_stands_there_and_what_preserves_is_the_langua
 @pytest.mark.parametrize("name", FUSIONS)
 def test_a_context_without_a_picture_does_not_depend_on_others(name):
     """Of two contexts one after the other, and of a batch of both."""
-    language = make_language()
+    language = language_of(name)
     fusion = make_fusion(name, language)
     if not fusion.sees:
         return

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
-from conftest import FUSIONS, OBJECTIVES, Characters, make_fusion, make_language, make_text, nudge
+from conftest import IN_BLOCKS, OBJECTIVES, Characters, language_of, make_fusion, make_language, make_text, nudge
 from test_axes import FORMS
 from test_captioner import OPTIM, REGIMES, Pixels
 
@@ -89,7 +89,7 @@ def ends(model: Captioner) -> bool:
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize(("name", "overrides"), [form for form in FORMS if form[0] != "blind"])
 def test_losses_and_gradients_are_those_of_one_caption_a_row(name, overrides, regime):
-    model = make_captioner(make_language(context=20), name, overrides, regime, LEARNT)
+    model = make_captioner(language_of(name, context=20), name, overrides, regime, LEARNT)
     apart = make_batch(Rows(False, ends(model)), objectives=LEARNT)
     packed = make_batch(Rows(True, ends(model)), objectives=LEARNT)
     views = packed.views["next_token"].text
@@ -97,7 +97,7 @@ def test_losses_and_gradients_are_those_of_one_caption_a_row(name, overrides, re
     assert_same(learn(model, packed), learn(model, apart))
 
 
-@pytest.mark.parametrize("name", FUSIONS)
+@pytest.mark.parametrize("name", IN_BLOCKS)
 def test_with_rotary_positions(name):
     """As near as the library's norms allow, which work in single precision whatever they get."""
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}

@@ -12,7 +12,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from commands import run
-from conftest import FUSIONS, Characters, make_fusion, make_language, make_text, make_visual, nudge
+from conftest import (
+    FUSIONS,
+    IN_BLOCKS,
+    Characters,
+    make_fusion,
+    make_language,
+    make_text,
+    make_visual,
+    make_words,
+    nudge,
+)
 from families import make_family
 from omegaconf import OmegaConf
 from PIL import Image
@@ -63,8 +73,9 @@ def make_gemma3():
 
 
 VARIANTS = [  # of mechanisms, their options and the language model
-    *[(name, (), make_gpt2) for name in SIGHTED],
-    *[(name, (), make_llama) for name in SIGHTED],
+    *[(name, (), make_gpt2) for name in SIGHTED if name in IN_BLOCKS],
+    *[(name, (), make_llama) for name in SIGHTED if name in IN_BLOCKS],
+    *[("show_attend_tell", (f"fusion.query={query}",), make_words) for query in ("previous", "current")],
     *[(name, (), make_neox) for name in ("cross_attention", "srau", "flamingo", "prefix")],
     *[(name, (), make_gemma3) for name in ("cross_attention", "prefix")],
     ("clipcap", ("fusion.mapper=transformer",), make_gpt2),

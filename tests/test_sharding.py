@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FUSIONS, OBJECTIVES, Characters, make_fusion, make_language, make_text, make_visual, viewed
+from conftest import FUSIONS, OBJECTIVES, Characters, language_of, make_fusion, make_text, make_visual, viewed
 from torch import distributed, nn
 
 from src.captioner import Captioner
@@ -37,7 +37,7 @@ class Step(Captioner):
 
 
 def make_captioner(name: str, tuned: bool | str, recompute: bool) -> Captioner:
-    language = make_language(layers=2)
+    language = language_of(name, layers=2)
     language.recompute = recompute
     regime = {"train_language": tuned is True, "train_vision": False}
     how = {"reduction": "token_mean"}

@@ -19,7 +19,15 @@ from tokenizers import Tokenizer as Backend
 
 from src.errors import UserError
 from src.text.normalise import normalise_caption
-from src.text.tokenizers import ByteLevelBPE, GPT2Vocabulary, HubTokenizer, load_tokenizer
+from src.text.tokenizers import (
+    SPECIALS,
+    UNKNOWN,
+    ByteLevelBPE,
+    GPT2Vocabulary,
+    HubTokenizer,
+    WholeWords,
+    load_tokenizer,
+)
 
 CAPTIONS = [
     f"A {colour} {animal} is {verb} in the {place} ."
@@ -74,6 +82,42 @@ def test_decode_stops_at_the_end_and_drops_special_tokens(tokenizer):
     assert tokenizer.decode([bos, *words, eos, pad, pad]) == "a dog"
     assert tokenizer.decode([*words]) == "a dog"
     assert tokenizer.decode([eos, pad, pad]) == tokenizer.decode([]) == ""
+
+
+# ------------------------------------------------------------------------------------------------------- whole words
+SAID = ["A dog's t-shirt , red .", "a dog's red hat", "a red cat"]  # a 3, red 3, dog's 2, four words once
+
+
+def test_whole_words_by_how_often_they_are_said(capsys):
+    tokenizer = WholeWords.train(SAID, 100, least=2)
+    assert [tokenizer.decode([id]) for id in range(len(tokenizer))] == ["", "", "", "", UNKNOWN, "a", "red", "dog's"]
+    assert tokenizer.encode(["a dog's red <eos> hat"]) == [[5, 7, 6, 4, 4, 4, 4]]  # < eos > hat
+    assert tokenizer.decode([1, 5, 7, 4, 2, 6]) == f"a dog's {UNKNOWN}"
+    assert capsys.readouterr().out == "vocabulary: 8 words; 33.33% of what captions say is unknown\n"  # 4 of 12
+
+
+def test_whole_words_of_which_most_are_said_and_the_rest_by_the_alphabet():
+    tokenizer = WholeWords.train(SAID, 9, least=1)
+    assert [tokenizer.decode([id]) for id in range(5, 9)] == ["a", "red", "dog's", ","]
+    every = WholeWords.train(SAID, 100, least=1)
+    assert every.decode(every.encode(["a dog's t-shirt , red"])[0]) == "a dog's t-shirt , red"
+    with pytest.raises(UserError, match=r"No word is met language\.tokenizer\.least=4 times"):
+        WholeWords.train(SAID, 100, least=4)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=TEXT)
+def test_no_text_spells_a_special_token_of_whole_words(text):
+    tokenizer = WholeWords.train([*SAID, *SPECIALS.values()], 100, least=1)
+    assert not {tokenizer.bos, tokenizer.eos, tokenizer.pad, *tokenizer.image_tag} & set(tokenizer.encode([text])[0])
+
+
+def test_whole_words_are_kept(tmp_path):
+    tokenizer = WholeWords.train(SAID, 100, least=2)
+    tokenizer.save(tmp_path)
+    for other in (load_tokenizer(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
+        assert (other.bos, other.eos, other.pad, len(other)) == (1, 2, 0, 8)
+        assert other.encode(SAID) == tokenizer.encode(SAID) and other.decode([5, 4, 6]) == f"a {UNKNOWN} red"
 
 
 def test_a_batch_is_encoded_like_single_texts():

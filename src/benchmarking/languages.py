@@ -9,11 +9,13 @@ from src.contracts import Tokenizer
 from src.language.base import LanguageModel
 from src.language.gpt2 import GPT2
 from src.language.llama import Llama
-from src.language.load import FUSED_GELU
+from src.language.load import FUSED_GELU, words
 
 
-def make_language(size: dict, dropout: float, tokenizer: Tokenizer) -> LanguageModel:
-    """Its vocabulary may be larger than the tokenizer's. A Llama has no dropout."""
+def make_language(size: dict, dropout: float, tokenizer: Tokenizer, blocks: bool = True) -> LanguageModel:
+    """Its vocabulary may be larger than the tokenizer's. A Llama has no dropout. Without ``blocks``: word vectors."""
+    if not blocks:
+        return words(tokenizer, size["width"])
     if family(size) == "llama":
         return Llama(LlamaForCausalLM(LlamaConfig(**llama_options(size))), tokenizer)
     config = GPT2Config(**gpt2_options(size, dropout), activation_function=FUSED_GELU)

@@ -23,6 +23,7 @@ from src.benchmarking.languages import make_language
 from src.build import build_captioner, own_randomness
 from src.captioner import Captioner
 from src.config.command_line import compose
+from src.config.fit import language_sizes
 from src.contracts import Batch, Example, Memory, Text, Tokenizer, VisionSpec, Visual
 from src.data.base import read_json
 from src.data.captions_text import SPICE_JAR, CaptionsText
@@ -230,7 +231,8 @@ class Own(Contestant):
         cfg = compose("train", [f"fusion={job.model}", f"regime={job.regime}", "decode=greedy"], [])
         cfg.seed, cfg.dropout, cfg.trainer.precision = settings["seed"], settings["dropout"], precision
         with own_randomness(settings["seed"], "language"):
-            language = make_language(size, settings["dropout"], workload.tokenizer)
+            blocks = language_sizes(cfg).get("layers") != 0  # of the one that the mechanism asks for
+            language = make_language(size, settings["dropout"], workload.tokenizer, blocks)
         self.module: Captioner = build_captioner(
             cfg, workload.tower, language, workload.tokenizer, "caption", lambda most: ()
         )

@@ -38,6 +38,8 @@ def notes_on_design(arms: Sequence[Arm], differing: Mapping[str, str]) -> list[s
     if changed:
         more = f" and {len(changed) - NAMED} more" if len(changed) > NAMED else ""
         notes.append(f"The arms differ in more than the fusion: {', '.join(changed[:NAMED])}{more}.")
+    if any(key.startswith("language.tokenizer.") for key in changed):
+        notes.append("The arms' vocabularies differ, so that their losses, nats of unlike tokens, do not compare.")
     counted = {tokens_of(run) for arm in arms for run in arm.runs}
     if counted == {"characters"}:
         notes.append("BLEU, ROUGE-L and CIDEr-D count characters here, so they compare with no scores by words.")

@@ -18,6 +18,7 @@ from src.errors import UserError
 from src.kinds import KnownOptions, Unknown, check_refusals, evaluate
 
 SIZES = ("width", "layers", "heads", "context")  # of language models; of those that are named:
+WORDS = "src.language.load.words"  # has no blocks
 SMOLLM2 = (576, 30, 9, 8192)
 NAMED = {
     "gpt2": (768, 12, 12, 1024),
@@ -33,9 +34,11 @@ def check_fit(cfg: DictConfig) -> None:
     """Refuse options of src.train that exclude each other, without building anything. Raises UserError."""
     _check_made_later(cfg)
     _check_trainer(cfg)
+    model, sizes = cfg.language.model, language_sizes(cfg)
+    if sizes.get("layers") == 0:
+        _check_without_blocks(cfg)
     _check_regime(cfg)
     _check_unread(cfg)
-    model, sizes = cfg.language.model, language_sizes(cfg)
     if "heads" in model and model.get("width", 0) % model.heads:
         raise UserError(f"language.model.heads={model.heads} must divide language.model.width={model.width}.")
     _check_parts(cfg, sizes)
@@ -50,6 +53,18 @@ def check_fit(cfg: DictConfig) -> None:
     _check_positions(cfg, sizes.get("context"))
     if cfg.resume not in (None, "auto"):
         run_config(str(cfg.resume))
+
+
+def _check_without_blocks(cfg: DictConfig) -> None:
+    """Of word vectors alone: nothing can stand in their blocks, or adapt them."""
+    if cfg.regime.get("lora"):
+        raise UserError("regime=lora adapts a language model's blocks, and language=words has none; use finetune_lm.")
+    fusion = cfg.fusion._target_
+    if trait(fusion, "needs_blocks") is not False or trait(fusion, "sees") is False:  # by itself: pairs of words
+        raise UserError(
+            "This fusion is nothing without a language model's blocks, and language=words has none; leave language= "
+            "out, or say fusion=show_attend_tell."
+        )
 
 
 # What each task needs: an ability, and data.
@@ -111,6 +126,8 @@ def _handed_out(target: str, parts: Mapping) -> Mapping[str, int]:
 def language_sizes(cfg: DictConfig) -> dict[str, int]:
     """Width, layers, heads and context of the language model, as far as its options tell."""
     model = cfg.language.model
+    if model._target_ == WORDS:
+        return {"width": model.width, "layers": 0}
     name = str(model.get("name")).partition("#")[0]  # behind it: the sum of a file
     named = dict(zip(SIZES, NAMED.get(name, ()), strict=False))
     return named | {name: model[name] for name in SIZES if name in model}

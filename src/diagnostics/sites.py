@@ -5,7 +5,7 @@ No mechanism is named, as every one enters the words by one or several of these 
     input      a column of the text begins with something else than its token's embedding
     block      in the self-attention of a block, words look at visual columns: those that stand before the text, and
                those of "input"
-    crossing   words read in a CrossAttention
+    crossing   words read in a CrossAttention, or one after the other in a SoftAttention; or begin at an Opening
 
 A site is one such door at one place. It is cut (the token's own embedding; words do not look at visual columns; 0 is
 read), or swapped: of 2 n rows, those of n pictures and then those of n others with the same texts, the first n read
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from src.contracts import Block, Language, Text, present
 from src.layers.attention import CrossAttention
 from src.layers.cache import Cache
+from src.layers.soft_attention import Opening, SoftAttention
 from src.layers.walk import Walk
 
 
@@ -80,9 +81,16 @@ def watched(
     its ``passed``, where some of its sites are cut now.
     """
     watch = Watched(lm, frozenset(changed), swap, first)
-    crossings = [module for module in fusion.modules() if isinstance(module, CrossAttention)]
-    hooks = [module.q.register_forward_hook(watch.ask) for module in crossings]
-    hooks += [module.out.register_forward_hook(watch.cross) for module in crossings]
+    hooks = []
+    for module in fusion.modules():
+        if isinstance(module, CrossAttention):
+            hooks.append(module.q.register_forward_hook(watch.ask))
+            hooks.append(module.out.register_forward_hook(watch.cross))
+        elif isinstance(module, SoftAttention):
+            hooks.append(module.q.register_forward_hook(watch.ask_again))
+            hooks.append(module.out.register_forward_hook(watch.cross))
+        elif isinstance(module, Opening):
+            hooks.append(module.register_forward_hook(watch.open))
     try:
         yield watch
     finally:
@@ -105,6 +113,7 @@ class Watched:
         self._cut_bias: Tensor | None = None
         self._steps, self._differs = 0, False  # through the language model; whether anything has been changed so far
         self._changing = False  # the crossing under way
+        self._changes: dict[nn.Module, bool] = {}  # of crossings that every word comes to
 
     def __getattr__(self, name: str):
         return getattr(self.lm, name)
@@ -179,11 +188,24 @@ class Watched:
         self._crossings += 1
         return torch.cat([q_BTE.chunk(2)[0]] * 2) if self._changing and self.swap else None
 
-    def cross(self, module: nn.Module, inputs: tuple, read_xBTD: Tensor) -> Tensor | None:
-        """Hook on what a crossing hands out, (B, T, D) or (K, B, T, D)."""
+    def ask_again(self, module: nn.Module, inputs: tuple, q_BE: Tensor) -> Tensor | None:
+        """The same of a crossing that words come to one after the other: one site for all of them."""
+        if module not in self._changes:
+            self.ask(module, inputs, q_BE)
+            self._changes[module] = self._changing
+        self._changing = self._changes[module]
+        return torch.cat([q_BE.chunk(2)[0]] * 2) if self._changing and self.swap else None
+
+    def cross(self, module: nn.Module, inputs: tuple, read: Tensor) -> Tensor | None:
+        """Hook on what a crossing hands out, (B, D), (B, T, D) or (K, B, T, D)."""
         if not self._changing:
             return None
-        return _others(read_xBTD, dim=-3) if self.swap else torch.zeros_like(read_xBTD)
+        return _others(read, dim=max(0, read.ndim - 3)) if self.swap else torch.zeros_like(read)
+
+    def open(self, module: nn.Module, inputs: tuple, state_BE: Tensor) -> Tensor | None:
+        """Hook on what texts begin at; nobody asks for it."""
+        self.ask(module, inputs, state_BE)
+        return self.cross(module, inputs, state_BE)
 
     def _meet(self, kind: str, place: int) -> bool:
         """Note a site; whether it is changed."""

@@ -34,7 +34,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from src.contracts import Language, LanguageSpec, Memory, Text, VisionSpec, Visual
+from src.contracts import Language, LanguageSpec, Memory, Text, UserError, VisionSpec, Visual
 from src.kinds import Checked
 from src.layers.cache import Cache
 from src.layers.notes import Aux
@@ -53,6 +53,7 @@ class Fusion(Checked, nn.Module, ABC, group="fusion"):
     sees: bool = True  # False for the control that ignores the picture
     needs_tokens: bool = True  # False: ``encode`` reads the pooled vector only, and the tokens may be missing
     needs_levels: int = 0  # how many levels of the vision encoder ``encode`` reads
+    needs_blocks: bool = True  # False: of the language model it reads word vectors and output alone
     multi_image: bool = False  # reads contexts of several pictures, token by token as ``text.phi`` says
     undecayed: tuple[str, ...] = ()  # learnt constants (latents, prefixes): no weight decay, like norms and biases
     scalar_gates: tuple[str, ...] = ()  # scalars that open a branch: they learn ``optim.gate_rate`` times as fast
@@ -63,6 +64,8 @@ class Fusion(Checked, nn.Module, ABC, group="fusion"):
         super().__init__()
         if not isinstance(self, Writer | Reader | Retriever):
             raise TypeError(f"{type(self).__name__} can do nothing yet: derive it from Writer, Reader or Retriever.")
+        if self.needs_blocks and not language.layers:
+            raise UserError(f"{type(self).__name__} works by a language model's blocks, and this one has none.")
 
     def init_from(self, lm: Language) -> None:
         """Called once after construction, for parameters that start as a function of the language model's."""
@@ -90,6 +93,7 @@ class Writer(Fusion):
 
     preserves_lm_at_init: bool = False  # logits equal the plain language model before training
     caption_weight: float = 1.0  # of the caption's loss, beside the terms of ``learn``
+    packs: bool = True  # False: texts stand in rows of their own, as what goes word by word is as slow as rows are long
     reads_ends: bool = False  # ``learn`` reads the last token of a text too, which is asked for nothing
 
     @abstractmethod

@@ -20,6 +20,7 @@ class Blind(Writer):
 
     where = "-"
     sees = False
+    needs_blocks = False
     preserves_lm_at_init = True
 
     def encode(self, lm: Language, visual: Visual, aux: Aux | None = None) -> Memory:

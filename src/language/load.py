@@ -34,6 +34,7 @@ from src.language.olmo2 import Olmo2
 from src.language.opt import OPT
 from src.language.phi3 import Phi3
 from src.language.smollm3 import SmolLM3
+from src.language.words import Words, WordVectors
 from src.records.converted import converted
 
 FAMILIES = {  # by model_type of a configuration
@@ -114,6 +115,15 @@ def tiny_bert(
         pad_token_id=tokenizer.pad,
     )
     return Bert(BertForMaskedLM(config), tokenizer)
+
+
+@checked("language.model")
+def words(tokenizer: Tokenizer, width: Size) -> Words:
+    """Random word vectors of this width and no blocks, with the tokenizer's vocabulary."""
+    config = PretrainedConfig()
+    config.update({"vocab_size": len(tokenizer), "hidden_size": width})
+    config.update({"num_hidden_layers": 0, "num_attention_heads": 0})
+    return Words(WordVectors(config), tokenizer)
 
 
 def _check_heads(width: int, heads: int) -> None:

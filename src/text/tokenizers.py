@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import os
 import string
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from src import hub
 from src.errors import UserError
-from src.kinds import Ge, checked
+from src.kinds import Ge, Size, checked
 from src.records.converted import converted
 from src.records.files import write_json, write_text
 from src.text.normalise import normalise_caption
@@ -26,6 +27,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 IMAGE_TAG = "<image>"  # stands where a picture stands in a document
 SPECIALS = {"pad": "<pad>", "bos": "<bos>", "eos": "<eos>", "image": IMAGE_TAG}  # of a vocabulary trained here
 MASK = "<mask>"  # one more, where words are to be hidden
+UNKNOWN = "<unk>"  # stands for every word that a vocabulary of whole words does not have
+WORD = Regex(r"[\w'-]+|[^\w\s]")  # letters with marks inside, or one mark: no word spells a special token
 ORDINARY = string.ascii_letters + string.digits + " .,'"  # whose tokens are surely none of these
 GPT2_LENGTH = 50_257  # 256 bytes + 50,000 merges + <|endoftext|> (Radford et al. 2019, section 2.2)
 
@@ -125,6 +128,37 @@ class ByteLevelBPE(FastTokenizer):
     def load(cls, folder) -> ByteLevelBPE:
         """A vocabulary that was saved with ``save``."""
         return cls(*_read(Path(folder)))
+
+
+class WholeWords(FastTokenizer):
+    """The words of captions, each one token, as captioners before subwords had them.
+
+    An unknown word is a word like others: it is learnt, counts in nats and scores, and is said as "<unk>".
+    """
+
+    @classmethod
+    @checked("language.tokenizer")
+    def train(cls, texts: Iterable[str], vocabulary: Annotated[int, Ge(6)], least: Size) -> WholeWords:
+        """The commonest words of ``texts``, in the form that models read them: those met ``least`` times or more.
+
+        At most ``vocabulary`` tokens, five of them special or unknown; ties go by the alphabet. Raises UserError where
+        no word is left.
+        """
+        split = pre_tokenizers.Split(WORD, "removed", invert=True)
+        counts = Counter(word for text in texts for word, _ in split.pre_tokenize_str(normalise_caption(text)))
+        ranked = sorted((word for word in counts if counts[word] >= least), key=lambda word: (-counts[word], word))
+        if not ranked:
+            raise UserError(
+                f"No word is met language.tokenizer.least={least} times in the training captions; lower it, or check "
+                "that the training split has captions."
+            )
+        tokens = [*SPECIALS.values(), UNKNOWN, *ranked][:vocabulary]
+        backend = Backend(models.WordLevel({token: id for id, token in enumerate(tokens)}, unk_token=UNKNOWN))
+        backend.pre_tokenizer = split
+        backend.add_special_tokens(list(SPECIALS.values()))
+        known = sum(counts[word] for word in tokens)
+        print(f"vocabulary: {len(tokens)} words; {1 - known / counts.total():.2%} of what captions say is unknown")
+        return cls(backend, **{name: tokens.index(SPECIALS[name]) for name in ("bos", "eos", "pad")})
 
 
 class GPT2Vocabulary(FastTokenizer):
