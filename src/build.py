@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +36,7 @@ from src.vision.base import Vision
 
 SHARED_OUT = ("held_out", "test_fraction")  # options of single pictures: which of them are validated on, and scored
 TOKENIZER_EXAMPLES = 20_000  # pictures whose captions train a tokenizer; enough for any vocabulary used here
+ON_DEMAND = 20_000  # pictures whose captions tell how common words are, where captions are made one by one
 
 
 @dataclass
@@ -64,7 +65,9 @@ def build(cfg: DictConfig, sources: dict[str, Source]) -> Parts:
     language = build_language(cfg, tokenizer)
     vision = build_vision(cfg) if any(source.has_images for source in sources.values()) else None
     main = next(iter(sources.values()))
-    captioner = build_captioner(cfg, vision, language, tokenizer, main.task, partial(commonest_answers, main))
+    captioner = build_captioner(
+        cfg, vision, language, tokenizer, main.task, partial(commonest_answers, main), partial(captions, cfg, sources)
+    )
     if cfg.weights:
         begin_at(captioner, Saved.at(cfg.weights))
     data = {name: build_data(options, cfg.seed, sources[name], captioner) for name, options in data_sets(cfg).items()}
@@ -85,6 +88,14 @@ def build_tokenizer(cfg: DictConfig, sources: dict[str, Source]) -> Tokenizer:
     share = TOKENIZER_EXAMPLES // len(sources)
     examples = (e for source in sources.values() for e in itertools.islice(iter(source.examples("train")), share))
     return made([text for example in examples for text in example.texts])
+
+
+def captions(cfg: DictConfig, sources: dict[str, Source]) -> Iterator[Sequence[str]]:
+    """All captions of each picture that training uses; of pictures that are made on demand, of so many."""
+    for name, options in data_sets(cfg).items():
+        examples = build_pictures(options, cfg.seed, sources[name], vision=None).examples("train")
+        most = None if isinstance(examples, list) else ON_DEMAND
+        yield from (example.captions for example in itertools.islice(iter(examples), most))
 
 
 def build_language(cfg: DictConfig, tokenizer: Tokenizer) -> LanguageModel:
@@ -143,10 +154,12 @@ def build_captioner(
     tokenizer: Tokenizer,
     task: str,
     answers: Callable[[int], Sequence[str]],
+    captions: Callable[[], Iterable[Sequence[str]]] = tuple,
 ) -> Captioner:
     """Widths are agreed here: projector and fusion learn them from the specs of both sides.
 
-    ``task``: what its data are for; ``answers``: the commonest of them, or those that it has learnt to choose from.
+    ``task``: what its data are for; ``answers``: the commonest of them, or those that it has learnt to choose from;
+    ``captions``: of the training pictures, where these are here.
     """
     spec = vision.spec if vision else None
     projector = None
@@ -166,7 +179,7 @@ def build_captioner(
     optim = {**plain(cfg.optim), "precision": precision(cfg.trainer.precision)}
     tagged = any(options.get("image_tag", "max_images" in options) for options in data_sets(cfg).values())
     regions = fusion.regions.fc.out_features if isinstance(fusion, Reader) else 0
-    objectives = build_objectives(cfg, fusion, task, Surroundings(spec, language.spec, answers, regions))
+    objectives = build_objectives(cfg, fusion, task, Surroundings(spec, language.spec, answers, regions, captions))
     captioner = Captioner(
         vision, fusion, language, tokenizer, regime, optim, make(cfg.decode), objectives, projector, tagged
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import chain
 
@@ -30,7 +31,7 @@ from src.training.means import Means
 from src.training.optimiser import adamw, parameter_groups, reduction, require_all
 from src.training.origin import check_frozen, check_tensors, check_tokenizer, meaning_hash
 from src.training.sharding import shard, whole
-from src.training.soundness import check_rows, require_finite
+from src.training.soundness import Lasting, check_rows, require_finite
 from src.vision.base import Vision
 from src.vision.encoding import encoded
 
@@ -70,6 +71,7 @@ class Captioner(lightning.LightningModule):
         self._compiled: Callable[[Visual, Mapping[str, View]], dict[str, Walked]] | None = None
         self._last_ids: list[str] = []  # of the batch at work, for messages
         self._validated = Means()
+        self._lasting = Lasting({name: limit for one in self.objectives.values() for name, limit in one.limits.items()})
         self._fill_up = 1.0  # what the loss of the batch at work is multiplied by, see on_train_batch_start
         factor = optim.get("loss_spike")
         self.spikes = None if factor is None else LossSpikes(factor)
@@ -160,6 +162,12 @@ class Captioner(lightning.LightningModule):
         walked = walk(self.visual(batch), {name: view.seen for name, view in batch.views.items()})
         return {name: self.objectives[name].loss(self, walked[name], view) for name, view in batch.views.items()}
 
+    def live(self, batch: Batch) -> Batch:
+        """The batch as a step learns from it: its views, or what the model itself makes of them now."""
+        return replace(
+            batch, views={name: self.objectives[name].live(self, batch, v) for name, v in batch.views.items()}
+        )
+
     def walk(self, visual: Visual, views: Mapping[str, View]) -> dict[str, Walked]:
         """The whole way of training through fusion and language model, for what every objective shows."""
         memory = self.fusion.encode(self.language, visual)
@@ -170,21 +178,22 @@ class Captioner(lightning.LightningModule):
     def total(self, batch: Batch, losses: Mapping[str, Loss]) -> Tensor:
         """What training follows: all losses of a batch in their reductions, weighted."""
         total = torch.zeros(())  # which adds to numbers of any device
-        for name, (mean, count, terms) in losses.items():
-            rows = len(present(batch.text, "text in the batch").ids_BT)
+        for name, (mean, count, terms, rows) in losses.items():
+            rows = len(present(batch.text, "text in the batch").ids_BT) if rows is None else rows
             scale = reduction(self.optim["reduction"], count, rows)
             total = total + self.objectives[name].share(self.fusion) * scale * mean
             total = total + sum(weight * value for value, weight in terms.values())
         return batch.weight * total
 
     def cross_entropy(self, hidden_BTE: Tensor, target: Target) -> tuple[Tensor, Tensor]:
-        """Mean nats per target, 0 where there is none (documents of pictures only), and how many there are.
+        """Mean nats per target by their weights, 0 where there is none (documents of pictures only), and how many.
 
         Logits are made at the targets alone, whose places the loader knows: counting them on a GPU would wait for it.
         """
         hidden_XE = hidden_BTE.flatten(0, 1).index_select(0, target.at_X)
         readout, vocabulary = partial(self.fusion.readout, self.language), self.language.spec.vocabulary
-        total = summed_cross_entropy(readout, hidden_XE, target.id_X, self.readout_parameters(), vocabulary)
+        parameters = self.readout_parameters()
+        total = summed_cross_entropy(readout, hidden_XE, target.id_X, parameters, vocabulary, target.weight_X)
         return total / max(1, len(target.id_X)), target.id_X.new_full((), len(target.id_X))
 
     def nats(self, memory: Memory, view: View, language: Language | None = None) -> Tensor:
@@ -222,10 +231,11 @@ class Captioner(lightning.LightningModule):
         self._last_ids = batch.ids
         if index == 0:
             self._check_rows(batch)
-        losses = self.losses(batch)
+        losses = self.losses(self.live(batch))
         total = self.total(batch, losses)
         terms = {name: value for loss in losses.values() for name, (value, _) in loss.terms.items()}
         self._require_finite("training loss", {**{name: loss.mean for name, loss in losses.items()}, **terms})
+        self._lasting.watch(terms, self.global_step)
         headline = next(iter(losses.values())).mean if len(losses) == 1 else total
         if self.spikes is not None:
             said = self.spikes.watch(headline, batch, self.global_step)
@@ -272,7 +282,7 @@ class Captioner(lightning.LightningModule):
         losses = self.losses(batch)
         means = {name: loss.mean for name, loss in losses.items()}
         require_finite("validation loss", means, self.global_step, batch.ids)
-        for name, (mean, count, _) in losses.items():
+        for name, (mean, count, *_) in losses.items():
             shown = "loss" if len(self.objectives) == 1 else name
             for where in ("val", *([f"val/{batch.dataset}"] if batch.dataset else [])):
                 self._validated.add(f"{where}/{shown}", mean, count if batch.counts else 0)
@@ -340,19 +350,36 @@ class Captioner(lightning.LightningModule):
         self, batches: Iterable[Batch], decoder: Decoder | None = None, prompted: bool = False
     ) -> dict[str, str]:
         """Captions by id, made in eval mode. ``prompted``: go on with the text of the batches."""
-        was_training = self.training
-        self.eval()
         captions = {}
-        with torch.no_grad(), ExitStack() as stack:
-            with self.autocast():  # of the model alone: whoever makes the batches works in single precision
-                stack.enter_context(laid_out(self.fusion, self.language))
+        with self._speaking():
             for batch in batches:
                 batch = self.transfer_batch_to_device(batch, self.device, 0)
                 with self.autocast():
                     ids = self.generate(batch, decoder, batch.text if prompted else None)
                 captions.update({id: self.tokenizer.decode(row) for id, row in zip(batch.ids, ids, strict=True)})
-        self.train(was_training)
         return captions
+
+    def say(self, batch: Batch, *ways: tuple[Decoder, int]) -> list[list[list[int]]]:
+        """For each decoder so many captions a picture, neighbours, as token ids; the pictures are encoded once."""
+        with self._speaking(), self.autocast():
+            memory, said = self.memory(batch), []
+            for decoder, times in ways:
+                rows_B = torch.arange(len(batch.ids), device=self.device).repeat_interleave(times)
+                prompt, eos = self.start(len(rows_B), self.device), self.tokenizer.eos
+                said.append(decoder(self.step, memory.select(rows_B), prompt, eos, self.fusion.extra_positions))
+        torch.clear_autocast_cache()  # in a training step it holds weights cast without gradients by now
+        return said
+
+    @contextmanager
+    def _speaking(self) -> Iterator[None]:
+        """In eval mode and without gradients, with weights laid out for many small products."""
+        was_training = self.training
+        self.eval()
+        with torch.no_grad(), ExitStack() as stack:
+            with self.autocast():  # of the model alone: whoever makes the batches works in single precision
+                stack.enter_context(laid_out(self.fusion, self.language))
+            yield
+        self.train(was_training)
 
     def autocast(self):
         """The precision of training, for captioning outside the Trainer."""

@@ -273,13 +273,16 @@ class View:
     """What one objective makes of a batch: what is read, and what is to be predicted.
 
     ``label``: of whole rows, (B,) whether text and picture match, or (B, A) shares of classes. ``hidden``: visual
-    tokens that are not to be seen.
+    tokens that are not to be seen. ``seed``: of what the model is to draw in the step. ``told``: what is logged of it
+    beside the loss.
     """
 
     text: Text
     target: Target | None = None
     label_B: Tensor | None = None
     hidden_IN: Tensor | None = None
+    seed: int = 0
+    told: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def seen(self) -> View:

@@ -116,9 +116,11 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
     lightning.seed_everything(cfg.seed, workers=True, verbose=False)
     meter = CostMeter()
     options = {**OmegaConf.to_container(cfg.trainer, resolve=True), "precision": precision(cfg.trainer.precision)}
+    objectives = parts.captioner.objectives.values()
+    judged_by = max(one.judged_by for one in objectives)
     callbacks = [
         Validations(options.pop("val_check_interval")),
-        BestCheckpoint(run),
+        BestCheckpoint(run, by_captions=judged_by > 0),
         LastCheckpoint(run, interrupts, again=cfg.resume == "auto"),  # behind the best, which it knows of
         RandomState(),
         FrozenWeights(),
@@ -127,11 +129,12 @@ def make_trainer(cfg: DictConfig, run: Path, parts, loggers, interrupts: Interru
         TQDMProgressBar(refresh_rate=20),
         meter,
     ]
-    if not cfg.compile:  # a compiled walk has no place for files
+    if not (cfg.compile or any(one.makes_texts for one in objectives)):  # a compiled walk has no place for files
         callbacks.append(FrozenStates(run))
     main_set = next(iter(parts.data_sets().values()))
-    if cfg.val_captions and main_set.source.has_images and main_set.source.task == "caption":
-        callbacks.insert(0, CaptionValidation(main_set.data, cfg.val_captions))
+    if captioned := judged_by or cfg.val_captions:
+        if main_set.source.has_images and main_set.source.task == "caption":
+            callbacks.insert(0, CaptionValidation(main_set.data, captioned))
     if max_time := options.pop("max_time", None):
         callbacks.append(TimeLimit(max_time))
     if options["strategy"] == "fsdp":

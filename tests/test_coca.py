@@ -395,7 +395,7 @@ def test_token_0_is_a_word():
     rates = {"train_language": True, "train_vision": False}
     model = Captioner(None, fusion, language, Characters(), rates, {}, Greedy(8), OBJECTIVES).eval()
     model.visual = lambda batch, aux=None: batch.visual  # not rounded to float32
-    loss, targets, terms = model.losses(viewed(Batch(["p", "q"], text, visual=make_visual(2))))["next_token"]
+    loss, targets, terms, _ = model.losses(viewed(Batch(["p", "q"], text, visual=make_visual(2))))["next_token"]
     hidden, _ = learn(fusion, language, make_visual(2), text)
     logp = fusion.readout(language, hidden).log_softmax(-1)
     said = [-logp[b, t, text.ids_BT[b, t + 1]].item() for b, n in enumerate((8, 6)) for t in range(n - 1)]

@@ -9,7 +9,8 @@ from src.contracts import Batch
 
 
 def training_flops(captioner: Captioner, batch: Batch) -> int:
-    """Floating-point operations of one forward and backward pass on ``batch``; gradients are left empty.
+    """Floating-point operations of one step of training on ``batch``, captions that it makes included; gradients are
+    left empty.
 
     In eval mode, which costs the same: training mode would move the running statistics of batch norms.
     """
@@ -19,7 +20,7 @@ def training_flops(captioner: Captioner, batch: Batch) -> int:
     batch = captioner.transfer_batch_to_device(batch, captioner.device, 0)
     with counter:
         # Not ``captioner.total``, which asks the other processes of a training: they may have ended.
-        losses = captioner.losses(batch).values()
+        losses = captioner.losses(captioner.live(batch)).values()
         total = sum(loss.mean + sum(value for value, _ in loss.terms.values()) for loss in losses)
         if total.requires_grad:
             total.backward()

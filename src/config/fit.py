@@ -99,19 +99,29 @@ def _check_parts(cfg: DictConfig, sizes: Mapping) -> None:
     members = _members(cfg).values()
     interleaved = any(trait(member.source._target_, "interleaved") is True for member in members)
     longest, ahead = max(member.max_tokens for member in members), max(member.get("p_next", 0) for member in members)
+    pictures = all(trait(one.source._target_, "has_images") is not False for one in members)
+    captioned = pictures and all(trait(one.source._target_, "task") == "caption" for one in members)
+    about = {"interleaved": interleaved, "max_tokens": longest, "p_next": ahead, "captioned": captioned}
     parts = {
         "language": KnownOptions(sizes),
-        "data": KnownOptions({"interleaved": interleaved, "max_tokens": longest, "p_next": ahead}),
+        "data": KnownOptions(about),
     }
     for group in ("vision", "projector", "fusion", "decode"):
         if not (node := cfg.get(group)):
             continue
         here = {**parts, group: KnownOptions(node)}
-        with suppress(NameError):  # more than arithmetic: asked when it is built
-            if refusals := static_method(node._target_, "refusals"):
-                check_refusals(refusals, here)
+        _check_refusals(node, here)
         if group in ("vision", "projector"):
             parts["vision"] = KnownOptions(_handed_out(node._target_, here))
+    how = {"weights": cfg.get("weights"), "loss_spike": cfg.optim.get("loss_spike")}
+    for node in (cfg.get("objectives") or {}).values():
+        _check_refusals(node, {**parts, "run": KnownOptions(how), "objective": KnownOptions(node)})
+
+
+def _check_refusals(node: DictConfig, parts: Mapping) -> None:
+    with suppress(NameError):  # more than arithmetic: asked when it is built
+        if refusals := static_method(node._target_, "refusals"):
+            check_refusals(refusals, parts)
 
 
 def _handed_out(target: str, parts: Mapping) -> Mapping[str, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -28,9 +28,14 @@ class Step(Protocol):
 
 
 class Decoder(Checked, ABC, group="decode"):
-    """How words are chosen."""
+    """How words are chosen.
 
-    judged: bool = False  # asks a model of its own about the pictures, which has to ``meet`` them first
+    ``empty``: whether saying nothing at all is a choice. ``judged``: it asks a model of its own about the pictures,
+    which has to ``meet`` them first.
+    """
+
+    empty: ClassVar[bool] = False
+    judged: ClassVar[bool] = False
 
     def beside(self, memory: Memory, ids: Sequence[str]) -> Memory:
         """``memory`` with what this decoder itself knows of the pictures called ``ids``, one a context."""
@@ -54,12 +59,19 @@ def next_column(ids_B: Tensor, phi_B: Tensor) -> Text:
 
 
 def roll_out(
-    step: Step, memory: Memory, prompt: Text, extra: int, max_tokens: int, eos: int, choose: Callable[[Tensor], Tensor]
+    step: Step,
+    memory: Memory,
+    prompt: Text,
+    extra: int,
+    max_tokens: int,
+    eos: int,
+    choose: Callable[[Tensor], Tensor],
+    empty: bool = False,
 ) -> list[list[int]]:
     """Extend every row of ``prompt`` (I, T) with ``choose(logits_BV) -> ids_B`` until ``eos`` or ``max_tokens``.
 
     ``extra``: cache columns that the fusion needs besides the tokens. Finished rows leave the batch, so late steps are
-    cheap. Returns the new ids of each row, at least one, without ``eos``.
+    cheap. Returns the new ids of each row, without ``eos``: at least one, unless ``empty`` ones may be.
     """
     rows = len(prompt.ids_BT)
     found: list[list[int]] = [[] for _ in range(rows)]
@@ -67,7 +79,7 @@ def roll_out(
     active, phi_B, text = list(range(rows)), prompt.phi_BT[:, -1], prompt
     for length in range(max_tokens):
         logits_BV = step(memory, text, cache).logits_BV
-        ids_B = choose(logits_BV if length else without_end(logits_BV, eos))
+        ids_B = choose(logits_BV if length or empty else without_end(logits_BV, eos))
         ids = ids_B.tolist()  # the only thing that a step waits for
         going = [row for row, token in enumerate(ids) if token != eos]
         for row in going:

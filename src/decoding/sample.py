@@ -33,7 +33,7 @@ class Sample(Decoder):
             probability_BV = self.filter(logits_BV / self.temperature).softmax(-1)
             return torch.multinomial(probability_BV, 1, generator=generator)[:, 0]
 
-        return roll_out(step, memory, prompt, extra, self.max_tokens, eos, draw)
+        return roll_out(step, memory, prompt, extra, self.max_tokens, eos, draw, self.empty)
 
     def filter(self, logits_BV: Tensor) -> Tensor:
         """Logits with everything outside top-k and outside the nucleus set to -inf; the best token always stays."""

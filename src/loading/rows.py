@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from src.contracts import Batch, Target, Text, View, present
+from src.contracts import Batch, Text, View, present
 from src.objectives.base import Chance, Objective
 
 LONGEST = 512  # columns of a row of several texts: what attention costs grows with their square
@@ -109,13 +109,14 @@ def _laid(view: View, read_BT: Tensor, contexts: int, per_row: int) -> View:
         laid = x_BT.new_zeros(contexts * rows * S)
         return laid.index_copy(0, to_X, x_BT.flatten()[from_X]).view(-1, S)
 
-    return View(
-        Text(
+    return replace(
+        view,
+        text=Text(
             ids_BT=present(moved(text.ids_BT), "ids"),
             valid_BT=present(moved(text.valid_BT), "validity"),
             phi_BT=present(moved(text.phi_BT), "pictures"),
             target_BT=moved(text.target_BT),
             segment_BT=moved(segment_B[:, None].expand(B, T)),
         ),
-        Target(place_BT.flatten()[target.at_X], target.id_X, target.weight_X),
+        target=replace(target, at_X=place_BT.flatten()[target.at_X]),
     )

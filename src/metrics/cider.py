@@ -5,7 +5,8 @@ l_r)^2 / 2 s^2), with g the TF-IDF vector of n-grams, l the length and s = 6. As
 cider_scorer.py) l counts bigrams, not words.
 
 Document frequencies are those of all references given, so that CIDEr-D of a part of the pictures is a different
-number, and that of a single picture is 0.
+number, and that of a single picture is 0; unless the references were counted with the frequencies of others
+(``ReferenceNgrams``).
 """
 
 from __future__ import annotations
@@ -22,11 +23,8 @@ class CiderD:
     """CIDEr-D against references whose weights and norms are computed once."""
 
     def __init__(self, references: ReferenceNgrams) -> None:
-        self._references = references
-        # log(N / pictures with the n-gram); one that no reference has counts as in one picture.
-        self._unseen = np.log(float(references.pictures))
-        self._idf = [self._unseen - np.log(np.maximum(1.0, order.pictures)) for order in references.orders]
-        self._weight = [order.count * idf[order.gram] for order, idf in zip(references.orders, self._idf, strict=True)]
+        self._references, self._idf = references, references.frequencies.idf
+        self._weight = [order.count * self._idf(n, order.gram) for n, order in enumerate(references.orders)]
         self._norm = [
             _norm(order.text, weight, len(references.words))
             for order, weight in zip(references.orders, self._weight, strict=True)
@@ -49,18 +47,16 @@ class CiderD:
         0 where there is no other.
         """
         count = np.bincount(self._references.picture)
-        orders = zip(predictions.orders, self._idf, strict=True)
-        has = [_norm(order.picture, order.count * idf[order.gram], len(count)) > 0 for order, idf in orders]
+        weights = [order.count * self._idf(n, order.gram) for n, order in enumerate(predictions.orders)]
+        orders = zip(predictions.orders, weights, strict=True)
+        has = [_norm(order.picture, weight, len(count)) > 0 for order, weight in orders]
         itself = SCALE / ORDERS * np.sum(has, axis=0)  # every order's cosine with itself is 1, if it has any n-gram
         return np.maximum(0, self.score(predictions) * count - itself) / np.maximum(1, count - 1)
 
     def _cosine(self, order: int, ours: PredictionOrder, theirs: ReferenceOrder) -> np.ndarray:
         """Clipped cosine of each reference with its picture's prediction: (texts,)."""
         references = self._references
-        seen = ours.gram < len(self._idf[order])
-        idf = np.full(len(ours.gram), self._unseen)
-        idf[seen] = self._idf[order][ours.gram[seen]]
-        weight = ours.count * idf
+        weight = ours.count * self._idf(order, ours.gram)
         norm = _norm(ours.picture, weight, references.pictures)[references.picture] * self._norm[order]
         # One row for each reference of its picture that has the prediction's n-gram too.
         found = ours.place >= 0

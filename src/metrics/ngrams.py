@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -25,7 +26,7 @@ class ReferenceOrder:
     ``text``       (R,) the reference that the row is about
     ``gram``       (R,) the number of its n-gram
     ``count``      (R,) how often it is in there
-    ``pictures``   (grams,) in the references of how many pictures an n-gram stands: its document frequency
+    ``grams``      how many numbers there are
     """
 
     keys: np.ndarray
@@ -34,15 +35,20 @@ class ReferenceOrder:
     text: np.ndarray
     gram: np.ndarray
     count: np.ndarray
-    pictures: np.ndarray
+    grams: int
+
+    @cached_property
+    def pictures(self) -> np.ndarray:
+        """(grams,) in the references of how many pictures an n-gram stands: its document frequency."""
+        return np.bincount(self.keys % max(1, self.grams), minlength=self.grams)
 
     def find(self, picture: np.ndarray, gram: np.ndarray) -> np.ndarray:
         """Where each (picture, gram) stands in ``keys``; -1 where no reference of that picture has the n-gram."""
         if not len(self.keys):
             return np.full(len(gram), -1)
-        keys = picture * len(self.pictures) + gram
+        keys = picture * self.grams + gram
         place = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
-        return np.where((gram < len(self.pictures)) & (self.keys[place] == keys), place, -1)
+        return np.where((gram < self.grams) & (self.keys[place] == keys), place, -1)
 
 
 @dataclass(frozen=True)
@@ -67,25 +73,52 @@ class PredictionNgrams:
     orders: list[PredictionOrder]
 
 
+@dataclass(frozen=True)
+class Frequencies:
+    """In the references of how many of ``pictures`` pictures n-grams stand.
+
+    ``words``: the number of each word; ``keys``: for each order the n-grams' keys, sorted, where a place is a number;
+    ``counts``: for each order the document frequencies by number.
+    """
+
+    pictures: int
+    words: dict[str, int]
+    keys: list[np.ndarray]
+    counts: list[np.ndarray]
+
+    def idf(self, order: int, gram: np.ndarray) -> np.ndarray:
+        """log(pictures / those with the n-gram) of each number; one that no reference has counts as in one picture."""
+        counts = self.counts[order]
+        pictures = np.ones(len(gram))
+        pictures[gram < len(counts)] = counts[gram[gram < len(counts)]]
+        return np.log(float(self.pictures)) - np.log(np.maximum(1.0, pictures))
+
+
 class ReferenceNgrams:
     """N-grams of every picture's tokenised references.
 
     ``pictures`` pictures with together T texts; ``words`` (T,) length of each text; ``picture`` (T,) whose it is;
-    ``first`` (pictures,) each picture's first text.
+    ``first`` (pictures,) each picture's first text; ``frequencies``: of n-grams in all of them, or those given.
     """
 
-    def __init__(self, references: Sequence[Sequence[str]]) -> None:
-        """``references``: for each picture its tokenised texts; a picture without any is a ValueError."""
+    def __init__(self, references: Sequence[Sequence[str]], frequencies: Frequencies | None = None) -> None:
+        """``references``: for each picture its tokenised texts; a picture without any is a ValueError.
+
+        ``frequencies``: those of other pictures, whose numbers n-grams keep; new ones count on from their end.
+        """
         per_picture = np.array([len(texts) for texts in references])
         if not len(per_picture) or not per_picture.min():
             raise ValueError("Every picture needs at least one reference.")
         self.pictures = len(references)
         self.picture = np.repeat(np.arange(self.pictures), per_picture)
         self.first = np.cumsum(per_picture) - per_picture
-        self._words: dict[str, int] = {}
-        self._keys: list[np.ndarray] = []
+        self._words = dict(frequencies.words) if frequencies else {}
+        self._known = [[keys] for keys in frequencies.keys] if frequencies else [[] for _ in range(ORDERS)]
         self.words, rows = self._count((text for texts in references for text in texts), learn=True)
         self.orders = [self._by_picture(*row) for row in rows]
+        self.frequencies = frequencies or Frequencies(
+            self.pictures, self._words, [keys for (keys,) in self._known], [order.pictures for order in self.orders]
+        )
 
     def look_up(self, predictions: Sequence[str]) -> PredictionNgrams:
         """The n-grams of one tokenised prediction per picture, in the pictures' order."""
@@ -115,9 +148,10 @@ class ReferenceNgrams:
                 inside[inside] = text[start[inside] + order] == text[start[inside]]
                 start = start[inside]
                 gram = gram[inside] * _WORDS + last[start + order]
+            number = _number(gram, self._known[order])
             if learn:
-                self._keys.append(np.unique(gram))
-            gram = _number(gram, self._keys[order])
+                self._known[order].append(np.unique(gram[number >= sum(map(len, self._known[order]))]))
+            gram = number
             rows.append(_tally(text[start], gram))
         return lengths, rows
 
@@ -128,16 +162,21 @@ class ReferenceNgrams:
         keys, first = np.unique(keys[by_key], return_index=True)
         text, gram, count = text[by_key], gram[by_key], count[by_key]
         most = np.maximum.reduceat(count, first) if len(first) else count
-        pictures = np.bincount(gram[first], minlength=grams)
-        return ReferenceOrder(keys, most, np.append(first, len(text)), text, gram, count, pictures)
+        return ReferenceOrder(keys, most, np.append(first, len(text)), text, gram, count, grams)
 
 
-def _number(keys: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Each key's place in the sorted ``known``; keys that are not in there count on from its end."""
-    place = np.searchsorted(known, keys)
-    new = np.append(known, -1)[place] != keys
-    place[new] = len(known) + np.unique(keys[new], return_inverse=True)[1]
-    return place
+def _number(keys: np.ndarray, known: Sequence[np.ndarray]) -> np.ndarray:
+    """Each key's place in the sorted arrays ``known``, one behind the other; others count on from their end."""
+    number, before = np.full(len(keys), -1), 0
+    for one in known:
+        place = np.searchsorted(one, keys)
+        there = place < len(one)
+        there[there] = one[place[there]] == keys[there]
+        number[there] = before + place[there]
+        before += len(one)
+    new = number < 0
+    number[new] = before + np.unique(keys[new], return_inverse=True)[1]
+    return number
 
 
 def _tally(text: np.ndarray, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -26,8 +26,9 @@ class SimCTG(NextToken):
     margin: Share = 0.5
 
     def loss(self, of: Learner, walked: Walked, view: View) -> Loss:
-        mean, count, terms = super().loss(of, walked, view)
-        return Loss(mean, count, {**terms, "simctg": (alikeness(walked[0], view.text, self.margin), self.weight)})
+        loss, hidden_BTE = super().loss(of, walked, view), walked[0]
+        alike = alikeness(hidden_BTE, view.text, self.margin)
+        return loss._replace(terms={**loss.terms, "simctg": (alike, self.weight)})
 
 
 def alikeness(h_BTE: Tensor, text: Text, margin: float) -> Tensor:

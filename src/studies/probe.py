@@ -109,7 +109,7 @@ def _step(parts, cfg, torch) -> float:
 def _forward(captioner, batch):
     batch = captioner.transfer_batch_to_device(batch, captioner.device, 0)
     with captioner.autocast():
-        return captioner.total(batch, captioner.losses(batch))
+        return captioner.total(batch, captioner.losses(captioner.live(batch)))
 
 
 def _end(parts, cfg, validation: float) -> float:

@@ -128,6 +128,6 @@ def validation_loss(parts: Parts) -> float:
         batch = captioner.transfer_batch_to_device(batch, captioner.device, 0)
         with captioner.autocast():
             losses = captioner.losses(batch)
-        for name, (mean, count, _) in losses.items():
+        for name, (mean, count, *_) in losses.items():
             sums[name] = sums[name][0] + float(mean) * int(count), sums[name][1] + int(count)
     return sum(captioner.objectives[name].weight * total / max(1, count) for name, (total, count) in sums.items())

@@ -18,9 +18,16 @@ FUNCTION = frozenset(
 )
 CLASSES = {"colour": COLOURS, "size": SIZES, "number": NUMBERS, "place": PLACES, "function": FUNCTION}
 NAMES = (*CLASSES, "content")
+# Words behind which a description is not over, all but never.
+LEAVING_OPEN = frozenset("a an the with of and or to at by from into his her its their is are as while which".split())
 
 
 def word_class(word: str) -> str:
     """One of ``NAMES``; case and punctuation aside."""
     bare = word.lower().strip(" .,;:!?'\"-")
     return next((name for name, words in CLASSES.items() if bare in words), "content")
+
+
+def unfinished(tokens: str) -> bool:
+    """Whether a caption, as tokens with spaces between them, ends in the middle of a sentence: "a dog with a"."""
+    return tokens.rpartition(" ")[2] in LEAVING_OPEN

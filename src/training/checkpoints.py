@@ -64,10 +64,12 @@ class Remembering:
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """``best.ckpt``, by validation loss. Lightning's own forgets the best so far in another folder."""
+    """``best.ckpt``, by validation loss, or ``by_captions`` by their CIDEr-D (``CaptionValidation``). Lightning's own
+    forgets the best so far in another folder."""
 
-    def __init__(self, run: Path):
-        super().__init__(run / "checkpoints", "best", "val/loss", enable_version_counter=False)
+    def __init__(self, run: Path, by_captions: bool = False):
+        score, mode = ("val/CIDEr-D", "max") if by_captions else ("val/loss", "min")
+        super().__init__(run / "checkpoints", "best", score, mode=mode, enable_version_counter=False)
 
     def load_state_dict(self, state_dict: dict) -> None:
         def here(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -9,7 +10,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from src.contracts import Text, UserError
+from src.layers.processes import averaged
+from src.objectives.base import Limit
 
+WINDOW = 100  # batches over which what is bad has to last
 DIVERGED = "lower the learning rates (regime.lr_*)"  # what is said of every training that has left the numbers
 
 
@@ -34,6 +38,26 @@ def require_finite(what: str, values: Mapping[str, Tensor], step: int, ids: Sequ
                 f"The {what} ({name}) is {value.item()} at step {step}, on the batch of {', '.join(ids[:4])} ...; "
                 f"{DIVERGED} or use trainer.precision=32-true; the last checkpoint is kept."
             )
+
+
+class Lasting:
+    """Terms that may reach their limit in a batch, but not in the mean of the last ``WINDOW`` ones."""
+
+    def __init__(self, limits: Mapping[str, Limit]):
+        self.limits = limits
+        self.recent: dict[str, deque[float]] = {name: deque(maxlen=WINDOW) for name in limits}
+
+    def watch(self, terms: Mapping[str, Tensor], step: int) -> None:
+        """Raises UserError, in all processes alike, for a term that has been at its limit for too long."""
+        for name, limit in self.limits.items():
+            recent = self.recent[name]
+            recent.append(averaged(terms[name]).item())
+            mean = sum(recent) / len(recent)
+            if len(recent) == WINDOW and mean >= limit.most:
+                raise UserError(
+                    f"{limit.said} ({name} {mean:.2f} in the mean of {WINDOW} batches, at step {step}); the last "
+                    "checkpoint is kept."
+                )
 
 
 def require_finite_weights(trainer) -> None:
