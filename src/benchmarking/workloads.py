@@ -29,7 +29,7 @@ from src.data.base import read_json
 from src.data.captions_text import SPICE_JAR, CaptionsText
 from src.data.order import EpochBatchSampler, InOrder
 from src.data.scenes_questions import ScenesQuestions
-from src.decoding.base import Seen, Step
+from src.decoding.base import Decoder, Seen, Step
 from src.decoding.beam import BeamSearch
 from src.decoding.greedy import Greedy
 from src.errors import UserError
@@ -280,7 +280,7 @@ class Own(Contestant):
 # --------------------------------------------------------------------------------------------------------------------
 # decoding
 # --------------------------------------------------------------------------------------------------------------------
-class Endless:
+class Endless(Decoder):
     """A decoder whose captions all have the longest length; with ``cached`` False nothing is kept between steps."""
 
     def __init__(self, decoder, cached: bool):
