@@ -43,7 +43,7 @@ WRONG = {
     "train fusion=sruu": "fusion=sruu is not in conf/fusion; did you mean fusion=srau?",
     "train logger=wandbb": "did you mean logger=wandb?",
     "train trainer=gpu": "trainer=gpu is not in conf/trainer; choose from default.",
-    "train fusion=null": "choose from blind, clipcap, coca",
+    "train fusion=null": "choose from blind, clip, clipcap, coca",
     "train hydra/launcher=foo": "processes",
     "train data=mixture data@data.members.pairs=flickr": "Could not find 'data/flickr'",
     "train fusoin=srau": "did you mean fusion?",
@@ -282,6 +282,7 @@ WRONG = {
 
 BESIDE = {  # what else the data of conf/data/<name>.yaml need
     "captions_text": "fusion=blind",
+    "package_prose": "fusion=blind",
     "documents": "fusion=flamingo language.model.context=256",
     "mixture": "fusion=flamingo",
     "scenes_interleaved": "fusion=flamingo",

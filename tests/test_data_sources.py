@@ -27,6 +27,7 @@ from src.data.coco import CocoCaptions
 from src.data.documents_file import Documents
 from src.data.folder import Folder
 from src.data.karpathy import Karpathy
+from src.data.package_prose import PackageProse
 from src.errors import UserError
 
 DATA = sorted(path.stem for path in (ROOT / "conf" / "data").glob("[!_]*.yaml"))
@@ -576,6 +577,22 @@ def test_every_line_of_a_configuration_is_explained(name):
     for line in (ROOT / "conf" / "data" / f"{name}.yaml").read_text().splitlines():
         explained = "#" in line or names_others.match(line.strip())
         assert explained or line.strip() in ("", f"name: {name}"), line
+
+
+def test_prose_of_packages_is_plain_and_not_what_is_asked_about():
+    source = PackageProse(["torchmetrics", "fsspec"], validation=0.2)
+    train, val = source.examples("train"), source.examples("val")
+    texts = [example.captions[0] for example in (*train, *val)]
+    assert len(texts) == len(set(texts)) > 50 and 0.05 < len(val) / len(texts) < 0.4
+    assert all(text[0].isupper() and text.endswith(".") and len(text.split()) >= 25 for text in texts)
+    again = PackageProse(["torchmetrics", "fsspec"], validation=0.2)
+    assert again.examples("val") == val
+    with pytest.raises(UserError, match=r"has sympy, which src\.preserve asks about"):
+        PackageProse(["fsspec", "sympy"])
+    with pytest.raises(UserError, match="nosuchpackage is not installed"):
+        PackageProse(["nosuchpackage"])
+    with pytest.raises(UserError, match="hold too little prose"):
+        PackageProse(["hydra-core"], validation=0.0)
 
 
 def test_pixels_depend_on_the_file_alone(flickr):
