@@ -210,10 +210,11 @@ def _why(command: str, overrides: Sequence[Override], chosen: Sequence[str], err
     from src.config.checks import groups, known_options, suggest_option
     from src.config.classes import flatten
 
+    said = " ".join(str(error).split()).partition(" Config search path:")[0]
     try:
         cfg = compose(command, list(chosen))
     except (HydraException, OmegaConfBaseException):
-        return " ".join(str(error).split())
+        return said
     here = [key for key, _ in flatten(OmegaConf.to_container(cfg)) if not key.rpartition(".")[2].startswith("_")]
     known = [*here, *known_options(command), *groups(command)]
     for override in overrides:
@@ -227,4 +228,4 @@ def _why(command: str, overrides: Sequence[Override], chosen: Sequence[str], err
             return f"{masked(override.input_line)} is no option of src.{command}; {suggest_option(key, known)}"
         if there and override.is_add() and not override.is_force_add():
             return f"{masked(override.input_line)}: {key} is there already; leave out the +."
-    return " ".join(str(error).split())
+    return said
