@@ -20,6 +20,7 @@ from src.config.help import FLAGS, help_text
 from src.config.machine_faults import explaining_machine_faults
 from src.config.streams import prepare_streams
 from src.errors import UserError
+from src.records.newest import newest_run
 from src.records.secrets import masked
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def verb(task: Callable) -> Callable:
 
         def checked():
             check_options(command, config)
+            settle_runs(config)
             with explaining_machine_faults():
                 return task(config)
 
@@ -62,6 +64,19 @@ def verb(task: Callable) -> Callable:
             sys.argv[1:] = _answer(lambda: completed(sys.argv[1:]))
         _answer(lambda: check_words(command, sys.argv[1:]))
     return wrapped
+
+
+def settle_runs(cfg: DictConfig) -> None:
+    """``run=latest``, and folders above runs, in ``cfg`` and told. Raises UserError where there is none."""
+    given = cfg.get("run")
+    if given is None or "run" not in cfg:
+        return
+    words = [given] if isinstance(given, str) else list(given)
+    settled = [newest_run(word) for word in words]
+    for word, run in zip(words, settled, strict=True):
+        if word != run:
+            print(f"run: {run}", flush=True)
+    cfg.run = settled[0] if isinstance(given, str) else settled
 
 
 def _answer(work: Callable):
