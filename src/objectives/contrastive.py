@@ -31,7 +31,8 @@ class Contrastive(Objective):
             raise UserError("objective=contrastive compares single pictures with captions, and these are documents.")
         I, G = len(batch.ids), len(text.ids_BT) // len(batch.ids)
         rows_I = torch.tensor([i * G + int(chance(i * G).random() * G) for i in range(I)])
-        return View(Text(*(x_BT.index_select(0, rows_I) for x_BT in (text.ids_BT, text.valid_BT, text.phi_BT))))
+        ids_IT, valid_IT, phi_IT = (x_BT[rows_I] for x_BT in (text.ids_BT, text.valid_BT, text.phi_BT))
+        return View(Text(ids_IT, valid_IT, phi_IT))
 
     def walk(self, fusion: Fusion, lm: Language, memory: Memory, view: View) -> Walked:
         """Unit vectors of pictures and of their texts, (I, E) both, and e^t."""
