@@ -69,14 +69,14 @@ def verb(task: Callable) -> Callable:
 def settle_runs(cfg: DictConfig) -> None:
     """``run=latest``, and folders above runs, in ``cfg`` and told. Raises UserError where there is none."""
     given = cfg.get("run")
-    if given is None or "run" not in cfg:
+    if given is None:
         return
-    words = [given] if isinstance(given, str) else list(given)
+    words = list(given) if OmegaConf.is_list(given) else [str(given)]
     settled = [newest_run(word) for word in words]
     for word, run in zip(words, settled, strict=True):
         if word != run:
             print(f"run: {run}", flush=True)
-    cfg.run = settled[0] if isinstance(given, str) else settled
+    cfg.run = settled if OmegaConf.is_list(given) else settled[0]
 
 
 def _answer(work: Callable):
