@@ -76,7 +76,7 @@ def pages() -> tuple[Text, list[Row]]:
     one = Document("a", (Chunk("so"), Chunk("dog", pictures[0]), Chunk("big cat", pictures[1])))
     two = Document("b", (Chunk("a fish", pictures[2]),))
     rows = [document_row(page, Characters(), 99, 9, PATCHES) for page in (one, two)]
-    return collate(rows, Characters.pad), rows
+    return collate(rows, Characters.pad, columns=PATCHES), rows
 
 
 @torch.no_grad()
@@ -160,3 +160,15 @@ def test_vectors_of_the_pooled_feature():
     assert projector.spec.tokens == 2 and not projector.needs_tokens and seen.tokens_IMNC.shape == (3, 1, 2, 32)
     want = projector.steps[0](visual.pooled_IMC[:, 0]).view(3, 2, 32)
     torch.testing.assert_close(seen.tokens_IMNC[:, 0], want, rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_pages_without_pictures_are_texts_and_take_no_room_for_any():
+    language = make_language(context=9)
+    spec = VisionSpec(width=32, tokens=PATCHES, pooled_width=32, image_size=8)
+    fusion = Prefix(spec, language.spec, open=False)
+    text = collate([document_row(Document("a", (Chunk("so long"),)), Characters(), 99, 9, PATCHES)], 2, columns=PATCHES)
+    blank = torch.zeros(1, 1, PATCHES, 32, dtype=torch.float64)
+    memory = fusion.encode(language, Visual(blank, blank.mean(2), image_valid_IM=torch.zeros(1, 1, dtype=torch.bool)))
+    want = language.hidden(Text(text.ids_BT, text.valid_BT, text.phi_BT))  # nine positions, all that there are
+    torch.testing.assert_close(fusion.decode(language, memory, text), want, rtol=0, atol=1e-12)

@@ -7,7 +7,7 @@ Radford et al. 2021, arXiv 2103.00020, section 2.3 and figure 3:
     s = e^t x y^T              e^t: learnt, 1 / 0.07 at first and at most 100
 
 Both maps are linear, and each leads from its own modality into the space where vectors are compared. It learns by
-objective=contrastive, and stands for a judge of texts wherever one is asked for (clip_run, a folder of src.train).
+objective=contrastive; a finished run of it judges what others write (decode=magic decode.judge=<run>).
 """
 
 from __future__ import annotations

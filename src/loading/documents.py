@@ -90,22 +90,24 @@ def looking_ahead(row: Row) -> Row:
     return replace(row, phi=[p + 1 if p < last else 0 for p in row.phi])
 
 
-def collate(rows: Sequence[Row], pad: int, left: bool = False) -> Text:
-    """Rows as one Text, padded on the right, or on the left for prompts that are to be continued."""
+def collate(rows: Sequence[Row], pad: int, left: bool = False, columns: int = 0) -> Text:
+    """Rows as one Text, padded on the right, or on the left for prompts that are to be continued.
+
+    ``columns``: as in ``Mark``; with any, pages without pictures say so too.
+    """
     width = max(len(row.ids) for row in rows)
 
     def table(values: list[list], filling) -> Tensor:
         fill = ([filling] * (width - len(row)) for row in values)
         return torch.tensor([[*f, *row] if left else [*row, *f] for f, row in zip(fill, values, strict=True)])
 
-    visual_BT = table([row.visual for row in rows], 0)
     return Text(
         ids_BT=table([row.ids for row in rows], pad),
         valid_BT=table([[True] * len(row.ids) for row in rows], False),
         phi_BT=table([row.phi for row in rows], 0),
         ragged=left and any(len(row.ids) < width for row in rows),
         target_BT=table([row.target for row in rows], False),
-        visual_BT=visual_BT if visual_BT.any() else None,
+        visual_BT=table([row.visual for row in rows], 0) if columns else None,
     )
 
 
@@ -140,7 +142,9 @@ class DocumentBatches(Batches):
             draws = (stable_share(self.seed, "next", epoch, i) for i in indices)
             rows = [looking_ahead(r) if draw < self.p_next else r for r, draw in zip(rows, draws, strict=True)]
         ids = [document.id for document in documents]
-        batch = batch_of(ids, rows, collate(rows, self.tokenizer.pad), self.source, self.image_size)
+        batch = batch_of(
+            ids, rows, collate(rows, self.tokenizer.pad, columns=self.columns), self.source, self.image_size
+        )
         return with_views(batch, self.objectives, chance(self.seed, epoch, batch), self.rows)
 
 
@@ -178,7 +182,7 @@ def prompts(
                 "shorter examples."
             )
     ids = [document.id for document in documents]
-    return batch_of(ids, rows, collate(rows, tokenizer.pad, left=True), source, size)
+    return batch_of(ids, rows, collate(rows, tokenizer.pad, left=True, columns=columns), source, size)
 
 
 def few_shot(query: Example, examples: Sequence[Example]) -> Document:
